@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+venv: .venv/installed ## set up .venv with the locked versions
+
+.venv/installed: pyproject.toml images/constraints.txt
+	@echo "setting up .venv (about a minute; needs a package index)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[trainer,server,pipelines,dev]'
+	@touch $@
+
+run: venv ## the whole pipeline on generated sample data with a small model
+	$(BIN)/distrinews run --data sample
+
+test: venv ## all checks: ruff, mypy, pytest
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench-data: venv ## measure the dataset format and the memory of preprocess
+	$(BIN)/python -m tests.benchmarks.dataset_format
+	$(BIN)/python -m tests.benchmarks.preprocess_memory
+
+lock: ## renew images/constraints.txt from the newest versions that pyproject allows
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH)' '.[trainer,server,pipelines,dev]'
+	.venv-lock/bin/python -m pip freeze --exclude distrinews | sed 's/+cpu$$//' > images/constraints.txt
+	rm -rf .venv-lock
+
+clean: ## remove what the targets made, but not runs/
+	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
+
+.PHONY: help venv run test bench-data lock clean

@@ -1,0 +1,17 @@
+"""What the Kubeflow UI shows of the evaluate step."""
+
+import json
+import shutil
+from pathlib import Path
+
+from kfp import dsl
+
+
+def show(run_folder: str, metrics: dsl.Metrics, confusion_matrix: dsl.ClassificationMetrics, report: dsl.HTML) -> None:
+    """Fill the artifacts from what evaluate wrote into the run folder; rows of the confusion matrix are the true classes."""
+    folder = Path(run_folder)
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    for name in ("accuracy", "macro_f1", "loss", "expected_calibration_error", "rows"):
+        metrics.log_metric(name, found[name])
+    confusion_matrix.log_confusion_matrix(found["classes"], found["confusion_matrix"])
+    shutil.copyfile(folder / "report.html", report.path)

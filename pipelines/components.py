@@ -1,0 +1,74 @@
+"""The steps as Kubeflow components: wiring around `pipelines.steps`, in images that hold the package already."""
+
+from kfp import dsl
+
+from pipelines.images import TRAINER
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def settings(
+    run_workspace: str, run_name: str, run_from_step: str, run_id: str,
+    model: str, model_seed: int,
+    input_data: str, input_test_data: str, input_text_column: str, input_label_column: str, input_class_names: str,
+    input_bad_rows: str, input_validation_fraction: float, input_test_fraction: float, input_max_train_rows: int, input_max_length: int,
+    train_epochs: int, train_batch_size: int, train_accumulation_steps: int, train_learning_rate: float, train_warmup_fraction: float,
+    train_weight_decay: float, train_max_grad_norm: float, train_precision: str, train_early_stopping_patience: int,
+    train_resume: str, train_log_steps: int, train_timeout_minutes: float,
+    evaluate_mistakes_shown: int,
+    gate_min_accuracy: float, gate_max_accuracy_drop: float,
+    export_check_rows: int,
+    launch_ranks: int,
+) -> str:  # fmt: skip
+    from pipelines.form import start_from_form
+
+    return start_from_form(locals())
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def preprocess(run_folder: str) -> str:
+    from pipelines.steps import run_step
+
+    return run_step("preprocess", run_folder)
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def train(run_folder: str) -> str:
+    from pipelines.steps import run_step
+
+    return run_step("train", run_folder)
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def evaluate(
+    run_folder: str,
+    metrics: dsl.Output[dsl.Metrics],
+    confusion_matrix: dsl.Output[dsl.ClassificationMetrics],
+    report: dsl.Output[dsl.HTML],
+) -> str:
+    from pipelines.artifacts import show
+    from pipelines.steps import run_step
+
+    run_step("evaluate", run_folder)
+    show(run_folder, metrics, confusion_matrix, report)
+    return run_folder
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def gate(run_folder: str) -> str:
+    from pipelines.steps import run_step
+
+    return run_step("gate", run_folder)
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def export(run_folder: str) -> str:
+    from pipelines.steps import run_step
+
+    return run_step("export", run_folder)
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def deploy(run_folder: str) -> str:
+    from pipelines.steps import run_step
+
+    return run_step("deploy", run_folder)

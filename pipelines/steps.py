@@ -1,0 +1,96 @@
+"""What each step of the pipeline does with the run folder; components and tests call these."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipelines.record import Run
+from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
+from trainer.errors import UserError
+from trainer.flags import as_flags, fail
+from trainer.progress import say
+
+
+def preprocess(run: Run) -> dict[str, Any]:
+    from trainer.preprocess import preprocess as work
+
+    earlier = tuple(path.parent for path in sorted(run.workspace.glob("*/dataset/dataset.json")))
+    info = work(part(run.config, PreprocessConfig), run.dataset, earlier=earlier)
+    return {"fingerprint": info["fingerprint"], "rows": {name: split["rows"] for name, split in info["splits"].items()}}
+
+
+def train(run: Run) -> dict[str, Any]:
+    ranks = _launch(run, "trainer.train", as_flags(part(run.config, TrainConfig)))
+    trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
+    return {"ranks": ranks, "best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    _launch(run, "trainer.evaluate", as_flags(part(run.config, EvaluateConfig)))
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    return {name: metrics[name] for name in ("rows", "accuracy", "macro_f1", "expected_calibration_error")}
+
+
+def gate(run: Run) -> dict[str, Any]:
+    from trainer.dataset import Dataset
+    from trainer.gate import gate as work
+
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    return dict(work(part(run.config, GateConfig), metrics, Dataset(run.dataset), served=run.workspace / "served.json"))
+
+
+def export(run: Run) -> dict[str, Any]:
+    from trainer.dataset import Dataset
+    from trainer.export import export as work
+
+    return work(part(run.config, ExportConfig), Dataset(run.dataset), run.folder)
+
+
+def deploy(run: Run) -> dict[str, Any]:
+    from pipelines.deploy import deploy_here
+
+    return deploy_here(run)
+
+
+_WORK: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "preprocess": preprocess,
+    "train": train,
+    "evaluate": evaluate,
+    "gate": gate,
+    "export": export,
+    "deploy": deploy,
+}
+
+
+def run_step(step: str, run_folder: str) -> str:
+    """Do a step, or keep what it made earlier, and write both to run.json; returns the run folder, for the next step.
+
+    A fault that the user can mend ends the process with one line; any other with its traceback.
+    """
+    run = Run(Path(run_folder))
+    if run.keeps(step):
+        say(f"{step}: kept from before")
+        return run_folder
+    run.record(step, status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    started = time.monotonic()
+    try:
+        outcome = _WORK[step](run)
+    except BaseException as error:
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        run.record(step, status="failed", seconds=round(time.monotonic() - started, 2), error=message)
+        if isinstance(error, UserError):
+            fail(step, error)
+        raise
+    run.record(step, status="succeeded", seconds=round(time.monotonic() - started, 2), outcome=outcome)
+    return run_folder
+
+
+def _launch(run: Run, module: str, flags: list[str]) -> int:
+    """Run a module of the trainer on this machine; returns how many processes it had."""
+    from trainer.launch import default_ranks, launch
+
+    ranks = run.config.ranks or default_ranks()
+    launch(module, ["--dataset", str(run.dataset), "--output", str(run.folder), *flags], ranks=ranks)
+    return ranks

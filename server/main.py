@@ -1,0 +1,124 @@
+"""The command `distrinews serve`."""
+
+import difflib
+import signal
+import socket
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, SettingsError
+
+from server.api import create_app
+from server.classifier import Classifier
+from server.engine import OnnxEngine
+from server.model_folder import ModelFolderError, read_model_folder
+from server.settings import PREFIX, Settings
+
+_PROGRAM = "distrinews serve"
+_DRAIN_SECONDS = 25  # Kubernetes kills 30 s after SIGTERM: by then what is in flight is answered, or cut off by us
+
+
+class Serve(Settings):
+    """Serve a model folder over HTTP. Each flag is also a variable, such as DISTRINEWS_PORT for --port; the flag wins."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name=_PROGRAM, cli_kebab_case=True, cli_avoid_json=True, cli_exit_on_error=False
+    )
+
+    model_folder: CliPositionalArg[Path]
+    """Folder with the model, as distrinews run writes it: onnx/model.json and what that names."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; ends with status 0 then, 1 when it cannot serve, 2 when a setting is wrong."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    settings = _read_settings(args)
+    try:
+        folder = read_model_folder(settings.model_folder, settings.variant)
+        classifier = Classifier(folder, OnnxEngine(folder.onnx_file), workers=settings.workers)
+    except (ModelFolderError, OSError) as error:  # OSError: a file that may not be read, which it names
+        _fail(str(error), status=1)
+    try:
+        _serve(classifier, settings)
+    finally:
+        classifier.close()
+
+
+def _serve(classifier: Classifier, settings: Serve) -> None:
+    config = uvicorn.Config(
+        create_app(classifier, settings),
+        http="httptools",
+        ws="none",
+        log_level=settings.log_level,
+        access_log=settings.log_level in {"debug", "info"},
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+    listener = _listen(settings)
+    _Server(config, announce=_ready_line(listener, settings)).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, *, announce: str) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._announce, flush=True)
+
+
+def _ready_line(listener: socket.socket, settings: Serve) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    example = f"""curl {url}/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'"""
+    return f"distrinews {version('distrinews')} serves {settings.model_folder} at {url}; try {example}"
+
+
+def _listen(settings: Serve) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        place = f"{settings.host} port {settings.port}"
+        _fail(f"cannot listen on {place}: {error.strerror}; choose others with --host and --port", status=1)
+
+
+def _read_settings(args: list[str] | None) -> Serve:
+    try:
+        return CliApp.run(Serve, cli_args=args)
+    except SettingsError as error:
+        _fail(_explain_flags(str(error)), status=2)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            _fail(first["msg"].removeprefix("Value error, "), status=2)
+        name = str(first["loc"][0])
+        sources = f"--{name.replace('_', '-')} or {PREFIX}{name.upper()}"
+        _fail(f"{sources}, {first['input']!r}: {first['msg']}", status=2)
+
+
+def _explain_flags(message: str) -> str:
+    flags = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
+    for word in message.split():
+        near = difflib.get_close_matches(word.partition("=")[0], flags, n=1) if word.startswith("--") else []
+        if near and near[0] not in message:
+            message += f"; did you mean {near[0]}?"
+    return f"{message.removeprefix('error parsing CLI: ')} (--help lists all)"
+
+
+def _stop(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _fail(message: str, *, status: int) -> NoReturn:
+    print(f"{_PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Every setting of the server: its meaning, unit and range. Variables, flags and `--help` derive from here."""
+
+import difflib
+import os
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.cpus import available_cpus
+
+PREFIX = "DISTRINEWS_"
+_NOT_OURS = {"DISTRINEWS_TERMINAL"}  # read by the command line, which may start the server
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, use_attribute_docstrings=True)
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen on; 0.0.0.0 is every one of this machine."""
+
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names."""
+
+    variant: Literal["auto", "int8", "fp32"] = "auto"
+    """Which of the folder's models to serve; auto is the one that the folder recommends."""
+
+    workers: int = Field(default_factory=available_cpus, ge=1, le=256)
+    """Texts classified at the same time, one thread each, 1 to 256. By default the CPUs that this process may use."""
+
+    max_text_characters: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Characters of a text at most, 1 to 1,000,000; a longer one is refused. The model reads only its first tokens."""
+
+    max_batch_texts: int = Field(default=64, ge=1, le=1024)
+    """Texts of one request at most, 1 to 1024; a request with more is refused."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """The least severe messages that are written; info adds a line for each request."""
+
+    @model_validator(mode="after")
+    def _every_variable_names_a_setting(self) -> Self:
+        known = [PREFIX + name.upper() for name in Settings.model_fields]
+        for variable in os.environ:
+            if variable.upper().startswith(PREFIX) and variable.upper() not in {*known, *_NOT_OURS}:
+                near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0)
+                raise ValueError(f"the environment variable {variable} names no setting; the nearest is {near[0]}")
+        return self

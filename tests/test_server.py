@@ -1,0 +1,466 @@
+"""The server over HTTP, with a small real model: real ONNX Runtime, real tokenizer, a real process."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from server.api import create_app
+from server.classifier import Classifier
+from server.engine import OnnxEngine
+from server.model_folder import ModelFolderError, read_model_folder
+from server.settings import Settings
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+WORDS = [*SPECIAL, "goal", "match", "team", "bank", "market", "shares", "chip", "software", "minister", "vote"]
+LABELS = ["World", "Sports", "Business"]
+MAX_LENGTH = 16
+TEXTS = ["Goal! The team won the match", "Shares fell", "minister", "market bank chip vote " * 9, "xyz"]
+
+
+def write_onnx(file: Path, *, seed: int, labels: int = len(LABELS), positions: int = MAX_LENGTH) -> None:
+    """Write a model whose answer depends, like dynamic int8, on everything in its batch."""
+    random = np.random.default_rng(seed)
+    weights = {
+        "words": random.normal(size=(len(WORDS), 8)),
+        "positions": random.normal(size=(positions, 8)) / 8,
+        "classes": random.normal(size=(8, labels)) * 4,
+    }
+    nodes = [
+        helper.make_node("Gather", ["words", "input_ids"], ["word"]),
+        helper.make_node("CumSum", ["attention_mask", "axis"], ["counted"]),
+        helper.make_node("Sub", ["counted", "axis"], ["place"]),  # 0, 1, 2 …
+        helper.make_node("Gather", ["positions", "place"], ["position"]),
+        helper.make_node("Add", ["word", "position"], ["hidden"]),
+        helper.make_node("ReduceMax", ["hidden"], ["scale"], keepdims=0),  # of the whole batch
+        helper.make_node("Div", ["hidden", "scale"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled"], ["pooled"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["pooled", "classes"], ["logits"]),
+    ]
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+        [*constants, numpy_helper.from_array(np.array(1, dtype=np.int64), "axis")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), file)
+
+
+def write_tokenizer(file: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token=SPECIAL[1]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    # As a training run may leave them: the server has to set its own.
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(file))
+
+
+def write_model_folder(folder: Path) -> Path:
+    onnx_folder = folder / "onnx"
+    onnx_folder.mkdir(parents=True)
+    write_onnx(onnx_folder / "model.onnx", seed=1)
+    write_onnx(onnx_folder / "model_int8.onnx", seed=2)
+    write_tokenizer(onnx_folder / "tokenizer.json")
+    facts = {
+        "labels": LABELS,
+        "max_length": MAX_LENGTH,
+        "default": "int8",
+        "variants": {"fp32": {"file": "model.onnx", "accuracy": 0.9}, "int8": {"file": "model_int8.onnx"}},
+    }
+    (onnx_folder / "model.json").write_text(json.dumps(facts))
+    return folder
+
+
+def change(folder: Path, **facts: object) -> None:
+    file = folder / "onnx" / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+@contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        try:
+            url = line.split(" at ")[1].split(";")[0]
+            with httpx.Client(base_url=url, timeout=30) as client:
+                yield process, client
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """Model folder that a test may spoil."""
+    return write_model_folder(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
+    with serving(folder) as (_, client):
+        yield client
+
+
+def predict(client: httpx.Client, text: str) -> dict[str, Any]:
+    response = client.post("/predict", json={"text": text})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_the_front_page_is_the_documentation(client: httpx.Client) -> None:
+    response = client.get("/")
+    assert response.is_redirect
+    assert response.headers["location"] == "/docs"
+    assert client.get("/docs").status_code == 200
+    described = client.get("/openapi.json").json()["components"]["schemas"]
+    assert described["OneText"]["properties"]["text"]["maxLength"] == 10_000
+    assert all("description" in field for field in described["Prediction"]["properties"].values())
+
+
+def test_health_says_what_is_served(client: httpx.Client) -> None:
+    health = client.get("/health").json()
+    assert health["status"] == "healthy"
+    assert health["model_loaded"] is True
+    assert (health["variant"], health["labels"], health["max_length"]) == ("int8", LABELS, MAX_LENGTH)
+
+
+def test_an_answer_is_what_the_model_computes(client: httpx.Client, folder: Path) -> None:
+    ids = [2, WORDS.index("shares"), 1, 3]  # [CLS] shares [UNK] [SEP]
+    inputs = {name: np.array([ids]) for name in ("input_ids", "attention_mask")}
+    inputs["attention_mask"][:] = 1
+    logits = OnnxEngine(folder / "onnx" / "model_int8.onnx").run(**inputs)[0].astype(float)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    answer = predict(client, "Shares fell")
+    assert list(answer["probabilities"]) == LABELS
+    assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), rel=1e-6)
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-12)
+    assert answer["label"] == LABELS[int(expected.argmax())]
+    assert answer["confidence"] == max(answer["probabilities"].values())
+    assert answer["truncated"] is False
+
+
+def test_the_tokens_past_max_length_are_ignored_and_said_to_be(client: httpx.Client) -> None:
+    fits = predict(client, "goal " * (MAX_LENGTH - 2))
+    longer = predict(client, "goal " * (MAX_LENGTH - 2) + "bank " * 100)
+    assert fits["truncated"] is False
+    assert longer == fits | {"truncated": True}
+
+
+def test_a_batch_answers_in_order_as_each_text_alone(client: httpx.Client) -> None:
+    alone = [predict(client, text) for text in TEXTS]
+    assert len({str(answer) for answer in alone}) == len(TEXTS), "different texts have different answers"
+    assert client.post("/predict/batch", json={"texts": TEXTS}).json() == alone
+    assert client.post("/predict/batch", json={"texts": TEXTS[::-1]}).json() == alone[::-1]
+
+
+def test_clients_at_once_get_the_answers_that_one_gets(client: httpx.Client) -> None:
+    alone = [predict(client, text) for text in TEXTS]
+    with ThreadPoolExecutor(8) as clients:
+        together = list(clients.map(lambda text: predict(client, text), TEXTS * 20))
+    assert together == alone * 20
+
+
+@pytest.mark.parametrize("text", ["a" * 10_000, "😀" * 10_000, "\u00e9\n\t\u202e goal", "\ufeffgoal", '"\\'])
+def test_unusual_texts_are_classified(client: httpx.Client, text: str) -> None:
+    body = json.dumps({"text": text})  # with escaped surrogate pairs, the longest form
+    answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+    assert answer.json() == predict(client, text)
+
+
+BAD_TEXTS: dict[str, tuple[object, str]] = {
+    "empty": ("", "at least 1 character"),
+    "spaces": (" \t\n\u3000", "visible character"),
+    "invisible": ("\u200b\u0001", "visible character"),
+    "nul": ("goal\0", "no NUL"),
+    "surrogate": ("goal \ud800", "valid Unicode"),
+    "too long": ("a" * 10_001, "at most 10000 characters"),
+    "number": (5, "valid string"),
+    "not a number": (float("nan"), "valid string"),
+    "null": (None, "valid string"),
+    "object": ({"text": "goal"}, "valid string"),
+}
+
+
+@pytest.mark.parametrize(("value", "right"), BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_a_bad_text_is_refused_with_its_place_and_what_would_be_right(
+    client: httpx.Client, value: object, right: str
+) -> None:
+    for path, body, place in (
+        ("/predict", {"text": value}, ["body", "text"]),
+        ("/predict/batch", {"texts": ["goal", value]}, ["body", "texts", 1]),
+    ):
+        response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+        assert response.status_code == 422
+        fault = response.json()["detail"][0]
+        assert fault["loc"] == place
+        assert right in fault["msg"]
+        assert set(fault) == {"type", "loc", "msg"}, "what was sent is not sent back"
+
+
+BAD_BODIES: dict[str, tuple[str, bytes, int, str]] = {
+    "empty": ("/predict", b"", 422, "should be a JSON object"),
+    "null": ("/predict", b"null", 422, "should be a JSON object"),
+    "list": ("/predict", b'["goal"]', 422, "should be a JSON object"),
+    "no field": ("/predict", b"{}", 422, "Field required"),
+    "unknown field": ("/predict", b'{"text": "goal", "txet": 1}', 422, "no field 'txet', only text"),
+    "surrogate in a name": ("/predict", rb'{"text": "goal", "\ud800": 1}', 422, r"no field '\ud800', only text"),
+    "other route's field": ("/predict/batch", b'{"text": "goal"}', 422, "no field 'text', only texts"),
+    "many unknown fields": (
+        "/predict",
+        b"{%s}" % b",".join(b'"%d":1' % i for i in range(9999)),
+        422,
+        "no field '0', only text",
+    ),
+    "cut off": ("/predict", b'{"text": "goal', 422, "not JSON (Unterminated string"),
+    "not UTF-8": ("/predict", b'{"text": "\xff"}', 400, "in UTF-8"),
+    "too deep": ("/predict", b"[" * 100_000, 400, "should be a JSON object"),
+    "endless number": ("/predict", b'{"text": %s}' % (b"1" * 5000), 400, "should be a JSON object"),
+    "too big": ("/predict", b'{"text": "%s"}' % (b"a" * 9_000_000), 413, "at most 7684096 bytes"),
+    "no texts": ("/predict/batch", b'{"texts": []}', 422, "at least 1 item"),
+    "one text": ("/predict/batch", b'{"texts": "goal"}', 422, "valid list"),
+    "65 texts": ("/predict/batch", json.dumps({"texts": ["goal"] * 65}).encode(), 422, "at most 64 items"),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "status", "right"), BAD_BODIES.values(), ids=BAD_BODIES)
+def test_a_bad_body_is_refused_with_what_would_be_right(
+    client: httpx.Client, path: str, body: bytes, status: int, right: str
+) -> None:
+    response = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status
+    (fault,) = response.json()["detail"]
+    assert fault["loc"][0] == "body"
+    assert right in fault["msg"]
+
+
+def test_a_body_that_is_not_declared_to_be_json_is_refused(client: httpx.Client) -> None:
+    response = client.post("/predict", content=b'{"text": "goal"}', headers={"Content-Type": "text/plain"})
+    assert response.status_code == 422
+    assert "Content-Type: application/json" in response.json()["detail"][0]["msg"]
+
+
+def test_flags_choose_the_variant_and_the_limits(folder: Path, client: httpx.Client) -> None:
+    flags = ("--variant", "fp32", "--max-batch-texts", "2", "--max-text-characters", "5")
+    with serving(folder, *flags) as (_, other):
+        assert other.get("/health").json()["variant"] == "fp32"
+        assert predict(other, "goal") != predict(client, "goal")
+        assert other.post("/predict", json={"text": "market"}).status_code == 422
+        assert other.post("/predict/batch", json={"texts": ["goal"] * 3}).status_code == 422
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_answers_what_is_in_flight_and_exits_with_0(folder: Path, number: signal.Signals) -> None:
+    stopping = threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield b'{"texts": ["goal", '
+        stopping.wait(10)
+        yield b'"market"]}'
+
+    with serving(folder) as (process, client), ThreadPoolExecutor(1) as thread:
+        headers = {"Content-Type": "application/json"}
+        batch = thread.submit(client.post, "/predict/batch", content=body(), headers=headers)
+        time.sleep(0.2)  # the first half is with the server
+        process.send_signal(number)
+        time.sleep(0.3)  # the server has noticed
+        stopping.set()
+        assert len(batch.result().json()) == 2
+        assert process.wait(10) == 0
+        assert process.stderr
+        assert process.stderr.read() == ""
+
+
+class Watched:
+    """The real engine, and a step of a test before each of its runs."""
+
+    name = "watched"
+
+    def __init__(self, folder: Path) -> None:
+        self._engine = OnnxEngine(folder / "onnx" / "model.onnx")
+        self._lock = threading.Lock()
+        self._running = 0
+        self.most_running = 0
+        self.before: Any = lambda: None
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._count(1)
+        self.before()
+        logits = self._engine.run(input_ids, attention_mask)
+        self._count(-1)
+        return logits
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._running += change
+            self.most_running = max(self.most_running, self._running)
+
+
+@contextmanager
+def watched(folder: Path, *, workers: int) -> Iterator[tuple[Watched, httpx.AsyncClient]]:
+    engine = Watched(folder)
+    classifier = Classifier(read_model_folder(folder, "auto"), engine, workers=workers)
+    transport = httpx.ASGITransport(create_app(classifier, Settings()))
+    yield engine, httpx.AsyncClient(transport=transport, base_url="http://test")
+    classifier.close()
+
+
+def test_health_answers_while_texts_are_classified(folder: Path) -> None:
+    release = threading.Event()
+    finished: list[str] = []
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        async def classify() -> None:
+            assert (await client.post("/predict", json={"text": "goal"})).status_code == 200
+            finished.append("predict")
+
+        classifying = asyncio.create_task(classify())
+        await asyncio.sleep(0.1)  # so that the text is with a worker, or would be blocking the loop
+        assert (await client.get("/health")).status_code == 200
+        finished.append("health")
+        release.set()
+        await classifying
+
+    with watched(folder, workers=1) as (engine, client):
+        engine.before = lambda: release.wait(5)
+        asyncio.run(ask(client))
+    assert finished == ["health", "predict"]
+
+
+def test_as_many_texts_run_at_once_as_there_are_workers_and_no_more(folder: Path) -> None:
+    meeting = threading.Barrier(2, timeout=5)
+
+    async def ask(client: httpx.AsyncClient) -> int:
+        return (await client.post("/predict/batch", json={"texts": ["goal"] * 8})).status_code
+
+    with watched(folder, workers=2) as (engine, client):
+        engine.before = meeting.wait  # broken, and an error, unless two are there
+        assert asyncio.run(ask(client)) == 200
+    assert engine.most_running == 2
+
+
+@pytest.mark.parametrize("name", ["model.json", "tokenizer.json", "model_int8.onnx"])
+def test_a_missing_file_is_named(own_folder: Path, name: str) -> None:
+    (own_folder / "onnx" / name).unlink()
+    with pytest.raises(ModelFolderError, match=f"onnx/{name} is missing: run distrinews run, or the export step"):
+        read_model_folder(own_folder, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("model.json", "{", r"model\.json: Invalid JSON"),
+        ("model.json", '{"labels": ["a", "b"]}', r"model\.json: max_length: Field required"),
+        ("tokenizer.json", "{}", r"tokenizer\.json holds no tokenizer"),
+        ("model_int8.onnx", "version https://git-lfs", r"model_int8\.onnx cannot be loaded"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(own_folder: Path, name: str, text: str, said: str) -> None:
+    (own_folder / "onnx" / name).write_text(text)
+    with pytest.raises(ModelFolderError, match=said):
+        load(own_folder)
+
+
+def load(folder: Path) -> None:
+    model = read_model_folder(folder, "auto")
+    Classifier(model, OnnxEngine(model.onnx_file), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"labels": [*LABELS, "Sci/Tech"]}, "4 labels"),
+        ({"labels": ["World", "Sports", "World"]}, "twice"),
+        ({"max_length": MAX_LENGTH + 1}, f"fails on {MAX_LENGTH + 1} tokens"),
+        ({"default": "int4"}, "no variant int4, only fp32, int8"),
+        ({"variants": {"int8": {"file": "../../model.onnx"}}}, r"variants\.int8\.file"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(own_folder: Path, facts: dict[str, object], said: str) -> None:
+    load(own_folder)
+    change(own_folder, **facts)
+    with pytest.raises(ModelFolderError, match=said):
+        load(own_folder)
+
+
+def test_a_folder_beside_the_model_folder_is_answered_with_the_right_one(own_folder: Path) -> None:
+    for near in (own_folder.parent, own_folder / "onnx"):
+        with pytest.raises(ModelFolderError, match=f"did you mean {own_folder}\\?"):
+            read_model_folder(near, "auto")
+
+
+def test_a_folder_that_cannot_be_served_ends_the_program_with_one_line_and_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server.main", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert f"{tmp_path} has no folder onnx: run distrinews run, or the export step" in line
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(folder: Path, client: httpx.Client) -> None:
+    command = [sys.executable, "-m", "server.main", str(folder), "--port", str(client.base_url.port)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert f"port {client.base_url.port}" in line
+    assert "--port" in line
+
+
+def test_the_server_imports_nothing_that_trains(folder: Path) -> None:
+    program = f"""
+import sys
+import server.main
+from server.classifier import Classifier
+from server.engine import OnnxEngine
+from server.model_folder import read_model_folder
+model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), "auto")
+Classifier(model, OnnxEngine(model.onnx_file), workers=1)
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    imported = set(ran.stdout.split())
+    assert {"server", "onnxruntime", "fastapi", "tokenizers"} <= imported
+    assert not imported & {
+        "torch",
+        "transformers",
+        "trainer",
+        "pipelines",
+        "kfp",
+        "datasets",
+        "sklearn",
+        "onnx",
+        "pandas",
+    }

@@ -1,0 +1,102 @@
+"""Settings of the server: from variables and flags, and what a wrong one is answered with."""
+
+from pathlib import Path
+
+import pytest
+
+from server.cpus import _quota, available_cpus
+from server.main import Serve, _read_settings
+from server.settings import Settings
+
+
+def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        _read_settings(args)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1, "an error is one line"
+    return said.err
+
+
+def test_a_variable_sets_what_no_flag_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTRINEWS_PORT", "9000")
+    monkeypatch.setenv("DISTRINEWS_MAX_BATCH_TEXTS", "7")
+    settings = _read_settings(["folder", "--port", "9001"])
+    assert (settings.port, settings.max_batch_texts) == (9001, 7)
+    assert settings.model_folder == Path("folder")
+
+
+def test_a_variable_that_names_no_setting_is_refused_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTRINEWS_MAX_BATCH_TEXT", "7")
+    said = refusal(["folder"], capsys)
+    assert "DISTRINEWS_MAX_BATCH_TEXT names no setting" in said
+    assert "nearest is DISTRINEWS_MAX_BATCH_TEXTS" in said
+
+
+def test_the_model_folder_is_no_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DISTRINEWS_MODEL_FOLDER", "folder")
+    assert "DISTRINEWS_MODEL_FOLDER" in refusal(["folder"], capsys)
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTRINEWS_TERMINAL", "plain")
+    monkeypatch.setenv("DISTRICT", "9")
+    assert Settings().port == 8080
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ([], "MODEL-FOLDER"),
+        (["folder", "--prot", "1"], "did you mean --port?"),
+        (["folder", "--port"], "--port"),
+        (["folder", "--port", "65536"], "less than or equal to 65535"),
+        (["folder", "--variant", "int4"], "'auto', 'int8' or 'fp32'"),
+        (["folder", "--workers", "0"], "DISTRINEWS_WORKERS, '0'"),
+        (["folder", "--max-text-characters", "many"], "--max-text-characters"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_what_would_be_right(
+    args: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refusal(args, capsys)
+
+
+def test_help_gives_the_meaning_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _read_settings(["--help"])
+    assert not stop.value.code
+    said = " ".join(capsys.readouterr().out.split())
+    for name, field in Serve.model_fields.items():
+        assert field.description, f"{name} has no meaning under it"
+        assert " ".join(field.description.split()) in said
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1
+
+
+def test_workers_are_the_cpus_that_this_process_may_use() -> None:
+    assert Settings().workers == available_cpus() >= 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "cpus"),
+    [
+        ({"": "max 100000", "pods": "max 100000", "pods/one": "150000 100000"}, 1),
+        ({"pods": "200000 100000", "pods/one": "max 100000"}, 2),
+        ({"pods": "300000 100000", "pods/one": "800000 100000"}, 3),
+        ({"pods/one": "50000 100000"}, 0),  # available_cpus makes it one
+    ],
+)
+def test_the_tightest_cgroup_limit_counts(tmp_path: Path, limits: dict[str, str], cpus: int) -> None:
+    for group, limit in limits.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(limit + "\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("1:cpu:/other\n0::/pods/one\n")
+    assert _quota(tmp_path, membership) == cpus

@@ -1,0 +1,99 @@
+"""Which rows each process sees at each step: a pure function of (seed, epoch), with rows of like length together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.dataset import Split
+
+Rows = npt.NDArray[np.int64]
+_MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together: random enough, and next to no padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids` and `attention_mask` [rows, length], `labels` [rows], int64."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    tokens: int
+    """Real tokens, without padding."""
+    weight: float = 1.0
+    """0 where there is no row, and the one of padding stands in."""
+
+    def to(self, device: torch.device) -> "Batch":
+        move = [tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.attention_mask, self.labels)]
+        return replace(self, input_ids=move[0], attention_mask=move[1], labels=move[2])
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step sees: the rows of this process, one array a forward pass, and the rows of all processes together."""
+
+    micro_batches: list[Rows]
+    global_rows: int
+
+
+class TrainingPlan:
+    """The steps of every epoch, for one process of `world_size`.
+
+    A step's rows depend on the seed, the epoch and batch_size × world_size × accumulation_steps alone: two processes see
+    together what one would see with twice the batch size.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.NDArray[np.int32],
+        *,
+        batch_size: int,
+        accumulation_steps: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+    ) -> None:
+        self._lengths, self._seed, self._rank, self._world_size = lengths, seed, rank, world_size
+        self._micro_rows = batch_size * world_size
+        self.step_rows = self._micro_rows * accumulation_steps
+        self.steps_per_epoch = -(-len(lengths) // self.step_rows)
+
+    def epoch(self, epoch: int) -> Iterator[Step]:
+        random = np.random.default_rng([self._seed, 2, epoch])
+        order = random.permutation(len(self._lengths))
+        mega_rows = self.step_rows * _MEGA_BATCH
+        megas = [order[start : start + mega_rows] for start in range(0, len(order), mega_rows)]
+        by_length = np.concatenate([mega[np.argsort(self._lengths[mega], kind="stable")] for mega in megas])
+        steps = [by_length[start : start + self.step_rows] for start in range(0, len(order), self.step_rows)]
+        for number in random.permutation(len(steps)):
+            yield self._own(steps[number])
+
+    def _own(self, rows: Rows) -> Step:
+        micro = [rows[start : start + self._micro_rows] for start in range(0, len(rows), self._micro_rows)]
+        return Step([part[self._rank :: self._world_size] for part in micro], len(rows))
+
+
+def own_rows(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, world_size: int) -> list[Rows]:
+    """Every row of a split once over all processes, none twice, in batches of like length; the share of one process."""
+    own = np.argsort(lengths, kind="stable")[rank::world_size]
+    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+
+
+def collate(split: Split, rows: Rows, *, pad_token_id: int) -> Batch:
+    """These rows padded to the longest of them; where there are none, one row of padding, for a process must take part."""
+    lengths = split.lengths[rows]
+    longest = int(lengths.max()) if len(rows) else 2
+    ids = np.full((max(len(rows), 1), longest), pad_token_id, dtype=np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : lengths[place]] = split.tokens(int(row))
+    mask = (np.arange(longest) < lengths[:, None]) if len(rows) else np.ones_like(ids)
+    labels = split.labels[rows] if len(rows) else np.zeros(1)
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(mask.astype(np.int64)),
+        torch.from_numpy(labels.astype(np.int64)),
+        tokens=int(lengths.sum()),
+        weight=float(len(rows) > 0),
+    )

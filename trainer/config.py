@@ -1,0 +1,175 @@
+"""Every setting of the steps: its meaning, unit and range. Flags, `--help`, the form in Kubeflow and job arguments derive from here."""
+
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+"""A list of names, written with commas between them on a command line."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class ModelConfig(Settings):
+    model: str = "tiny"
+    """Encoder to fine-tune: a folder, a Hugging Face id, or `tiny`: a small DistilBERT with random weights that needs no download."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of everything random: the splits, the order of rows, weights, dropout."""
+
+
+class PreprocessConfig(ModelConfig):
+    data: str = Field(default="sample", min_length=1)
+    """Training rows: a folder with train and test files, a CSV, JSON Lines or Parquet file (also .gz, .xz), a Hugging Face dataset id, `sample`, or `sample:ROWS`."""
+
+    test_data: str | None = None
+    """Test rows, as a file. By default the test file beside the training file in its folder, or else rows split off from the training rows."""
+
+    text_column: Names = ()
+    """Columns that make the text, joined by a space; with commas between names. By default found by the usual names."""
+
+    label_column: str | None = None
+    """Column with the class. By default found by the usual names."""
+
+    class_names: Names = ()
+    """Classes in the order of their numbers, with commas between names. By default those in the training rows; any other is an unknown class."""
+
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """What to do with a row that cannot be used: stop with its file, line and reason, or skip it, count it by reason and write it to bad_rows.jsonl."""
+
+    validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
+    """Share of the training rows, of each class alike, on which everything that is chosen is chosen."""
+
+    test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the rows, of each class alike, split off as test rows where there is no test file."""
+
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Rows to train on at most, drawn at random from each class alike. By default all."""
+
+    max_length: int = Field(default=128, ge=8, le=8192)
+    """Tokens of a text at most, [CLS] and [SEP] included; what is longer is truncated and counted."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.data.split(":")[0] == "sample":
+            for name in ("test_data", "text_column", "label_column", "class_names"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} has no meaning with data = {self.data!r}, which brings its own: leave it out"
+                    )
+        if self.test_data and self.test_fraction != type(self).model_fields["test_fraction"].default:
+            raise ValueError("test_fraction contradicts test_data: with a file of test rows nothing is split off")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"class_names has a name twice: {', '.join(self.class_names)}")
+        if len(self.class_names) == 1:
+            raise ValueError("class_names needs two classes or more")
+        return self
+
+
+class TrainConfig(ModelConfig):
+    epochs: int = Field(default=3, ge=1, le=1000)
+    """Passes over the training rows."""
+
+    batch_size: int = Field(default=32, ge=1, le=65536)
+    """Examples per process per forward pass. An optimizer step sees batch_size × processes × accumulation_steps."""
+
+    accumulation_steps: int = Field(default=1, ge=1, le=4096)
+    """Forward passes per optimizer step."""
+
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Peak learning rate, after warm-up. By default 5e-5, and 1e-3 for `tiny`."""
+
+    warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises from 0; it falls to 0 over the others."""
+
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    """AdamW's decay of weight matrices; biases and norms do not decay."""
+
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm to which gradients are clipped."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the forward pass: bf16 where the processor computes in it (auto), or as said. Weights stay fp32."""
+
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better validation accuracy after which training ends. By default it never ends early."""
+
+    resume: Literal["auto", "never"] = "auto"
+    """Go on from the last checkpoint of this run (auto), or put it aside and start over (never)."""
+
+    log_steps: int = Field(default=10, ge=1)
+    """Optimizer steps from one line of the training log to the next."""
+
+    timeout_minutes: float = Field(default=10, gt=0)
+    """Minutes after which a process that waits for another gives up."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.early_stopping_patience is not None and self.early_stopping_patience >= self.epochs:
+            raise ValueError(
+                f"early_stopping_patience = {self.early_stopping_patience} contradicts epochs = {self.epochs}: "
+                "it could never end training; make it smaller or leave it out"
+            )
+        return self
+
+
+class EvaluateConfig(Settings):
+    mistakes_shown: int = Field(default=20, ge=0, le=200)
+    """Most confident mistakes that the report shows with their texts."""
+
+
+class ExportConfig(Settings):
+    check_rows: int = Field(default=1000, ge=10)
+    """Test rows at most on which an exported model is compared with the trained one, alone and in batches."""
+
+
+class GateConfig(Settings):
+    min_accuracy: float = Field(default=0.8, ge=0, le=1)
+    """Accuracy on the test rows below which a model is not exported or served, from 0 to 1."""
+
+    max_accuracy_drop: float = Field(default=0.01, ge=0, le=1)
+    """How far below the accuracy of the model now served, on the same test rows, a new one may be, from 0 to 1."""
+
+
+class LaunchConfig(Settings):
+    ranks: int | None = Field(default=None, ge=1, le=64)
+    """Processes that train together on this machine. By default one for each GPU; on a CPU two where there are two cores."""
+
+
+class RunConfig(PreprocessConfig, TrainConfig, EvaluateConfig, GateConfig, ExportConfig, LaunchConfig):
+    """All settings of a run, those of each step together."""
+
+
+GROUPS: dict[str, type[Settings]] = {
+    "model": ModelConfig,
+    "input": PreprocessConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "gate": GateConfig,
+    "export": ExportConfig,
+    "launch": LaunchConfig,
+}
+"""The settings of a run by what they are about; `model` holds what preprocess and train share."""
+
+
+def own_fields(group: str) -> list[str]:
+    """Names of the settings of one group, without those that it shares with another."""
+    shared = () if group == "model" else ModelConfig.model_fields
+    return [name for name in GROUPS[group].model_fields if name not in shared]
+
+
+def part(config: RunConfig, kind: type[S]) -> S:
+    """The settings of one step out of those of a run."""
+    return kind(**{name: getattr(config, name) for name in kind.model_fields})

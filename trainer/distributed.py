@@ -1,0 +1,47 @@
+"""One process of the group that trains together; a group of one is the same code."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Process:
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(*, timeout_minutes: float) -> Iterator[Process]:
+    """Join the group that torchrun's environment describes, or be a group of one; leave it at the end."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(minutes=timeout_minutes)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+        dist.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def seed_step(seed: int, *, step: int, rank: int) -> None:
+    """Make everything random in a step a pure function of (seed, step, rank), so that resuming has no random state to restore."""
+    mixed = (seed * 0x9E3779B1 + step * 0x85EBCA77 + rank * 0xC2B2AE3D) % 2**63
+    torch.manual_seed(mixed)

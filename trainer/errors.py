@@ -1,0 +1,2 @@
+class UserError(ValueError):
+    """Something that the user can mend: the message names the value, the place and what would be right."""

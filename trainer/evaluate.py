@@ -1,0 +1,107 @@
+"""evaluate: a model folder and the test rows to metrics.json, predictions and report.html.
+
+torchrun --nproc-per-node 2 -m trainer.evaluate --dataset runs/x/dataset --output runs/x
+"""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from trainer.config import EvaluateConfig
+from trainer.dataset import Dataset, Split
+from trainer.distributed import Process, process_group
+from trainer.flags import parse, write_json
+from trainer.launch import worker
+from trainer.metrics import measure
+from trainer.model import load_model
+from trainer.predict import Probabilities, predict
+from trainer.progress import say
+from trainer.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
+from trainer.training_log import read_log
+
+_TIMEOUT_MINUTES = 10
+_VERSIONS = ("distrinews", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
+
+
+class EvaluateArguments(EvaluateConfig):
+    """Measure a model on the test rows of its dataset; torchrun starts it, with one process or many."""
+
+    dataset: Path
+    """Folder that preprocess wrote."""
+
+    output: Path
+    """Folder of the run, with model and logs; metrics.json, predictions.npy and report.html are written in it."""
+
+
+def worst_mistakes(probabilities: Probabilities, split: Split, classes: list[str], *, count: int) -> list[Mistake]:
+    """The rows that were most confidently taken for another class, with their texts."""
+    predicted = probabilities.argmax(axis=1)
+    confidence = np.where(predicted == split.labels, -1.0, probabilities.max(axis=1))
+    chosen = [int(row) for row in np.argsort(-confidence, kind="stable")[:count] if confidence[row] >= 0]
+    return [
+        Mistake(
+            text=split.text(row),
+            label=classes[split.labels[row]],
+            predicted=classes[predicted[row]],
+            confidence=float(confidence[row]),
+        )
+        for row in chosen
+    ]
+
+
+def learning_curves(logs: Path, best_epoch: int) -> Curves:
+    lines = read_log(logs)
+
+    def points(kind: str, names: list[str]) -> list[dict[str, Any]]:
+        return [{name: line[name] for name in names} for line in lines if line["kind"] == kind]
+
+    return Curves(
+        train=cast("list[TrainingPoint]", points("train", ["step", "loss", "learning_rate"])),
+        validation=cast("list[ValidationPoint]", points("validation", ["epoch", "step", "loss", "accuracy"])),
+        best_epoch=best_epoch,
+    )
+
+
+def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Process) -> dict[str, Any]:
+    """Measure <output>/model on the test rows; writes metrics.json, predictions.npy [rows, classes] and report.html there."""
+    model = load_model(output / "model", device=process.device)
+    probabilities = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="evaluate: test rows")
+    trained = json.loads((output / "model" / "train_config.json").read_text(encoding="utf-8"))
+    title = f"{Path(trained['settings']['model']).name} on {dataset.info['title']}"
+    metrics = {"title": title, **measure(probabilities, dataset.test.labels, dataset.classes)}
+    if process.is_main:
+        np.save(output / "predictions.npy", probabilities)
+        write_json(output / "metrics.json", metrics)
+        write_report(
+            output / "report.html",
+            metrics=metrics,
+            curves=learning_curves(output / "logs", trained["best_epoch"]),
+            mistakes=worst_mistakes(probabilities, dataset.test, dataset.classes, count=config.mistakes_shown),
+            facts={
+                "Settings": trained["settings"],
+                "Dataset": {name: value for name, value in dataset.info.items() if name not in ("splits", "classes")},
+                "Versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+            },
+        )
+        low, high = metrics["accuracy_interval"]
+        say(
+            f"evaluate: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {metrics['rows']:,} test rows, "
+            f"macro F1 {metrics['macro_f1']:.4f}, calibration error {metrics['expected_calibration_error']:.4f}; "
+            f"see {output / 'report.html'}"
+        )
+    return metrics
+
+
+def main() -> None:
+    arguments = parse(EvaluateArguments, prog="python -m trainer.evaluate")
+    with process_group(timeout_minutes=_TIMEOUT_MINUTES) as process:
+        config = EvaluateConfig(**arguments.model_dump(include=set(EvaluateConfig.model_fields)))
+        evaluate(config, Dataset(arguments.dataset), arguments.output, process)
+
+
+if __name__ == "__main__":
+    worker(main)

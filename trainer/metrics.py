@@ -1,0 +1,58 @@
+"""What is measured of predictions: numbers, and how sure they are."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from trainer.predict import Probabilities, score
+
+_CALIBRATION_BINS = 10
+
+
+def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes: list[str]) -> dict[str, Any]:
+    """All metrics of predictions [rows, classes]; a class that no row has counts as 0 in macro F1."""
+    predicted, numbers = probabilities.argmax(axis=1), np.arange(len(classes))
+    precision, recall, f1, rows = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
+    found = score(probabilities, labels)
+    bins = calibration(probabilities.max(axis=1), predicted == labels)
+    per_class = zip(classes, precision, recall, f1, rows, strict=True)
+    return {
+        "rows": found.rows,
+        "accuracy": found.accuracy,
+        "accuracy_interval": wilson_interval(found.accuracy, found.rows),
+        "macro_f1": float(f1.mean()),
+        "loss": found.loss,
+        "expected_calibration_error": sum(b["rows"] / found.rows * abs(b["confidence"] - b["accuracy"]) for b in bins),
+        "classes": classes,
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
+            for name, p, r, f, n in per_class
+        },
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist(),
+        "calibration": bins,
+    }
+
+
+def calibration(confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Rows by confidence, in bins of equal width, as of Guo et al. 2017; empty bins are left out."""
+    number = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    return [
+        {
+            "from": place / _CALIBRATION_BINS,
+            "to": (place + 1) / _CALIBRATION_BINS,
+            "rows": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(correct[inside].mean()),
+        }
+        for place in range(_CALIBRATION_BINS)
+        if (inside := number == place).any()
+    ]
+
+
+def wilson_interval(share: float, rows: int, *, z: float = 1.96) -> list[float]:
+    """95 % interval of a share measured on so many rows (Wilson 1927)."""
+    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
+    return [centre - half, centre + half]

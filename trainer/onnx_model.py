@@ -1,0 +1,50 @@
+"""An exported model, run as the server runs it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+from trainer.errors import UserError
+from trainer.predict import Probabilities
+from trainer.progress import Progress
+
+
+class OnnxModel:
+    """One variant of `<model folder>/onnx`; without a name, the one that is served."""
+
+    def __init__(self, folder: Path, variant: str | None = None) -> None:
+        described = folder / "onnx" / "model.json"
+        if not described.is_file():
+            raise UserError(f"{folder}: has no onnx/model.json; make it with the export step")
+        facts = json.loads(described.read_text(encoding="utf-8"))
+        self.labels: list[str] = facts["labels"]
+        path = folder / "onnx" / facts["variants"][variant or facts["default"]]["file"]
+        self._tokenizer = Tokenizer.from_file(str(folder / "onnx" / "tokenizer.json"))
+        self._tokenizer.enable_truncation(facts["max_length"])
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def predict(self, texts: Sequence[str], *, batch_size: int, what: str) -> Probabilities:
+        """Probabilities [texts, classes], in batches of texts as they come."""
+        found = []
+        with Progress(what, len(texts), "texts") as progress:
+            for start in range(0, len(texts), batch_size):
+                batch = list(texts[start : start + batch_size])
+                found.append(self._probabilities(batch))
+                progress.advance(len(batch))
+        return np.concatenate(found)
+
+    def _probabilities(self, texts: list[str]) -> Probabilities:
+        self._tokenizer.enable_padding()
+        encodings = self._tokenizer.encode_batch(texts)
+        inputs = {
+            "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
+            "attention_mask": np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64),
+        }
+        logits = self._session.run(["logits"], inputs)[0].astype(np.float32)
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: Probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+        return probabilities

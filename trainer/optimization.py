@@ -1,0 +1,75 @@
+"""Optimizer, learning rate schedule, number format, and the meter of a training run."""
+
+import time
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer.config import TrainConfig
+
+_PEAK_LEARNING_RATE = 5e-5  # of pretrained encoders: Devlin et al. 2019, appendix A.3
+_TINY_PEAK_LEARNING_RATE = 1e-3  # random weights have further to go
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices, but neither biases nor norms."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=peak_learning_rate(config), fused=True)
+
+
+def peak_learning_rate(config: TrainConfig) -> float:
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return _TINY_PEAK_LEARNING_RATE if config.model == "tiny" else _PEAK_LEARNING_RATE
+
+
+def schedule(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Learning rate of a step, counted from 0: up in a line over the warm-up, then down in a line to 0."""
+    warmup_steps = round(total_steps * config.warmup_fraction)
+    if step < warmup_steps:
+        return peak_learning_rate(config) * (step + 1) / warmup_steps
+    return peak_learning_rate(config) * (total_steps - step) / max(total_steps - warmup_steps, 1)
+
+
+def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number format of the forward pass, and the reason in words."""
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+    if precision == "fp32" or (precision == "auto" and not native):
+        return torch.float32, "as set" if precision == "fp32" else "this processor does not compute in bf16"
+    if native:
+        return torch.bfloat16, "this processor computes in bf16" if precision == "auto" else "as set"
+    return torch.bfloat16, "as set, though this processor only emulates it and fp32 would be faster"
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - has no public name
+
+
+class Meter:
+    """Sums loss, rows and tokens on the device; they are read, over all processes, only when logged."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._since = time.perf_counter()
+
+    def add(self, loss_sum: torch.Tensor, *, rows: int, tokens: int) -> None:
+        self._sums[0] += loss_sum.detach()
+        self._sums[1:] += torch.tensor([rows, tokens], device=self._sums.device)
+
+    def read(self) -> dict[str, float]:
+        """Mean loss, samples/s and tokens/s since the last reading; a collective call."""
+        dist.all_reduce(self._sums)
+        loss, rows, tokens = self._sums.tolist()  # waits for the device: only when logging
+        seconds = time.perf_counter() - self._since
+        self.restart()
+        return {"loss": loss / rows, "samples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
+
+    def restart(self) -> None:
+        """Count from here, so that what was not training is not counted."""
+        self._sums.zero_()
+        self._since = time.perf_counter()

@@ -1,0 +1,95 @@
+"""Progress of anything that takes more than two seconds: a bar on a terminal, a line every few seconds elsewhere."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from tqdm import tqdm
+
+TERMINAL_VARIABLE = "DISTRINEWS_TERMINAL"
+"""Names the terminal that a step's bars go to when its own output is a pipe, as it is under a pipeline runner."""
+
+_LINE_SECONDS = 5.0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Progress:
+    """Counts `total` units of work and shows how far it is, how fast it goes and when it ends."""
+
+    def __init__(self, what: str, total: int | None, unit: str, *, start: int = 0, shown: bool = True) -> None:
+        self._what, self._total, self._unit, self._done, self._start = what, total, unit, start, start
+        self._facts: dict[str, Any] = {}
+        self._shown = shown
+        self._started = self._spoken = time.monotonic()
+        self._terminal = _terminal() if shown else None
+        self._bar = (
+            tqdm(
+                total=total,
+                initial=start,
+                desc=what,
+                unit=f" {unit}",
+                file=self._terminal,
+                leave=False,
+                dynamic_ncols=True,
+            )
+            if self._terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._terminal not in (None, sys.stderr):
+            self._terminal.close()
+
+    def note(self, **facts: str) -> None:
+        """Show facts beside the count from now on, such as loss="0.31"."""
+        self._facts.update(facts)
+        if self._bar is not None:
+            self._bar.set_postfix(self._facts, refresh=False)
+
+    def advance(self, count: int = 1) -> None:
+        """Count finished units."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._shown and time.monotonic() - self._spoken >= _LINE_SECONDS:
+            self._spoken = time.monotonic()
+            say(self._line())
+
+    def _line(self) -> str:
+        rate = (self._done - self._start) / (time.monotonic() - self._started)
+        words = [f"{self._what}: {self._done:,}"]
+        if self._total:
+            words[0] += f"/{self._total:,} {self._unit} ({self._done / self._total:.0%})"
+            words.append(f"ETA {_clock((self._total - self._done) / max(rate, 1e-9))}")
+        else:
+            words[0] += f" {self._unit}"
+        words.append(f"{rate:,.1f} {self._unit}/s")
+        words += [f"{name} {value}" for name, value in self._facts.items()]
+        return ", ".join(words)
+
+
+def _terminal() -> TextIO | None:
+    if sys.stderr.isatty():
+        return sys.stderr
+    device = os.environ.get(TERMINAL_VARIABLE)  # the one variable read outside settings: it is about where, not what
+    try:
+        return Path(device).open("w", encoding="utf-8") if device else None
+    except OSError as error:
+        say(f"no progress bars: {TERMINAL_VARIABLE}={device} cannot be opened: {error.strerror}")
+        return None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

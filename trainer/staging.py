@@ -1,0 +1,104 @@
+"""Read every row of a source once: check it, find its class, and put it on disk for the steps that follow."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.dataset import RowWriter
+from trainer.errors import UserError
+from trainer.progress import Progress, say
+from trainer.sources import Source
+from trainer.tables import Row
+
+CHUNK = 2048  # rows read, tokenised and written at a time: a few megabytes
+
+
+@dataclass
+class BadRows:
+    policy: str
+    file: IO[str]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def found(self, source: str, line: int, reason: str, detail: str) -> None:
+        if self.policy == "stop":
+            raise UserError(
+                f"{source}, line {line}: {reason}: {detail}. Mend the row, or pass --bad-rows skip to leave such rows out"
+            )
+        self.counts[reason] += 1
+        json.dump({"file": source, "line": line, "reason": reason, "detail": detail}, self.file, ensure_ascii=False)
+        self.file.write("\n")
+
+    def report(self) -> int:
+        """Say how many rows were skipped and why; returns how many."""
+        if self.counts:
+            listed = ", ".join(f"{reason} {count:,}" for reason, count in self.counts.most_common())
+            say(
+                f"preprocess: skipped {self.counts.total():,} bad rows ({listed}); bad_rows.jsonl in the dataset folder lists them"
+            )
+        return self.counts.total()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Rows read and checked, on disk; their classes, and the class of each by number."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    labels: npt.NDArray[np.int32]
+
+
+def stage(source: Source, folder: Path, bad: BadRows, *, known: tuple[str, ...]) -> Staged:
+    """Read every row once, and write the good ones to a folder; the classes are `known` or those that the rows have."""
+    numbers = {name: number for number, name in enumerate(known)}
+    with RowWriter(folder) as writer, Progress(f"preprocess: reading {source.name}", None, "rows") as progress:
+        for chunk in _chunks(_classified(source, bad, numbers, fixed=bool(known))):
+            writer.append(*zip(*chunk, strict=True))
+            progress.advance(len(chunk))
+    labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
+    if not len(labels):
+        raise UserError(f"{source.name}: no row is left to use")
+    if known:
+        return Staged(folder, known, labels)
+    if len(numbers) < 2 or len(numbers) > max(50, len(labels) // 2):
+        shown = ", ".join(list(numbers)[:5])
+        raise UserError(
+            f"{source.name}: its {len(labels):,} rows have {len(numbers):,} classes ({shown}, …): is --label-column right?"
+        )
+    classes = tuple(sorted(numbers, key=_class_order(numbers)))
+    renumbered = np.array([classes.index(name) for name in numbers], dtype=np.int32)
+    return Staged(folder, classes, renumbered[labels])
+
+
+def _classified(
+    source: Source, bad: BadRows, numbers: dict[str, int], *, fixed: bool
+) -> Iterator[tuple[bytes, int, int]]:
+    """(text as UTF-8, class number, line) of each good row; a new class gets the next number unless they are fixed."""
+    for file, row in source.read():
+        if not isinstance(row, Row):
+            bad.found(file, row.line, row.reason, row.detail)
+        elif row.label not in numbers and fixed:
+            listed = ", ".join(list(numbers)[:10])
+            bad.found(file, row.line, "unknown class", f"{row.label[:60]!r} is none of {listed}")
+        else:
+            yield row.text.encode(), numbers.setdefault(row.label, len(numbers)), row.line
+
+
+def _class_order(names: dict[str, int]) -> Callable[[str], int | str]:
+    return int if all(name.lstrip("-").isdecimal() for name in names) else str
+
+
+def _chunks(rows: Iterator[tuple[bytes, int, int]]) -> Iterator[list[tuple[bytes, int, int]]]:
+    chunk = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

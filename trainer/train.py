@@ -1,0 +1,159 @@
+"""train: a dataset folder to a model folder, by as many processes as torchrun starts.
+
+torchrun --nproc-per-node 2 -m trainer.train --dataset runs/x/dataset --output runs/x --epochs 3
+"""
+
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.batches import Step, TrainingPlan, collate
+from trainer.checkpoint import TrainingState, load_best, resume, save_checkpoint
+from trainer.config import TrainConfig
+from trainer.dataset import Dataset
+from trainer.distributed import Process, process_group, seed_step
+from trainer.flags import parse, write_json
+from trainer.folders import whole_folder
+from trainer.launch import worker
+from trainer.model import build_model, freeze_unused, save_model
+from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
+from trainer.predict import predict, score
+from trainer.progress import Progress, say
+from trainer.training_log import TrainingLog
+
+
+class TrainArguments(TrainConfig):
+    """Fine-tune a text classifier; torchrun starts it, with one process or many."""
+
+    dataset: Path
+    """Folder that preprocess wrote."""
+
+    output: Path
+    """Folder of the run, in which checkpoints, logs and model are written."""
+
+
+def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainingState:
+    """Train, keep the best epoch, and write <output>/model; <output>/checkpoints is gone on from where there is one."""
+    bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
+    unused = freeze_unused(bare)
+    optimizer = make_optimizer(bare, config)
+    made_with = {**config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size}
+    state = resume(output, bare, optimizer, made_with=made_with, process=process, start_over=config.resume == "never")
+    model = DistributedDataParallel(bare, gradient_as_bucket_view=True)
+    plan = TrainingPlan(
+        dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=config.accumulation_steps,
+        rank=process.rank, world_size=process.world_size, seed=config.seed,
+    )  # fmt: skip
+    precision = introduce(config, dataset, model, process, plan, unused)
+    meter = Meter(process.device)
+
+    with TrainingLog(output / "logs", enabled=process.is_main, step=state.step) as log:
+        while state.epoch < config.epochs and not state.stopped_early:
+            with Progress(
+                f"train: epoch {state.epoch + 1}/{config.epochs}", plan.steps_per_epoch, "steps", shown=process.is_main
+            ) as bar:
+                for step in plan.epoch(state.epoch):
+                    learning_rate = schedule(state.step, plan.steps_per_epoch * config.epochs, config)
+                    seed_step(config.seed, step=state.step, rank=process.rank)
+                    train_step(model, step, dataset, process, precision, meter)
+                    update(model, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
+                    state.count(step.global_rows)
+                    bar.advance()
+                    if state.step % config.log_steps == 0 or state.step % plan.steps_per_epoch == 0:
+                        seen = meter.read()
+                        log.write("train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen)
+                        bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
+            found = predict(
+                bare, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation"
+            )
+            validation = score(found, dataset.validation.labels)
+            state.finish_epoch(
+                accuracy=validation.accuracy, loss=validation.loss, patience=config.early_stopping_patience
+            )
+            log.write(
+                "validation", step=state.step, epoch=state.epoch, loss=validation.loss, accuracy=validation.accuracy
+            )
+            if process.is_main:
+                say(
+                    f"train: epoch {state.epoch}: validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.4f}"
+                )
+                save_checkpoint(output / "checkpoints", state, bare, optimizer, made_with=made_with)
+            meter.restart()
+
+    if process.is_main:
+        load_best(output / "checkpoints", state, bare)
+        with whole_folder(output / "model") as folder:
+            save_model(bare, dataset, folder)
+            write_json(
+                folder / "train_config.json",
+                {"settings": made_with, "best_epoch": state.best_epoch, "epochs": state.validation},
+            )
+        say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
+    dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
+    return state
+
+
+def train_step(
+    model: DistributedDataParallel, step: Step, dataset: Dataset, process: Process, precision: torch.dtype, meter: Meter
+) -> None:
+    """Forward and backward passes of one optimizer step; gradients are those of the mean loss over the rows of all processes."""
+    for number, rows in enumerate(step.micro_batches, start=1):
+        batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id).to(process.device)
+        with ExitStack() as stack:
+            stack.enter_context(nullcontext() if number == len(step.micro_batches) else model.no_sync())
+            with torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
+            # DDP takes the mean over processes of gradients; the true count of rows turns it into the mean over rows.
+            (loss_sum * process.world_size / step.global_rows).backward()
+        meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
+
+
+def update(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, learning_rate: float, max_grad_norm: float
+) -> None:
+    """Clip the gradients, step, and forget them."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def introduce(
+    config: TrainConfig,
+    dataset: Dataset,
+    model: torch.nn.Module,
+    process: Process,
+    plan: TrainingPlan,
+    unused: list[str],
+) -> torch.dtype:
+    """Say what will be trained and how; returns the number format."""
+    precision, reason = choose_precision(config.precision, process.device)
+    if process.is_main:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        say(
+            f"train: {config.model} ({parameters:,} parameters) on {len(dataset.train):,} rows, {plan.step_rows} a step, "
+            f"{plan.steps_per_epoch:,} steps an epoch; {process.world_size} processes on {process.device.type} with "
+            f"{torch.get_num_threads()} threads each, {str(precision).removeprefix('torch.')}: {reason}"
+        )
+        if unused:
+            say(
+                f"train: {len(unused)} parameters that the classes do not depend on stay as they are: {', '.join(unused[:4])}"
+            )
+    return precision
+
+
+def main() -> None:
+    arguments = parse(TrainArguments, prog="python -m trainer.train")
+    with process_group(timeout_minutes=arguments.timeout_minutes) as process:
+        config = TrainConfig(**arguments.model_dump(include=set(TrainConfig.model_fields)))
+        train(config, Dataset(arguments.dataset), arguments.output, process)
+
+
+if __name__ == "__main__":
+    worker(main)
