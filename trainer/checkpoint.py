@@ -20,6 +20,7 @@ from trainer.distributed import Process
 from trainer.errors import UserError
 from trainer.flags import write_json
 from trainer.folders import whole_folder
+from trainer.predict import Score
 from trainer.progress import say
 
 _MAY_CHANGE = {
@@ -49,10 +50,10 @@ class TrainingState:
         self.step += 1
         self.samples += rows
 
-    def finish_epoch(self, *, accuracy: float, loss: float, patience: int | None) -> None:
+    def finish_epoch(self, found: Score, *, patience: int | None) -> None:
         """One more epoch; the best has the highest accuracy and, of equals, the lowest loss."""
         self.epoch += 1
-        self.validation.append({"epoch": self.epoch, "step": self.step, "loss": loss, "accuracy": accuracy})
+        self.validation.append({"epoch": self.epoch, "loss": found.loss, "accuracy": found.accuracy})
         best = max(self.validation, key=lambda found: (found["accuracy"], -found["loss"]))
         self.best_epoch = int(best["epoch"])
         self.stopped_early = patience is not None and self.epoch - self.best_epoch >= patience

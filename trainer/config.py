@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _split(value: object) -> object:
@@ -11,12 +11,19 @@ def _split(value: object) -> object:
     return value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+def _name(value: str) -> str:
+    if "," in value or not value.strip():
+        raise ValueError("a name must not be empty, or have a comma, which stands between names")
+    return value.strip()
+
+
+_Name = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_name)]
+Names = Annotated[tuple[_Name, ...], BeforeValidator(_split)]
 """A list of names, written with commas between them on a command line."""
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=Settings)
@@ -62,7 +69,7 @@ class PreprocessConfig(ModelConfig):
     """Tokens of a text at most, [CLS] and [SEP] included; what is longer is truncated and counted."""
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _data_settings_agree(self) -> Self:
         if self.data.split(":")[0] == "sample":
             for name in ("test_data", "text_column", "label_column", "class_names"):
                 if getattr(self, name):
@@ -71,6 +78,8 @@ class PreprocessConfig(ModelConfig):
                     )
         if self.test_data and self.test_fraction != type(self).model_fields["test_fraction"].default:
             raise ValueError("test_fraction contradicts test_data: with a file of test rows nothing is split off")
+        if self.label_column in self.text_column:
+            raise ValueError(f"label_column = {self.label_column!r} contradicts text_column, which names it too")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class_names has a name twice: {', '.join(self.class_names)}")
         if len(self.class_names) == 1:
@@ -116,7 +125,7 @@ class TrainConfig(ModelConfig):
     """Minutes after which a process that waits for another gives up."""
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _training_settings_agree(self) -> Self:
         if self.early_stopping_patience is not None and self.early_stopping_patience >= self.epochs:
             raise ValueError(
                 f"early_stopping_patience = {self.early_stopping_patience} contradicts epochs = {self.epochs}: "

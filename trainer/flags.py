@@ -39,13 +39,12 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        for word in message.split():
-            near = difflib.get_close_matches(word.split("=")[0], known, n=1) if word.startswith("--") else []
-            if near and word not in known:
-                message += f"; did you mean {near[0]}?"
-                break
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all)\n")
+        unknown = [word for word in message.split()[2:] if word.startswith("--")]
+        if message.startswith("unrecognized arguments:") and unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all)\n")
 
 
 def parser(
@@ -67,15 +66,18 @@ def parser(
 
 def read_file(path: Path) -> dict[str, Any]:
     """Settings from a JSON or YAML file."""
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: is neither JSON nor YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"--config {path}: holds {type(values).__name__}, not settings by name, such as epochs: 3")
-    return {key.replace("-", "_"): value for key, value in values.items()}
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--config {path}: is not valid {kind}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"--config {path}: holds {found}, not settings by name, such as epochs: 3")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
 def build(settings: type[M], values: Mapping[str, Any]) -> M:
@@ -88,25 +90,23 @@ def build(settings: type[M], values: Mapping[str, Any]) -> M:
 
 def _explain(settings: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, settings.model_fields, n=1)
         return f"no setting is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     message = first["msg"].removeprefix("Value error, ")
     if not name:
         return message
-    field = settings.model_fields[str(first["loc"][0])]
     if first["type"] == "missing":
-        return f"{_flag(name)} is missing: {field.description}"
+        return f"{_flag(name)} is missing: {settings.model_fields[name].description}"
     return f"{_flag(name)} {first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def as_flags(config: BaseModel) -> list[str]:
     """Settings as the flags that make them; what has its default is left out."""
-    flags: list[str] = []
-    for name, value in config.model_dump(exclude_defaults=True, mode="json").items():
-        flags += [_flag(name), ",".join(value) if isinstance(value, list) else str(value)]
-    return flags
+    values = config.model_dump(exclude_defaults=True, mode="json")
+    # With "=", so that a value may begin with a dash.
+    return [f"{_flag(name)}={','.join(value) if isinstance(value, list) else value}" for name, value in values.items()]
 
 
 def parse(settings: type[M], args: Sequence[str] | None = None, *, prog: str) -> M:

@@ -43,7 +43,7 @@ def predict(model: PreTrainedModel, split: Split, process: Process, *, pad_token
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             found[torch.from_numpy(rows).to(process.device), :-1] = logits.float().softmax(dim=-1)
             found[torch.from_numpy(rows).to(process.device), -1] = 1
-            progress.advance(min(len(rows) * process.world_size, len(split)))
+            progress.advance(len(rows) * process.world_size)
     model.train(was_training)
     dist.all_reduce(found)
     assert bool((found[:, -1] == 1).all()), "a row was computed by no process, or by two"  # noqa: S101 - ours to get right

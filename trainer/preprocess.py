@@ -19,7 +19,7 @@ from trainer.folders import link_folder, whole_folder
 from trainer.progress import Progress, say
 from trainer.sources import Data, find_data
 from trainer.splits import UNUSED, count_duplicates, split_rows, test_digest
-from trainer.staging import CHUNK, BadRows, Staged, stage
+from trainer.staging import CHUNK, BadRows, Staged, check_classes, stage
 from trainer.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer, use_all_cores
 
 FORMAT = 1  # raise it when the same settings would write another dataset
@@ -38,7 +38,7 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
     tokenizer = None if config.model == "tiny" else load_tokenizer(config.model)
     fingerprint = _fingerprint(config, data, tokenizer)
     for folder in (output, *earlier):
-        if (folder / "dataset.json").is_file() and read_info(folder)["fingerprint"] == fingerprint:
+        if (folder / "dataset.json").is_file() and read_info(folder).get("fingerprint") == fingerprint:
             if folder != output:
                 link_folder(folder, output)
             say(f"preprocess: the same data, tokenizer and settings were preprocessed before: used again from {folder}")
@@ -63,6 +63,7 @@ def _make(
     with bad_path.open("w", encoding="utf-8") as bad_file:
         bad = BadRows(config.bad_rows, bad_file)
         train = stage(data.train, folder / "rows-train", bad, known=data.classes)
+        check_classes(data.train, train)
         test = stage(data.test, folder / "rows-test", bad, known=train.classes) if data.test else None
     if not bad.report():
         bad_path.unlink()

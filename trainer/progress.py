@@ -12,6 +12,7 @@ TERMINAL_VARIABLE = "DISTRINEWS_TERMINAL"
 """Names the terminal that a step's bars go to when its own output is a pipe, as it is under a pipeline runner."""
 
 _LINE_SECONDS = 5.0
+_COLUMNS = 80
 
 
 def say(text: str) -> None:
@@ -27,19 +28,7 @@ class Progress:
         self._shown = shown
         self._started = self._spoken = time.monotonic()
         self._terminal = _terminal() if shown else None
-        self._bar = (
-            tqdm(
-                total=total,
-                initial=start,
-                desc=what,
-                unit=f" {unit}",
-                file=self._terminal,
-                leave=False,
-                dynamic_ncols=True,
-            )
-            if self._terminal
-            else None
-        )
+        self._bar = _bar(self._terminal, what, total, unit, start) if self._terminal else None
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +46,8 @@ class Progress:
             self._bar.set_postfix(self._facts, refresh=False)
 
     def advance(self, count: int = 1) -> None:
-        """Count finished units."""
+        """Count finished units, up to the total: a process that counts for others may end up with a few too many."""
+        count = min(count, self._total - self._done) if self._total is not None else count
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -87,6 +77,14 @@ def _terminal() -> TextIO | None:
     except OSError as error:
         say(f"no progress bars: {TERMINAL_VARIABLE}={device} cannot be opened: {error.strerror}")
         return None
+
+
+def _bar(terminal: TextIO, what: str, total: int | None, unit: str, start: int) -> "tqdm[Any]":
+    sized = os.get_terminal_size(terminal.fileno()).columns > 0  # one without a size would get a bar of no width
+    return tqdm(
+        total=total, initial=start, desc=what, unit=f" {unit}", file=terminal, leave=False,
+        dynamic_ncols=sized, ncols=None if sized else _COLUMNS,
+    )  # fmt: skip
 
 
 def _clock(seconds: float) -> str:

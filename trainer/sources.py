@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     import datasets
 
 _SPLIT_FILE = r"(?P<split>{split})(-\d+-of-\d+)?\.(csv|jsonl?|parquet)(\.gz|\.xz)?"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_LOADERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
+"""Names that the `datasets` library takes for ways to read the files of the working folder."""
+
 _SAMPLE_ROWS = 4000
 
 
@@ -25,8 +29,9 @@ class Source:
     """Rows of one split: `read` gives them as a stream, in the order of `files`."""
 
     name: str
+    """What messages about all of it call it."""
     read: Callable[[], Iterator[tuple[str, Row | BadRow]]]
-    """(file, row) pairs; file is what messages call it."""
+    """(file, row) pairs; file is what messages about the row call it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def find_data(config: PreprocessConfig) -> Data:
         return _folder(path, config)
     if path.is_file():
         return _files(path.name, [path], [Path(config.test_data)] if config.test_data else [], config)
-    if _HUB_ID.fullmatch(config.data) and not re.search(r"\.(csv|jsonl?|parquet|gz|xz|txt)$", config.data):
+    named_like_a_file = config.data in _LOADERS or re.search(r"\.(csv|tsv|jsonl?|parquet|gz|xz|txt)$", config.data)
+    if _HUB_ID.fullmatch(config.data) and not named_like_a_file:
         return _hub(config)
     raise UserError(f"--data {config.data}: no such file or folder")
 
@@ -79,20 +85,29 @@ def _folder(folder: Path, config: PreprocessConfig) -> Data:
             f"--data {folder}: holds no train.csv, train.jsonl or train.parquet (also .gz, .xz); it holds {found}"
         )
     test = [Path(config.test_data)] if config.test_data else _split_files(folder, "test")
-    unused = [path.name for path in _split_files(folder, "validation|valid|dev|val")]
-    remarks = tuple(f"{name} is not used: validation rows are taken from the training rows" for name in unused)
+    remarks = tuple(_unused(path.name) for path in _matching(folder, "validation|valid|dev|val"))
     return _files(folder.name, train, test, config, remarks)
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
     """The file of a split, or the numbered parts of it in order."""
-    pattern = re.compile(_SPLIT_FILE.format(split=split))
-    found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
-    if len(found) > 1 and not all("-of-" in path.name for path in found):
-        raise UserError(
-            f"{folder}: {' and '.join(path.name for path in found)} are both there; leave one, or name one with --data"
-        )
+    found = _matching(folder, split)
+    counts = {int(part[1]) if (part := re.search(r"-of-(\d+)\.", path.name)) else 1 for path in found}
+    names = ", ".join(path.name for path in found[:10])
+    if len(counts) > 1 or len(found) > max(counts, default=0):
+        raise UserError(f"{folder}: which are the {split} rows? Leave one of {names}, or name one with --data")
+    if counts and len(found) < max(counts):
+        raise UserError(f"{folder}: holds {len(found)} of the {max(counts)} parts of {split}: {names}")
     return found
+
+
+def _matching(folder: Path, split: str) -> list[Path]:
+    pattern = re.compile(_SPLIT_FILE.format(split=split), re.IGNORECASE)
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+
+
+def _unused(name: str) -> str:
+    return f"{name} is not used: validation rows are taken from the training rows"
 
 
 def _files(
@@ -104,15 +119,14 @@ def _files(
         table_format(path)
     columns = Columns(config.text_column, config.label_column, config.class_names)
     classes = config.class_names or table_classes(train[0], columns)
+    columns = columns._replace(numbered=classes)
 
-    def source(name: str, paths: list[Path]) -> Source:
+    def source(paths: list[Path]) -> Source:
+        name = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         return Source(name, lambda: ((str(path), row) for path in paths for row in read_table(path, columns)))
 
-    listed = [listing] if (listing := train[0].parent / "classes.txt").is_file() else []
-    digest = _digest(
-        "train", *map(_file_digest, train), "test", *map(_file_digest, test), "classes", *map(_file_digest, listed)
-    )
-    return Data(title, source("train", train), source("test", test) if test else None, digest, classes, remarks)
+    digest = _digest("train", *map(_file_digest, train), "test", *map(_file_digest, test), "classes", *classes)
+    return Data(title, source(train), source(test) if test else None, digest, classes, remarks)
 
 
 def _hub(config: PreprocessConfig) -> Data:
@@ -136,19 +150,26 @@ def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
     """The train and test splits of a loaded Hugging Face dataset."""
     if "train" not in splits:
         raise UserError(f"--data {config.data}: has no train split; it has {', '.join(splits)}")
-    features = splits["train"].features
-    label = find_columns(config.data, Columns(config.text_column, config.label_column), list(features))[1]
-    classes = config.class_names or tuple(getattr(features[label], "names", ()))
-    columns = Columns(config.text_column, config.label_column, classes)
+    columns = Columns(config.text_column, config.label_column, config.class_names)
 
-    def source(split: str) -> Source:
-        name = f"{config.data} {split}"
-        return Source(
-            split, lambda: ((name, row) for row in read_records(name, splits[split], list(features), columns))
-        )
+    def class_label(split: str) -> tuple[str, ...]:
+        features = splits[split].features
+        _, label = find_columns(f"{config.data} {split}", columns, list(features))
+        return tuple(getattr(features[label], "names", None) or ())
 
-    digest = _digest(*(splits[name]._fingerprint for name in ("train", "test") if name in splits))  # noqa: SLF001 - the library's own digest has no other name
-    return Data(config.data, source("train"), source("test") if "test" in splits else None, digest, classes)
+    def read(split: str) -> Iterator[tuple[str, Row | BadRow]]:
+        name, names = f"{config.data} {split}", splits[split].column_names
+        text, label = find_columns(name, columns, names)
+        records = splits[split].select_columns(list(dict.fromkeys((*text, label))))
+        for row in read_records(name, records, names, columns, class_label=class_label(split)):
+            yield name, row
+
+    used = [name for name in ("train", "test") if name in splits]
+    sources = {split: Source(f"{config.data} {split}", partial(read, split)) for split in used}
+    digest = _digest(*used, *(splits[name]._fingerprint for name in used))  # noqa: SLF001 - the library's own digest has no other name
+    classes = config.class_names or class_label("train")
+    remarks = tuple(_unused(f"the split {name}") for name in splits if name not in used)
+    return Data(config.data, sources["train"], sources.get("test"), digest, classes, remarks)
 
 
 def _digest(*parts: str) -> str:

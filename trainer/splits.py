@@ -44,7 +44,7 @@ def _limited(
         return assigned
     shuffled = random.permutation(train)
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    kept = by_class[np.floor(np.arange(limit) * (len(train) / limit)).astype(np.int64)]  # evenly along the classes
+    kept = by_class[np.arange(limit) * len(train) // limit]  # evenly along the classes
     assigned[train] = UNUSED
     assigned[kept] = SPLITS.index("train")
     return assigned

@@ -1,8 +1,9 @@
 """Read every row of a source once: check it, find its class, and put it on disk for the steps that follow."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -62,17 +63,25 @@ def stage(source: Source, folder: Path, bad: BadRows, *, known: tuple[str, ...])
             progress.advance(len(chunk))
     labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
     if not len(labels):
-        raise UserError(f"{source.name}: no row is left to use")
+        raise UserError(f"{source.name}: holds no row that can be used")
     if known:
         return Staged(folder, known, labels)
-    if len(numbers) < 2 or len(numbers) > max(50, len(labels) // 2):
-        shown = ", ".join(list(numbers)[:5])
-        raise UserError(
-            f"{source.name}: its {len(labels):,} rows have {len(numbers):,} classes ({shown}, …): is --label-column right?"
-        )
     classes = tuple(sorted(numbers, key=_class_order(numbers)))
-    renumbered = np.array([classes.index(name) for name in numbers], dtype=np.int32)
+    places = {name: place for place, name in enumerate(classes)}
+    renumbered = np.array([places[name] for name in numbers], dtype=np.int32)
     return Staged(folder, classes, renumbered[labels])
+
+
+def check_classes(source: Source, staged: Staged) -> None:
+    """UserError when the classes of these training rows are none to learn."""
+    rows, found = len(staged.labels), np.unique(staged.labels)
+    names = ", ".join(staged.classes[number][:40] for number in found[:5])
+    if len(found) < 2:
+        raise UserError(f"{source.name}: all {rows:,} rows are of one class, {names}; a classifier needs two or more")
+    if len(found) > max(2, rows // 2):
+        raise UserError(
+            f"{source.name}: its {rows:,} rows have {len(found):,} classes ({names}, …); is --label-column right?"
+        )
 
 
 def _classified(
@@ -89,8 +98,8 @@ def _classified(
             yield row.text.encode(), numbers.setdefault(row.label, len(numbers)), row.line
 
 
-def _class_order(names: dict[str, int]) -> Callable[[str], int | str]:
-    return int if all(name.lstrip("-").isdecimal() for name in names) else str
+def _class_order(names: Iterable[str]) -> Callable[[str], float | str]:
+    return float if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names) else str
 
 
 def _chunks(rows: Iterator[tuple[bytes, int, int]]) -> Iterator[list[tuple[bytes, int, int]]]:

@@ -25,14 +25,15 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     """The tokenizer of an encoder given by folder or Hugging Face id; UserError when it has no fast one."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True, local_files_only=Path(model).is_dir())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {model}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from error
+    except Exception as error:  # the library raises many kinds; each becomes one line with its reason
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"--model {model}: its tokenizer cannot be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"--model {model}: has no fast tokenizer (tokenizer.json), which preprocess and the server need"
         )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what the library makes up where it finds none
+        raise UserError(f"--model {model}: its tokenizer has no vocabulary; is tokenizer.json or vocab.txt missing?")
     if tokenizer.pad_token_id is None:
         raise UserError(f"--model {model}: its tokenizer has no padding token; choose an encoder that has one")
     return tokenizer

@@ -5,11 +5,13 @@ torchrun --nproc-per-node 2 -m trainer.train --dataset runs/x/dataset --output r
 
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from trainer.batches import Step, TrainingPlan, collate
 from trainer.checkpoint import TrainingState, load_best, resume, save_checkpoint
@@ -21,7 +23,7 @@ from trainer.folders import whole_folder
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
-from trainer.predict import predict, score
+from trainer.predict import Score, predict, score
 from trainer.progress import Progress, say
 from trainer.training_log import TrainingLog
 
@@ -67,16 +69,9 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                         seen = meter.read()
                         log.write("train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen)
                         bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
-            found = predict(
-                bare, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation"
-            )
-            validation = score(found, dataset.validation.labels)
-            state.finish_epoch(
-                accuracy=validation.accuracy, loss=validation.loss, patience=config.early_stopping_patience
-            )
-            log.write(
-                "validation", step=state.step, epoch=state.epoch, loss=validation.loss, accuracy=validation.accuracy
-            )
+            validation = validate(bare, dataset, process)
+            state.finish_epoch(validation, patience=config.early_stopping_patience)
+            log.write("validation", step=state.step, **state.validation[-1])
             if process.is_main:
                 say(
                     f"train: epoch {state.epoch}: validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.4f}"
@@ -86,12 +81,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
 
     if process.is_main:
         load_best(output / "checkpoints", state, bare)
-        with whole_folder(output / "model") as folder:
-            save_model(bare, dataset, folder)
-            write_json(
-                folder / "train_config.json",
-                {"settings": made_with, "best_epoch": state.best_epoch, "epochs": state.validation},
-            )
+        write_model(bare, dataset, output / "model", made_with=made_with, state=state)
         say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
     dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
     return state
@@ -111,6 +101,22 @@ def train_step(
             # DDP takes the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             (loss_sum * process.world_size / step.global_rows).backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
+
+
+def validate(model: PreTrainedModel, dataset: Dataset, process: Process) -> Score:
+    """Loss and accuracy on the validation rows, computed by all processes together."""
+    found = predict(model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation")
+    return score(found, dataset.validation.labels)
+
+
+def write_model(
+    model: PreTrainedModel, dataset: Dataset, folder: Path, *, made_with: dict[str, Any], state: TrainingState
+) -> None:
+    """The model folder, with train_config.json, which says how it was trained."""
+    how = {"settings": made_with, "best_epoch": state.best_epoch, "epochs": state.validation}
+    with whole_folder(folder) as target:
+        save_model(model, dataset, target)
+        write_json(target / "train_config.json", how)
 
 
 def update(

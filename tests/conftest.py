@@ -1,0 +1,56 @@
+"""Small real objects that several files share: a dataset, a process group of one, a finished run."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.config import PreprocessConfig
+from trainer.dataset import Dataset
+from trainer.distributed import Process, process_group
+from trainer.preprocess import preprocess
+
+DISTRINEWS = Path(sys.executable).with_name("distrinews")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # for models as small as these, more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "dataset"
+    preprocess(PreprocessConfig(data="sample:400", max_length=64, validation_fraction=0.1), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_folder: Path) -> Dataset:
+    return Dataset(dataset_folder)
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    with process_group(timeout_minutes=1) as alone:
+        yield alone
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that went through the whole pipeline, as `make run` does it; its name is "first"."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = distrinews(
+        "run", "--data", "sample:1500", "--epochs", "2", "--batch-size", "8", "--runs-dir", str(runs), "--name", "first"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (runs / "first" / "said.txt").write_text(done.stdout, encoding="utf-8")
+    return runs / "first"
+
+
+def distrinews(*args: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a user calls it."""
+    return subprocess.run([DISTRINEWS, *args], capture_output=True, text=True, check=False, timeout=200)

@@ -1,0 +1,77 @@
+"""Exported models: the same answers, or not shipped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from trainer import export as export_module
+from trainer.config import ExportConfig
+from trainer.dataset import Dataset
+from trainer.errors import UserError
+from trainer.export import export
+from trainer.onnx_model import OnnxModel
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A trained and evaluated run that is not exported yet."""
+    shutil.copytree(finished_run / "model", tmp_path / "model", ignore=shutil.ignore_patterns("onnx"))
+    shutil.copy(finished_run / "predictions.npy", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run_dataset(finished_run: Path) -> Dataset:
+    return Dataset(finished_run / "dataset")
+
+
+def test_both_variants_are_shipped_with_what_was_compared(finished_run: Path) -> None:
+    facts = json.loads((finished_run / "model" / "onnx" / "model.json").read_text(encoding="utf-8"))
+    assert facts["default"] == "int8"
+    assert facts["labels"] == ["World", "Sports", "Business", "Sci/Tech"]
+    assert facts["variants"]["fp32"]["probability_difference"] < 1e-3
+    assert facts["variants"]["int8"]["accuracy_drop"] <= 0.005
+    assert facts["variants"]["int8"]["bytes"] < 0.5 * facts["variants"]["fp32"]["bytes"]
+    names = {path.name for path in (finished_run / "model" / "onnx").iterdir()}
+    assert names == {"model.json", "tokenizer.json", "model.onnx", "model_int8.onnx"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_fp32_gives_the_probabilities_of_the_trained_model_whatever_a_text_is_batched_with(
+    finished_run: Path, run_dataset: Dataset, batch_size: int
+) -> None:
+    texts = [run_dataset.test.text(row) for row in range(70)]
+    found = OnnxModel(finished_run / "model", "fp32").predict(texts, batch_size=batch_size, what="test")
+    np.testing.assert_allclose(found, np.load(finished_run / "predictions.npy")[:70], atol=1e-4)
+
+
+def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_said(
+    run: Path, run_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoilt(source: Path, target: Path) -> None:
+        model = onnx.load(str(source))
+        for weights in model.graph.initializer:
+            if len(weights.dims) == 2:
+                weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), weights.name))
+        onnx.save(model, str(target))
+
+    monkeypatch.setattr(export_module, "write_int8", spoilt)
+    facts = export(ExportConfig(check_rows=50), run_dataset, run)
+    assert list(facts["variants"]) == ["fp32"]
+    assert facts["default"] == "fp32"
+    assert not (run / "model" / "onnx" / "model_int8.onnx").exists()
+    assert "int8 is not shipped: its accuracy is" in capsys.readouterr().out
+
+
+def test_when_no_variant_predicts_as_the_trained_model_nothing_is_shipped(run: Path, run_dataset: Dataset) -> None:
+    wrong = np.roll(np.load(run / "predictions.npy"), 1, axis=1)
+    wrong[np.arange(len(wrong)), run_dataset.test.labels] += 2  # a trained model that is always right
+    np.save(run / "predictions.npy", wrong)
+    with pytest.raises(UserError, match="no exported variant predicts as the trained model does"):
+        export(ExportConfig(check_rows=50), run_dataset, run)
+    assert not (run / "model" / "onnx").exists()
+    assert not list((run / "model").glob(".onnx*")), "no half-written folder is left"
