@@ -166,9 +166,9 @@ def test_going_on_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> 
 def test_bars_reach_the_terminal_through_the_pipeline(finished_run: Path) -> None:
     """On a terminal each step draws its bar there, though its own output is a pipe."""
     main, terminal = pty.openpty()
-    command = [DISTRINEWS, "run", "--data", "sample:100", "--epochs", "1", "--min-accuracy", "1", "--name", "bars"]
+    command = [str(DISTRINEWS), "run", "--data", "sample:100", "--epochs", "1", "--min-accuracy", "1", "--name", "bars"]
     with subprocess.Popen(
-        [*command, "--runs-dir", finished_run.parent], stdout=terminal, stderr=terminal, stdin=terminal
+        [*command, "--runs-dir", str(finished_run.parent)], stdout=terminal, stderr=terminal, stdin=terminal
     ) as process:
         os.close(terminal)
         said = b""

@@ -12,7 +12,7 @@ from trainer.progress import Progress
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that moves on by a second each time it is read."""
     clock = itertools.count()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("trainer.progress.time.monotonic", lambda: float(next(clock)))
     monkeypatch.delenv(progress.TERMINAL_VARIABLE, raising=False)
 
 

@@ -11,10 +11,10 @@ import datasets
 import pytest
 
 from tests.data import AG_NEWS, labelled, write, write_csv, write_json_lines, write_parquet
+from trainer.columns import AG_NEWS_CLASSES, BadRow, Row
 from trainer.config import PreprocessConfig
 from trainer.errors import UserError
 from trainer.sources import Data, Source, find_data, hub_data
-from trainer.tables import AG_NEWS_CLASSES, BadRow, Row
 
 
 def find(data: Path | str, **settings: Any) -> Data:  # noqa: ANN401 - as PreprocessConfig takes it
@@ -54,7 +54,7 @@ def test_a_folder_gives_its_train_and_test_files(folder: Path) -> None:
     assert (data.title, data.classes, data.remarks) == ("news", (), ())
     assert rows(data.train) == labelled(20)
     assert rows(data.test) == labelled(6, classes=("good", "bad"))
-    assert list(data.train.read())[0] == (str(folder / "train.csv"), Row(*labelled(1)[0], line=2))
+    assert next(data.train.read()) == (str(folder / "train.csv"), Row(*labelled(1)[0], line=2))
 
 
 def test_rows_can_be_read_again(folder: Path) -> None:
@@ -97,7 +97,9 @@ def test_a_missing_part_of_a_split_is_missed(tmp_path: Path) -> None:
     assert said == f"{tmp_path}: holds 2 of the 3 parts of train: train-0-of-3.csv, train-2-of-3.csv"
 
 
-@pytest.mark.parametrize("second", ["train.jsonl", "train.csv.gz", "TRAIN.CSV", "train-00000-of-00001.csv"])
+@pytest.mark.parametrize(
+    "second", ["train.jsonl", "train.csv.gz", "Train.jsonl.gz", "train-0-of-1.csv", "train-0-of-3.csv"]
+)
 def test_of_two_candidates_none_is_chosen(folder: Path, second: str) -> None:
     write_csv(folder / second, labelled(3))
     names = ", ".join(sorted(["train.csv", second]))
@@ -142,17 +144,31 @@ def test_a_test_file_that_is_not_there_is_refused(folder: Path, tmp_path: Path) 
 
 def test_a_file_of_an_unknown_kind_is_refused(folder: Path, tmp_path: Path) -> None:
     sheet = write(tmp_path / "rows.xlsx", b"PK")
-    assert "rows.xlsx: not a known kind of file; it should end in .csv, " in refusal(sheet)
-    assert "rows.xlsx: not a known kind of file" in refusal(folder, test_data=str(sheet))
+    assert "rows.xlsx: unknown kind of file; known are .csv, " in refusal(sheet)
+    assert "rows.xlsx: unknown kind of file" in refusal(folder, test_data=str(sheet))
 
 
 def test_numbered_classes_mean_the_same_in_train_and_in_test(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "a" / "train.csv", [(number, "t", "d") for number in (1, 2, 5)], header=())
-    write(tmp_path / "a" / "classes.txt", "one\ntwo\nthree\nfour\nfive\n")
+    write(tmp_path / "a" / "classes.txt", "\ufeffone\r\ntwo\r\n three \r\nfour\r\nfive\r\n\r\n")
     test = write_csv(tmp_path / "b" / "test.csv", [(5, "t", "d"), (1, "t", "d")], header=())
     data = find(train, test_data=str(test))
     assert data.classes == ("one", "two", "three", "four", "five")
     assert rows(data.test) == [("t d", "five"), ("t d", "one")]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("", "holds nothing; expected two names or more"),
+        ("one\n", "holds one; expected two names or more"),
+        ("one\ntwo\none\n", "holds one, two, one; expected two names or more, each once"),
+        (b"Stra\xdfe\nWeg\n", "is not UTF-8: "),
+    ],
+)
+def test_a_list_of_classes_that_cannot_be_right_is_refused(tmp_path: Path, names: str | bytes, said: str) -> None:
+    listed = write(tmp_path / "classes.txt", names)
+    assert refusal(write(tmp_path / "train.csv", "1,a,b\n")).startswith(f"{listed}: {said}")
 
 
 def test_class_names_that_the_user_gives_go_before_those_of_the_data(tmp_path: Path) -> None:
@@ -277,6 +293,14 @@ def test_a_dataset_of_the_hub_gives_its_train_and_test_splits() -> None:
     ]
     assert rows(data.test) == [("well", "pos"), ("odd", "-1")]  # -1 is none of the classes, so a bad row later
     assert data.remarks == ("the split validation is not used: validation rows are taken from the training rows",)
+
+
+def test_rows_of_the_hub_are_checked_as_those_of_files_are() -> None:
+    data = hub_data(hub(train=(["fine", " "], [1, 0])), hub_settings())
+    assert [row for _, row in data.train.read()] == [
+        Row("fine", "pos", 1),
+        BadRow("empty text", "no text in the text columns", 2),
+    ]
 
 
 def test_columns_of_a_hub_dataset_may_be_named() -> None:

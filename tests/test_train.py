@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig, DistilBertForSequenceClassification, pipeline
 
 from trainer import train as train_module
-from trainer.checkpoint import TrainingState
+from trainer.checkpoint import TrainingState, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process
@@ -103,10 +103,9 @@ def test_a_run_stopped_after_an_epoch_goes_on_bit_for_bit(
     dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(QUICK, dataset, tmp_path / "whole", process)
-    save = train_module.save_checkpoint
 
     def save_and_die(*args: object, **kwargs: object) -> None:
-        save(*args, **kwargs)  # type: ignore[arg-type]
+        save_checkpoint(*args, **kwargs)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

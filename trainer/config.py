@@ -51,7 +51,7 @@ class PreprocessConfig(ModelConfig):
     """Column with the class. By default found by the usual names."""
 
     class_names: Names = ()
-    """Classes in the order of their numbers, with commas between names. By default those in the training rows; any other is an unknown class."""
+    """Classes in the order of their numbers (from 1 in a file without a header, else from 0), with commas between names. By default those in the training rows; any other is an unknown class."""
 
     bad_rows: Literal["stop", "skip"] = "stop"
     """What to do with a row that cannot be used: stop with its file, line and reason, or skip it, count it by reason and write it to bad_rows.jsonl."""
@@ -80,8 +80,9 @@ class PreprocessConfig(ModelConfig):
             raise ValueError("test_fraction contradicts test_data: with a file of test rows nothing is split off")
         if self.label_column in self.text_column:
             raise ValueError(f"label_column = {self.label_column!r} contradicts text_column, which names it too")
-        if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class_names has a name twice: {', '.join(self.class_names)}")
+        for field, names in (("text_column", self.text_column), ("class_names", self.class_names)):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{field} has a name twice: {', '.join(names)}")
         if len(self.class_names) == 1:
             raise ValueError("class_names needs two classes or more")
         return self

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import sample
+from trainer.columns import AG_NEWS_CLASSES, BadRow, Columns, Row, Table
 from trainer.config import PreprocessConfig
 from trainer.errors import UserError
-from trainer.tables import BadRow, Columns, Row, find_columns, read_records, read_table, table_classes, table_format
+from trainer.tables import read_table, table_classes, table_format
 
 if TYPE_CHECKING:
     import datasets
@@ -117,16 +118,31 @@ def _files(
         if not path.is_file():
             raise UserError(f"--test-data {path}: no such file")
         table_format(path)
-    columns = Columns(config.text_column, config.label_column, config.class_names)
+    numbered = _listed_classes(train[0].parent / "classes.txt")
+    columns = Columns(config.text_column, config.label_column, config.class_names, numbered)
     classes = config.class_names or table_classes(train[0], columns)
-    columns = columns._replace(numbered=classes)
 
     def source(paths: list[Path]) -> Source:
         name = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         return Source(name, lambda: ((str(path), row) for path in paths for row in read_table(path, columns)))
 
-    digest = _digest("train", *map(_file_digest, train), "test", *map(_file_digest, test), "classes", *classes)
+    digest = _digest(
+        "train", *map(_file_digest, train), "test", *map(_file_digest, test), "classes", *classes, *numbered
+    )
     return Data(title, source(train), source(test) if test else None, digest, classes, remarks)
+
+
+def _listed_classes(path: Path) -> tuple[str, ...]:
+    """The class names in a file, one a line, or those of AG News where there is none."""
+    if not path.is_file():
+        return AG_NEWS_CLASSES
+    try:
+        names = tuple(name.strip() for name in path.read_text(encoding="utf-8-sig").splitlines() if name.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8: {error}") from error
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; expected two names or more, each once")
+    return names
 
 
 def _hub(config: PreprocessConfig) -> Data:
@@ -152,22 +168,20 @@ def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
         raise UserError(f"--data {config.data}: has no train split; it has {', '.join(splits)}")
     columns = Columns(config.text_column, config.label_column, config.class_names)
 
-    def class_label(split: str) -> tuple[str, ...]:
+    def table(split: str) -> Table:
         features = splits[split].features
-        _, label = find_columns(f"{config.data} {split}", columns, list(features))
-        return tuple(getattr(features[label], "names", None) or ())
+        class_names = {name: tuple(getattr(feature, "names", None) or ()) for name, feature in features.items()}
+        return Table(f"{config.data} {split}", columns, list(features), class_names=class_names)
 
     def read(split: str) -> Iterator[tuple[str, Row | BadRow]]:
-        name, names = f"{config.data} {split}", splits[split].column_names
-        text, label = find_columns(name, columns, names)
-        records = splits[split].select_columns(list(dict.fromkeys((*text, label))))
-        for row in read_records(name, records, names, columns, class_label=class_label(split)):
-            yield name, row
+        made = table(split)
+        for line, record in enumerate(splits[split].select_columns([*made.text, made.label]), start=1):
+            yield f"{config.data} {split}", made.row(record, line)
 
     used = [name for name in ("train", "test") if name in splits]
     sources = {split: Source(f"{config.data} {split}", partial(read, split)) for split in used}
     digest = _digest(*used, *(splits[name]._fingerprint for name in used))  # noqa: SLF001 - the library's own digest has no other name
-    classes = config.class_names or class_label("train")
+    classes = config.class_names or table("train").classes
     remarks = tuple(_unused(f"the split {name}") for name in splits if name not in used)
     return Data(config.data, sources["train"], sources.get("test"), digest, classes, remarks)
 

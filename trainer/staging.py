@@ -11,11 +11,11 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from trainer.columns import Row
 from trainer.dataset import RowWriter
 from trainer.errors import UserError
 from trainer.progress import Progress, say
 from trainer.sources import Source
-from trainer.tables import Row
 
 CHUNK = 2048  # rows read, tokenised and written at a time: a few megabytes
 

@@ -9,13 +9,16 @@ as the run's test texts are; accuracy on all test rows of the run.
 import argparse
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,8 +54,8 @@ class Variant:
     graph: str
     weights: str
     path: Path
-    speeds: list[float] = field(default_factory=list)
-    """Texts/s of each round."""
+    seconds: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """[rounds, texts]"""
     cost: dict[str, float] = field(default_factory=dict)
     """Medians: load in seconds, resident and peak in MB."""
     found: dict[int, Probabilities] = field(default_factory=dict)
@@ -60,13 +63,14 @@ class Variant:
 
     @property
     def speed(self) -> float:
-        return median(self.speeds)
+        """Texts/s, from the median time of each text: what disturbs one round does not count."""
+        return self.seconds.shape[1] / float(np.median(self.seconds, axis=0).sum())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a run that was evaluated")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each speed, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each speed, of which the median counts")
     parser.add_argument("--texts", type=int, default=64, help="texts of a round")
     parser.add_argument("--check-rows", type=int, help="test rows to take the accuracy from; by default all")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
@@ -89,7 +93,7 @@ def main() -> None:
     how = (
         f"One text at a time through a session of one thread, {len(texts)} texts of the run's lengths "
         f"(mean {np.mean([len(text) for text in texts]):.1f} tokens), tokenising not counted; the variants take turns every "
-        f"{_CHUNK} texts; medians of {args.rounds} rounds. Load and memory: medians of {_PROCESSES} processes of one session. {load}"
+        f"{_CHUNK} texts; of each text the median of {args.rounds} rounds counts. Load and memory: medians of {_PROCESSES} processes of one session. {load}"
     )
     write(
         "int8",
@@ -129,15 +133,14 @@ def _write_variants(build: Callable[[], PreTrainedModel], folder: Path) -> Itera
         say(f"int8: writing {folder.name}, {name}")
         export(build(), source)
         yield Variant(name, "fp32", source)
-        for weight_type in (QuantType.QInt8, QuantType.QUInt8):
-            for per_channel in (False, True):
-                path = folder / f"{number}-{weight_type}-{per_channel}.onnx"
+        for weights in ("int8", "uint8") if name == _EAGER else ("int8",):
+            for scale in ("per tensor", "per channel"):
+                path = folder / f"{number}-{weights}-{scale[4]}.onnx"
                 quantize_dynamic(
-                    str(source), str(path), weight_type=weight_type, per_channel=per_channel,
+                    str(source), str(path), weight_type=_TYPES[weights], per_channel=scale == "per channel",
                     extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what fused nodes give, which it cannot infer
                 )  # fmt: skip
-                scale = "per channel" if per_channel else "per tensor"
-                yield Variant(name, f"{'int8' if weight_type == QuantType.QInt8 else 'uint8'} {scale}", path)
+                yield Variant(name, f"{weights} {scale}", path)
     name, source = _EAGER, folder / f"{list(_GRAPHS).index(_EAGER)}.onnx"
     blocks = MatMulNBitsQuantizer(onnx.load(str(source)), bits=8, block_size=128, is_symmetric=True, accuracy_level=4)
     blocks.process()
@@ -178,6 +181,7 @@ def _example() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.ones_like(ids)
 
 
+_TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 _EAGER = "eager attention"
 _GRAPHS: dict[str, Callable[[PreTrainedModel, Path], None]] = {
     "sdpa attention": lambda model, path: _export_dynamo(model, path, "sdpa"),
@@ -192,20 +196,18 @@ def _time(variants: Sequence[Variant], texts: Tokens, *, rounds: int, what: str)
     for session in sessions:
         for given in inputs[:4]:
             session.run(None, given)
-    for number in range(rounds):
-        seconds = np.zeros(len(variants))
-        for start in range(0, len(inputs), _CHUNK):
+    seconds = np.zeros((len(variants), rounds, len(inputs)))
+    with Progress(f"int8: {what}", rounds * len(inputs), "texts") as progress:
+        for number, start in product(range(rounds), range(0, len(inputs), _CHUNK)):
             for place, session in enumerate(sessions):
-                started = time.perf_counter()
-                for given in inputs[start : start + _CHUNK]:
-                    session.run(None, given)
-                seconds[place] += time.perf_counter() - started
-        for variant, spent in zip(variants, seconds, strict=True):
-            variant.speeds.append(len(inputs) / float(spent))
-        fastest = max(variants, key=lambda variant: variant.speeds[-1])
-        say(
-            f"int8: {what}, round {number + 1}/{rounds}: {fastest.graph}, {fastest.weights}: {fastest.speeds[-1]:.0f} texts/s"
-        )
+                for text in range(start, min(start + _CHUNK, len(inputs))):
+                    started = time.perf_counter()
+                    session.run(None, inputs[text])
+                    seconds[place, number, text] = time.perf_counter() - started
+            progress.advance(min(_CHUNK, len(inputs) - start))
+    for variant, measured in zip(variants, seconds, strict=True):
+        variant.seconds = measured
+        say(f"int8: {what}: {variant.graph}, {variant.weights}: {variant.speed:.1f} texts/s")
 
 
 def _weigh(variants: Sequence[Variant], texts: Tokens, file: Path) -> None:
@@ -220,16 +222,22 @@ def _weigh(variants: Sequence[Variant], texts: Tokens, file: Path) -> None:
 
 
 def _classify(variants: Sequence[Variant], dataset: Dataset, rows: npt.NDArray[np.int64]) -> None:
-    for variant in variants:
-        session = open_session(variant.path, threads=0)
-        for batch_size in (1, _BATCH):
-            what = f"int8: {variant.graph}, {variant.weights}, in batches of {batch_size}"
-            with Progress(what, len(rows), "texts") as progress:
-                found = []
-                for start in range(0, len(rows), batch_size):
-                    found.append(_logits(session, dataset.test, rows[start : start + batch_size], dataset.pad_token_id))
-                    progress.advance(batch_size)
-            variant.found[batch_size] = np.concatenate(found)
+    """As many variants at once as there are cores."""
+    todo = list(product(variants, (1, _BATCH)))
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        Progress("int8: answers", len(todo) * len(rows), "texts") as progress,
+    ):
+        answered = pool.map(lambda part: _answers(part[0].path, dataset, rows, batch_size=part[1]), todo)
+        for (variant, batch_size), found in zip(todo, answered, strict=True):
+            variant.found[batch_size] = found
+            progress.advance(len(rows))
+
+
+def _answers(path: Path, dataset: Dataset, rows: npt.NDArray[np.int64], *, batch_size: int) -> Probabilities:
+    session = open_session(path, threads=1)
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return np.concatenate([_logits(session, dataset.test, batch, dataset.pad_token_id) for batch in batches])
 
 
 def _logits(
@@ -254,7 +262,7 @@ def _speed_row(variant: Variant, first: Variant) -> dict[str, str]:
         "Graph": variant.graph,
         "Weights": variant.weights,
         "Texts/s": f"{variant.speed:.1f}",
-        "×": f"{median(own / other for own, other in zip(variant.speeds, first.speeds, strict=True)):.2f}",
+        "×": f"{variant.speed / first.speed:.2f}",
         "File, MB": f"{variant.cost['file']:.1f}",
         "Load, s": f"{variant.cost['load']:.2f}",
         "Resident, MB": f"{variant.cost['resident']:.0f}",
