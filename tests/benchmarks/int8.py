@@ -8,44 +8,38 @@ as the run's test texts are; accuracy on all test rows of the run.
 
 import argparse
 import json
-import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 from onnxruntime import InferenceSession
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from onnxruntime.transformers.optimizer import optimize_model
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
 
+from tests.benchmarks.int8_variants import BLOCKS, EAGER, GRAPHS, quieten, write_variants
 from tests.benchmarks.one_session import open_session
 from tests.benchmarks.record import table, wait_until_quiet, write
 from trainer.batches import collate
 from trainer.dataset import Dataset, Split
-from trainer.export import _Logits
 from trainer.model import load_model
 from trainer.predict import Probabilities
 from trainer.progress import Progress, say
 
 Tokens = list[npt.NDArray[np.int64]]
-_NAMES: dict[str, Any] = {"input_names": ["input_ids", "attention_mask"], "output_names": ["logits"]}
 _BATCH = 32
 _PROCESSES = 3  # that load a model, of which the median counts
+_ACCURACY_DROP = 0.005  # as trainer.export allows
+_SLOWER = 0.03  # what we do not tell apart
 _CHUNK = 8  # texts that a variant gets before it is the turn of the next
 
 
@@ -64,7 +58,8 @@ class Variant:
     @property
     def speed(self) -> float:
         """Texts/s, from the median time of each text: what disturbs one round does not count."""
-        return self.seconds.shape[1] / float(np.median(self.seconds, axis=0).sum())
+        times: npt.NDArray[np.float64] = np.median(self.seconds, axis=0)
+        return len(times) / float(times.sum())
 
 
 def main() -> None:
@@ -75,14 +70,14 @@ def main() -> None:
     parser.add_argument("--check-rows", type=int, help="test rows to take the accuracy from; by default all")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
     args = parser.parse_args()
-    _quieten()
+    quieten()
     dataset = Dataset(args.run / "dataset")
     chosen = np.random.default_rng(0).permutation(len(dataset.test))
     texts = [dataset.test.tokens(int(row)).astype(np.int64) for row in chosen[: args.texts]]
     trained = load_model(args.run / "model")
     with tempfile.TemporaryDirectory() as name:
-        real = list(_write_variants(_distilbert, Path(name) / "distilbert"))
-        own = list(_write_variants(lambda: load_model(args.run / "model"), Path(name) / "run"))
+        real = [Variant(*made) for made in write_variants(_distilbert, Path(name) / "distilbert")]
+        own = [Variant(*made) for made in write_variants(lambda: load_model(args.run / "model"), Path(name) / "run")]
         load = wait_until_quiet(args.wait_minutes)
         for what, variants in (("DistilBERT size", real), ("the run's model", own)):
             _time(variants, texts, rounds=args.rounds, what=what)
@@ -108,86 +103,15 @@ def main() -> None:
             table([_speed_row(variant, own[0]) for variant in own]),
             f"Its answers on {len(rows):,} test rows; the trained model's accuracy is {_accuracy(expected, labels):.2%}.",
             table([_accuracy_row(variant, expected, labels) for variant in own]),
-            _conclusion(real, own, labels),
+            _conclusion(real, own, expected, labels),
         ],
     )
-
-
-def _quieten() -> None:
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises a preparation that changes nothing here
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxruntime").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # both exporters warn of their own internals
 
 
 def _distilbert() -> PreTrainedModel:
     torch.manual_seed(0)
     config = DistilBertConfig(id2label=dict(enumerate("abcd")))
     return DistilBertForSequenceClassification(config)
-
-
-def _write_variants(build: Callable[[], PreTrainedModel], folder: Path) -> Iterator[Variant]:
-    folder.mkdir()
-    for number, (name, export) in enumerate(_GRAPHS.items()):
-        source = folder / f"{number}.onnx"
-        say(f"int8: writing {folder.name}, {name}")
-        export(build(), source)
-        yield Variant(name, "fp32", source)
-        for weights in ("int8", "uint8") if name == _EAGER else ("int8",):
-            for scale in ("per tensor", "per channel"):
-                path = folder / f"{number}-{weights}-{scale[4]}.onnx"
-                quantize_dynamic(
-                    str(source), str(path), weight_type=_TYPES[weights], per_channel=scale == "per channel",
-                    extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what fused nodes give, which it cannot infer
-                )  # fmt: skip
-                yield Variant(name, f"{weights} {scale}", path)
-    name, source = _EAGER, folder / f"{list(_GRAPHS).index(_EAGER)}.onnx"
-    blocks = MatMulNBitsQuantizer(onnx.load(str(source)), bits=8, block_size=128, is_symmetric=True, accuracy_level=4)
-    blocks.process()
-    blocks.model.save_model_to_file(str(folder / "blocks.onnx"))
-    yield Variant(name, "int8 in blocks of 128", folder / "blocks.onnx")
-
-
-def _export_dynamo(model: PreTrainedModel, path: Path, attention: str) -> None:
-    model.set_attn_implementation(attention)
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    torch.onnx.export(
-        _Logits(model).eval(), _example(), str(path), dynamo=True, external_data=False, verbose=False,
-        dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic}, **_NAMES,
-    )  # fmt: skip
-    exported = onnx.load(str(path))
-    exported.graph.ClearField("value_info")  # as trainer.export does, with the reason
-    onnx.save(exported, str(path))
-
-
-def _export_fused(model: PreTrainedModel, path: Path) -> None:
-    """The TorchScript exporter with eager attention writes the one graph whose attention the optimizer knows."""
-    model.set_attn_implementation("eager")
-    dynamic = {0: "rows", 1: "length"}
-    torch.onnx.export(
-        _Logits(model).eval(), _example(), str(path), dynamo=False, opset_version=17,
-        dynamic_axes={"input_ids": dynamic, "attention_mask": dynamic, "logits": {0: "rows"}}, **_NAMES,
-    )  # fmt: skip
-    config = model.config
-    fused = optimize_model(
-        str(path), "bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size, opt_level=0
-    )
-    assert fused.get_fused_operator_statistics()["Attention"] == config.num_hidden_layers, "attention was not fused"
-    fused.save_model_to_file(str(path))
-
-
-def _example() -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.full((2, 16), 5)
-    return ids, torch.ones_like(ids)
-
-
-_TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
-_EAGER = "eager attention"
-_GRAPHS: dict[str, Callable[[PreTrainedModel, Path], None]] = {
-    "sdpa attention": lambda model, path: _export_dynamo(model, path, "sdpa"),
-    _EAGER: lambda model, path: _export_dynamo(model, path, "eager"),
-    "fused": _export_fused,
-}
 
 
 def _time(variants: Sequence[Variant], texts: Tokens, *, rounds: int, what: str) -> None:
@@ -288,8 +212,53 @@ def _described(model: PreTrainedModel) -> str:
     return f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}"
 
 
-def _conclusion(real: list[Variant], own: list[Variant], labels: npt.NDArray[np.int32]) -> str:
-    return ""
+def _conclusion(real: list[Variant], own: list[Variant], expected: Probabilities, labels: npt.NDArray[np.int32]) -> str:
+    """What to ship by one rule, and what each of its parts is worth."""
+    chosen = _choice(real, own, expected, labels)
+
+    def speed(graph: str, weights: str) -> str:
+        """Speed of a variant in parts of the chosen one's, for both models."""
+        parts = [_named(found, graph, weights).speed / _named(found, *chosen).speed for found in (real, own)]
+        return f"{min(parts):.2f} to {max(parts):.2f} × its speed"
+
+    def same(graph: str, weights: str) -> str:
+        found = _named(own, graph, weights).found
+        return f"{min(_same(probabilities, expected) for probabilities in found.values()):.2%}"
+
+    graph, weights = chosen
+    others = [f"{name} {speed(name, weights)}" for name in GRAPHS if name != graph]
+    blocks = _named(own, EAGER, BLOCKS)
+    return (
+        f"**Ship {graph}, {weights}**: of the variants within {_ACCURACY_DROP * 100} points of the trained model's accuracy, alone and in "
+        f"batches, and at most {_SLOWER:.0%} slower than the fastest, it gives the trained model's label most often ({same(*chosen)} or more). "
+        f"Other graphs with the same weights: {', '.join(others)}. One scale for a whole tensor: "
+        f"{speed(graph, 'int8 per tensor')}, but the trained model's label on {same(graph, 'int8 per tensor')}. Unsigned weights: "
+        f"{speed(EAGER, 'uint8 per channel')}. Blocks of 128, whose activations are quantised block by block: the label of the trained model "
+        f"on {same(EAGER, BLOCKS)}, the same alone as in a batch on {_same(blocks.found[1], blocks.found[_BATCH]):.2%}, at "
+        f"{speed(EAGER, BLOCKS)} and {blocks.cost['file'] / _named(own, *chosen).cost['file']:.1f} × the file."
+    )
+
+
+def _choice(
+    real: list[Variant], own: list[Variant], expected: Probabilities, labels: npt.NDArray[np.int32]
+) -> tuple[str, str]:
+    """Graph and weights of the int8 variant that agrees with the trained model most, out of the accurate and fast ones."""
+    least = _accuracy(expected, labels) - _ACCURACY_DROP
+    accurate = [
+        (fast, answers)
+        for fast, answers in zip(real, own, strict=True)
+        if answers.weights != "fp32" and min(_accuracy(found, labels) for found in answers.found.values()) >= least
+    ]
+    enough = (1 - _SLOWER) * max(fast.speed for fast, _ in accurate)
+    _, best = max(
+        (pair for pair in accurate if pair[0].speed >= enough),
+        key=lambda pair: min(_same(found, expected) for found in pair[1].found.values()),
+    )
+    return best.graph, best.weights
+
+
+def _named(variants: list[Variant], graph: str, weights: str) -> Variant:
+    return next(variant for variant in variants if (variant.graph, variant.weights) == (graph, weights))
 
 
 if __name__ == "__main__":
