@@ -11,7 +11,9 @@ import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
+from transformers import PreTrainedModel
 
+from trainer.cls_only import read_first_position_only
 from trainer.config import ExportConfig
 from trainer.dataset import Dataset
 from trainer.errors import UserError
@@ -79,8 +81,11 @@ class _Logits(nn.Module):
         return logits
 
 
-def write_fp32(model: nn.Module, path: Path) -> None:
-    """The model as ONNX with any number of texts of any length."""
+def write_fp32(model: PreTrainedModel, path: Path) -> None:
+    """The model as ONNX with any number of texts of any length; changes the model into what is exported."""
+    model.set_attn_implementation("eager")  # its graph is simpler, and runs 1.2 to 1.3 times as fast
+    if not read_first_position_only(model):
+        say(f"export: {model.config.model_type}: the whole last layer is exported, it may read more than [CLS]")
     rows, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     example = torch.full((2, 16), 5)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that this model does not need
