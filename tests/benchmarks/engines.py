@@ -40,6 +40,8 @@ class Way:
     """Of a turn, which should last a few seconds."""
     speeds: list[float] = field(default_factory=list)
     """Texts/s of each round."""
+    efficiencies: list[float] = field(default_factory=list)
+    """Texts per second of processor time in each round: others who use the machine disturb it less."""
     resident: list[float] = field(default_factory=list)
     """MB after each round."""
 
@@ -141,6 +143,7 @@ def _compare(folder: Path, *, rounds: int) -> None:
                 print(number, file=stdin, flush=True)
                 turn = json.loads(stdout.readline())
                 way.speeds.append(way.texts / turn["seconds"])
+                way.efficiencies.append(way.texts / turn["cpu_seconds"])
                 way.resident.append(turn["resident"])
             said = ", ".join(f"{name} {way.speeds[-1]:.1f}" for name, way in WAYS.items())
             print(f"engines: round {number + 1}/{rounds}, texts/s: {said}", flush=True)
@@ -155,9 +158,10 @@ def _measure(way: Way, folder: Path) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         start = int(line) * 256 % len(texts)  # the same texts for all, as far as a way gets
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         work(texts[start : start + way.texts])
-        print(json.dumps({"seconds": time.perf_counter() - started, "resident": memory("VmRSS")}), flush=True)
+        turn = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started}
+        print(json.dumps(turn | {"resident": memory("VmRSS")}), flush=True)
 
 
 def _torch(folder: Path) -> Work:
@@ -225,6 +229,7 @@ def _report(folder: Path, load: str, *, rounds: int) -> None:
             "Texts/s": f"{median(way.speeds):.1f}",
             "×": f"{median(own / other for own, other in zip(way.speeds, first.speeds, strict=True)):.1f}",
             "× in the rounds": f"{min(ratios):.1f}-{max(ratios):.1f}",
+            "Texts per CPU second": f"{median(way.efficiencies):.1f}",
             "Resident after one round, MB": f"{way.resident[0]:.0f}",
             "after all, MB": f"{way.resident[-1]:.0f}",
         }
