@@ -79,7 +79,7 @@ class Classifier:
     def _check(self) -> None:
         """One run on the longest text of the last token: whatever model, tokenizer and labels disagree on fails now."""
         last = max(self.folder.tokenizer.get_vocab().values())
-        together = f"{self.folder.onnx_file} does not belong to the files beside it"
+        together = f"{self.folder.file} does not belong to the files beside it"
         try:
             logits = self._logits([last] * self.folder.max_length)
         except Exception as error:  # the engine's exceptions share no narrower base

@@ -1,5 +1,6 @@
-"""What runs the model."""
+"""What runs the model: the interface, ONNX Runtime, and which engine is taken. OpenVINO stands in a file of its own, imported only where it runs."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -7,21 +8,64 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from server.model_folder import ModelFolderError
+from server.model_folder import ModelFolder, ModelFolderError
+from server.settings import EngineName
 
 
 class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def batches(self) -> bool:
+        """Whether texts of like length together are faster than alone, with the same answers."""
+
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits [batch, classes] of token ids [batch, length] and their mask; several threads may call at once."""
+
+
+def wanted_variants(engine: EngineName) -> tuple[str, ...]:
+    """The variants of a model folder that serve a setting, best first."""
+    if engine == "auto":
+        return ("openvino", "int8", "fp32") if openvino_installed() else ("int8", "fp32")
+    return {"openvino": ("openvino",), "onnx": ("int8", "fp32"), "onnx-fp32": ("fp32",)}[engine]
+
+
+def openvino_installed() -> bool:
+    return find_spec("openvino") is not None
+
+
+def load_engine(folder: ModelFolder, *, workers: int) -> Engine:
+    """The engine of the folder's chosen variant, for as many callers at once as there are workers."""
+    if folder.variant == "openvino":
+        try:
+            from server.openvino_engine import OpenVinoEngine
+        except ImportError as error:
+            raise ModelFolderError(
+                f"{folder.file} needs OpenVINO, which cannot be imported ({error}): pip install openvino, or choose --engine onnx"
+            ) from error
+        return OpenVinoEngine(folder.file, max_length=folder.max_length, workers=workers)
+    return OnnxEngine(folder.file)
+
+
+def why(engine: EngineName, variant: str) -> str:
+    """The reason for which a setting came to a variant, as the end of a sentence."""
+    if engine != "auto":
+        return f"as --engine {engine} says"
+    if variant == "openvino":
+        return "the fastest on a CPU"
+    if not openvino_installed():
+        return "as OpenVINO, which is faster, is not installed (pip install openvino)"
+    return "as the model folder has no variant for OpenVINO, which is faster (the export step writes it)"
 
 
 class OnnxEngine:
     """ONNX Runtime with one thread a call: several calls at once fill the CPUs better than one call on all of them."""
 
     name = f"onnxruntime {onnxruntime.__version__}"
+    batches = (
+        False  # no faster, and dynamic int8 scales activations over the batch: an answer would depend on its neighbours
+    )
 
     def __init__(self, file: Path) -> None:
         try:

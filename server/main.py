@@ -14,7 +14,7 @@ from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, Sett
 
 from server.api import create_app
 from server.classifier import Classifier
-from server.engine import OnnxEngine
+from server.engine import load_engine, wanted_variants, why
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import PREFIX, Settings
 
@@ -39,8 +39,9 @@ def main(args: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, _stop)
     settings = _read_settings(args)
     try:
-        folder = read_model_folder(settings.model_folder, settings.variant)
-        classifier = Classifier(folder, OnnxEngine(folder.onnx_file), workers=settings.workers)
+        folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
+        engine = load_engine(folder, workers=settings.workers)
+        classifier = Classifier(folder, engine, workers=settings.workers)
     except (ModelFolderError, OSError) as error:  # OSError: a file that may not be read, which it names
         _fail(str(error), status=1)
     try:
@@ -59,7 +60,7 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     listener = _listen(settings)
-    _Server(config, announce=_ready_line(listener, settings)).run(sockets=[listener])
+    _Server(config, announce=_ready_line(listener, settings, classifier)).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -72,11 +73,13 @@ class _Server(uvicorn.Server):
         print(self._announce, flush=True)
 
 
-def _ready_line(listener: socket.socket, settings: Serve) -> str:
+def _ready_line(listener: socket.socket, settings: Serve, classifier: Classifier) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     example = f"""curl {url}/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'"""
-    return f"distrinews {version('distrinews')} serves {settings.model_folder} at {url}; try {example}"
+    variant = classifier.folder.variant
+    chosen = f"{variant} on {classifier.engine.name}, {why(settings.engine, variant)}"
+    return f"distrinews {version('distrinews')} serves {settings.model_folder} at {url}; {chosen}; try {example}"
 
 
 def _listen(settings: Serve) -> socket.socket:

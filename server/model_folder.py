@@ -1,5 +1,6 @@
 """What a model folder must hold to be served, checked before anything is loaded. Nothing in it is ever unpickled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +16,14 @@ class ModelFolderError(ValueError):
 
 
 class _Variant(BaseModel):
-    file: str = Field(pattern=r"^[^/\\]+\.onnx$")  # a name inside the folder, not a path out of it
+    # Names inside the folder, not paths out of it.
+    file: str = Field(pattern=r"^[^/\\]+\.(onnx|xml)$")
+    weights: str | None = Field(default=None, pattern=r"^[^/\\]+\.bin$")
 
 
 class _ModelJson(BaseModel):
     labels: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2)
     max_length: int = Field(ge=3)  # [CLS], a token, [SEP]
-    default: str
     variants: dict[str, _Variant] = Field(min_length=1)
 
 
@@ -31,24 +33,25 @@ class ModelFolder:
     max_length: int
     """Tokens of a text at most; what is longer is truncated."""
     variant: str
-    onnx_file: Path
+    file: Path
+    """The model in this variant; an .xml has its weights in a .bin of the same name."""
     tokenizer: Tokenizer
 
 
-def read_model_folder(folder: Path, variant: str) -> ModelFolder:
-    """The folder's model in one variant; `auto` is the folder's default."""
+def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
+    """The folder's model in the first of these variants that it has."""
     onnx = _onnx_folder(folder)
     model = _read_model_json(onnx / "model.json")
-    name = model.default if variant == "auto" else variant
-    if name not in model.variants:
+    name = next((name for name in variants if name in model.variants), None)
+    if name is None:
         raise ModelFolderError(
-            f"{onnx / 'model.json'} has no variant {name}, only {', '.join(model.variants)}: choose with --variant"
+            f"{onnx / 'model.json'} has no variant {' or '.join(variants)}, only {', '.join(model.variants)}: choose with --engine"
         )
     return ModelFolder(
         labels=tuple(model.labels),
         max_length=model.max_length,
         variant=name,
-        onnx_file=_existing(onnx / model.variants[name].file),
+        file=_existing_model(onnx, model.variants[name]),
         tokenizer=_read_tokenizer(_existing(onnx / "tokenizer.json"), max_length=model.max_length),
     )
 
@@ -69,6 +72,12 @@ def _existing(file: Path) -> Path:
     if not file.is_file():
         raise ModelFolderError(f"{file} is missing: {_MEND}")
     return file
+
+
+def _existing_model(onnx: Path, variant: _Variant) -> Path:
+    if variant.weights:
+        _existing(onnx / variant.weights)
+    return _existing(onnx / variant.file)
 
 
 def _read_model_json(file: Path) -> _ModelJson:

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.cpus import available_cpus
 
+EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32"]
 PREFIX = "DISTRINEWS_"
 _NOT_OURS = {"DISTRINEWS_TERMINAL"}  # read by the command line, which may start the server
 
@@ -22,8 +23,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names."""
 
-    variant: Literal["auto", "int8", "fp32"] = "auto"
-    """Which of the folder's models to serve; auto is the one that the folder recommends."""
+    engine: EngineName = "auto"
+    """What runs the model: openvino (int8, the fastest), onnx (int8, the smallest), or the same in fp32; auto takes the first of them that is installed and in the folder."""
 
     workers: int = Field(default_factory=available_cpus, ge=1, le=256)
     """Texts classified at the same time, one thread each, 1 to 256. By default the CPUs that this process may use."""

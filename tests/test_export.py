@@ -1,7 +1,9 @@
 """Exported models: the same answers, or not shipped."""
 
 import json
+import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,11 @@ import onnx
 import pytest
 
 from trainer import export as export_module
+from trainer import openvino_model
 from trainer.config import ExportConfig
 from trainer.dataset import Dataset
 from trainer.errors import UserError
-from trainer.export import export
+from trainer.export import _fault, export
 from trainer.onnx_model import OnnxModel
 
 
@@ -29,15 +32,24 @@ def run_dataset(finished_run: Path) -> Dataset:
     return Dataset(finished_run / "dataset")
 
 
-def test_both_variants_are_shipped_with_what_was_compared(finished_run: Path) -> None:
+def test_all_variants_are_shipped_with_what_was_compared(finished_run: Path) -> None:
     facts = json.loads((finished_run / "model" / "onnx" / "model.json").read_text(encoding="utf-8"))
     assert facts["default"] == "int8"
     assert facts["labels"] == ["World", "Sports", "Business", "Sci/Tech"]
     assert facts["variants"]["fp32"]["probability_difference"] < 1e-3
     assert facts["variants"]["int8"]["accuracy_drop"] <= 0.005
     assert facts["variants"]["int8"]["bytes"] < 0.5 * facts["variants"]["fp32"]["bytes"]
+    openvino = facts["variants"]["openvino"]
+    assert openvino["accuracy_drop"] <= 0.005
+    assert openvino["same_label_batched"] == 1
+    assert openvino["bytes"] < 0.5 * facts["variants"]["fp32"]["bytes"], "its weights are int8"
     names = {path.name for path in (finished_run / "model" / "onnx").iterdir()}
-    assert names == {"model.json", "tokenizer.json", "model.onnx", "model_int8.onnx"}
+    assert names == {
+        "model.json", "tokenizer.json", "model.onnx", "model_int8.onnx", openvino["file"], openvino["weights"]
+    }  # fmt: skip
+    said = (finished_run / "said.txt").read_text(encoding="utf-8")
+    assert "export: shipped fp32, int8, openvino" in said
+    assert not re.search(r"nncf|INFO|Statistics|━", said, re.IGNORECASE), "the libraries are kept quiet"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -59,19 +71,56 @@ def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_said
                 weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), weights.name))
         onnx.save(model, str(target))
 
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such\n operation")
+
     monkeypatch.setattr(export_module, "write_int8", spoilt)
+    monkeypatch.setattr(openvino_model, "write_openvino", broken)
     facts = export(ExportConfig(check_rows=50), run_dataset, run)
     assert list(facts["variants"]) == ["fp32"]
     assert facts["default"] == "fp32"
     assert not (run / "model" / "onnx" / "model_int8.onnx").exists()
-    assert "int8 is not shipped: its accuracy is" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "int8 is not shipped: its accuracy is" in said
+    assert "openvino is not shipped: it cannot be made (no such operation)" in said
 
 
-def test_when_no_variant_predicts_as_the_trained_model_nothing_is_shipped(run: Path, run_dataset: Dataset) -> None:
+def test_when_no_variant_predicts_as_the_trained_model_nothing_is_shipped(
+    run: Path, run_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None if name == "nncf" else find_spec(name))
     wrong = np.roll(np.load(run / "predictions.npy"), 1, axis=1)
     wrong[np.arange(len(wrong)), run_dataset.test.labels] += 2  # a trained model that is always right
     np.save(run / "predictions.npy", wrong)
     with pytest.raises(UserError, match="no exported variant predicts as the trained model does"):
         export(ExportConfig(check_rows=50), run_dataset, run)
+    assert "openvino is left out; to have it: pip install nncf\n" in capsys.readouterr().out
     assert not (run / "model" / "onnx").exists()
     assert not list((run / "model").glob(".onnx*")), "no half-written folder is left"
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("openvino", {}, ""),
+        ("openvino", {"accuracy_drop": 0.0051}, "its accuracy is 0.51 points lower, more than 0.5"),
+        ("openvino", {"same_label_batched": 0.999}, "it gives 0.10% of the texts another label in a batch than alone"),
+        ("int8", {"same_label_batched": 0.999}, ""),
+        ("fp32", {"same_label": 0.99}, "it gives the same label on 99.00% of the texts, fewer than 99.5%"),
+        ("fp32", {"probability_difference": 0.01}, "a probability differs by 1.0e-02, more than 1e-03"),
+    ],
+)
+def test_what_a_variant_is_refused_for(name: str, changed: dict[str, float], said: str) -> None:
+    found = {"same_label": 1.0, "same_label_batched": 1.0, "probability_difference": 0.0, "accuracy_drop": 0.0}
+    assert _fault(name, found | changed) == said
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_the_openvino_variant_gives_about_the_probabilities_of_the_trained_model(
+    finished_run: Path, run_dataset: Dataset, batch_size: int
+) -> None:
+    texts = [run_dataset.test.text(row) for row in range(64)]
+    found = OnnxModel(finished_run / "model", "openvino").predict(texts, batch_size=batch_size, what="test")
+    expected = np.load(finished_run / "predictions.npy")[:64]
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.95
+    assert float(np.abs(found - expected).mean()) < 0.03

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from server.api import create_app
 from server.classifier import Classifier
-from server.engine import OnnxEngine
+from server.engine import OnnxEngine, load_engine, wanted_variants
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import Settings
 
@@ -87,7 +87,7 @@ def write_model_folder(folder: Path) -> Path:
     facts = {
         "labels": LABELS,
         "max_length": MAX_LENGTH,
-        "default": "int8",
+        "default": "int8",  # for other readers: the server has its own order
         "variants": {"fp32": {"file": "model.onnx", "accuracy": 0.9}, "int8": {"file": "model_int8.onnx"}},
     }
     (onnx_folder / "model.json").write_text(json.dumps(facts))
@@ -272,8 +272,8 @@ def test_a_body_that_is_not_declared_to_be_json_is_refused(client: httpx.Client)
     assert "Content-Type: application/json" in response.json()["detail"][0]["msg"]
 
 
-def test_flags_choose_the_variant_and_the_limits(folder: Path, client: httpx.Client) -> None:
-    flags = ("--variant", "fp32", "--max-batch-texts", "2", "--max-text-characters", "5")
+def test_flags_choose_the_engine_and_the_limits(folder: Path, client: httpx.Client) -> None:
+    flags = ("--engine", "onnx-fp32", "--max-batch-texts", "2", "--max-text-characters", "5")
     with serving(folder, *flags) as (_, other):
         assert other.get("/health").json()["variant"] == "fp32"
         assert predict(other, "goal") != predict(client, "goal")
@@ -307,6 +307,7 @@ class Watched:
     """The real engine, and a step of a test before each of its runs."""
 
     name = "watched"
+    batches = False
 
     def __init__(self, folder: Path) -> None:
         self._engine = OnnxEngine(folder / "onnx" / "model.onnx")
@@ -331,7 +332,7 @@ class Watched:
 @contextmanager
 def watched(folder: Path, *, workers: int) -> Iterator[tuple[Watched, httpx.AsyncClient]]:
     engine = Watched(folder)
-    classifier = Classifier(read_model_folder(folder, "auto"), engine, workers=workers)
+    classifier = Classifier(read_model_folder(folder, wanted_variants("onnx-fp32")), engine, workers=workers)
     transport = httpx.ASGITransport(create_app(classifier, Settings()))
     yield engine, httpx.AsyncClient(transport=transport, base_url="http://test")
     classifier.close()
@@ -375,7 +376,7 @@ def test_as_many_texts_run_at_once_as_there_are_workers_and_no_more(folder: Path
 def test_a_missing_file_is_named(own_folder: Path, name: str) -> None:
     (own_folder / "onnx" / name).unlink()
     with pytest.raises(ModelFolderError, match=f"onnx/{name} is missing: run distrinews run, or the export step"):
-        read_model_folder(own_folder, "auto")
+        read_model_folder(own_folder, wanted_variants("auto"))
 
 
 @pytest.mark.parametrize(
@@ -394,8 +395,8 @@ def test_a_file_that_cannot_be_read_is_named(own_folder: Path, name: str, text: 
 
 
 def load(folder: Path) -> None:
-    model = read_model_folder(folder, "auto")
-    Classifier(model, OnnxEngine(model.onnx_file), workers=1)
+    model = read_model_folder(folder, wanted_variants("auto"))
+    Classifier(model, load_engine(model, workers=1), workers=1)
 
 
 @pytest.mark.parametrize(
@@ -404,8 +405,10 @@ def load(folder: Path) -> None:
         ({"labels": [*LABELS, "Sci/Tech"]}, "4 labels"),
         ({"labels": ["World", "Sports", "World"]}, "twice"),
         ({"max_length": MAX_LENGTH + 1}, f"fails on {MAX_LENGTH + 1} tokens"),
-        ({"default": "int4"}, "no variant int4, only fp32, int8"),
+        ({"variants": {"int4": {"file": "model.onnx"}}}, "no variant openvino or int8 or fp32, only int4"),
         ({"variants": {"int8": {"file": "../../model.onnx"}}}, r"variants\.int8\.file"),
+        ({"variants": {"openvino": {"file": "a.xml", "weights": "../a.bin"}}}, r"variants\.openvino\.weights"),
+        ({"variants": {"openvino": {"file": "a.xml", "weights": "a.bin"}}}, r"a\.bin is missing"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(own_folder: Path, facts: dict[str, object], said: str) -> None:
@@ -418,7 +421,7 @@ def test_files_that_do_not_belong_together_are_refused(own_folder: Path, facts: 
 def test_a_folder_beside_the_model_folder_is_answered_with_the_right_one(own_folder: Path) -> None:
     for near in (own_folder.parent, own_folder / "onnx"):
         with pytest.raises(ModelFolderError, match=f"did you mean {own_folder}\\?"):
-            read_model_folder(near, "auto")
+            read_model_folder(near, wanted_variants("auto"))
 
 
 def test_a_folder_that_cannot_be_served_ends_the_program_with_one_line_and_1(tmp_path: Path) -> None:
@@ -439,15 +442,15 @@ def test_a_port_that_is_taken_is_said_in_one_line(folder: Path, client: httpx.Cl
     assert "--port" in line
 
 
-def test_the_server_imports_nothing_that_trains(folder: Path) -> None:
+def test_the_server_imports_nothing_that_trains_and_no_engine_that_it_does_not_use(folder: Path) -> None:
     program = f"""
 import sys
 import server.main
 from server.classifier import Classifier
-from server.engine import OnnxEngine
+from server.engine import load_engine, wanted_variants
 from server.model_folder import read_model_folder
-model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), "auto")
-Classifier(model, OnnxEngine(model.onnx_file), workers=1)
+model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), wanted_variants("auto"))
+Classifier(model, load_engine(model, workers=1), workers=1)
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
@@ -462,5 +465,6 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
         "datasets",
         "sklearn",
         "onnx",
+        "openvino",
         "pandas",
     }

@@ -62,11 +62,9 @@ def save_model(model: PreTrainedModel, dataset: Dataset, folder: Path) -> None:
     shutil.copytree(dataset.tokenizer_folder, folder, dirs_exist_ok=True)
 
 
-def load_model(folder: Path, *, device: torch.device | None = None, attention: str | None = None) -> PreTrainedModel:
+def load_model(folder: Path, *, device: torch.device | None = None) -> PreTrainedModel:
     """A model folder that `save_model` wrote, for inference."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: is no model folder, it has no config.json; make it with the train step")
-    loaded = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, attn_implementation=attention
-    )
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     return cast("PreTrainedModel", loaded.eval().to(device or torch.device("cpu")))

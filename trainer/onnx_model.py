@@ -1,16 +1,19 @@
 """An exported model, run as the server runs it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 from tokenizers import Tokenizer
 
 from trainer.errors import UserError
 from trainer.predict import Probabilities
 from trainer.progress import Progress
+
+_Run = Callable[[dict[str, npt.NDArray[np.int64]]], npt.NDArray[np.float32]]
 
 
 class OnnxModel:
@@ -25,7 +28,7 @@ class OnnxModel:
         path = folder / "onnx" / facts["variants"][variant or facts["default"]]["file"]
         self._tokenizer = Tokenizer.from_file(str(folder / "onnx" / "tokenizer.json"))
         self._tokenizer.enable_truncation(facts["max_length"])
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._logits = _load(path, max_length=facts["max_length"])
 
     def predict(self, texts: Sequence[str], *, batch_size: int, what: str) -> Probabilities:
         """Probabilities [texts, classes], in batches of texts as they come."""
@@ -40,11 +43,21 @@ class OnnxModel:
     def _probabilities(self, texts: list[str]) -> Probabilities:
         self._tokenizer.enable_padding()
         encodings = self._tokenizer.encode_batch(texts)
-        inputs = {
-            "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
-            "attention_mask": np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64),
-        }
-        logits = self._session.run(["logits"], inputs)[0].astype(np.float32)
+        logits = self._logits(
+            {
+                "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
+                "attention_mask": np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64),
+            }
+        )
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: Probabilities = exponents / exponents.sum(axis=1, keepdims=True)
         return probabilities
+
+
+def _load(file: Path, *, max_length: int) -> _Run:
+    if file.suffix == ".xml":
+        from trainer.openvino_model import OpenVinoSession
+
+        return OpenVinoSession(file, max_length=max_length).logits
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(["logits"], inputs)[0].astype(np.float32)

@@ -1,0 +1,54 @@
+"""OpenVINO: static int8, so that an answer does not depend on what a text is batched with."""
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.model_folder import ModelFolderError
+
+# Its import would tell its makers of itself over the network. Without this package, OpenVINO works and sends nothing.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
+
+_LENGTH_STEP = 16  # it keeps a primitive for each shape: with texts of all lengths that would be more than a gigabyte
+
+
+class OpenVinoEngine:
+    """One stream of one thread for each worker, and a request for each thread that calls; bf16 where the processor has it."""
+
+    batches = True
+
+    def __init__(self, file: Path, *, max_length: int, workers: int) -> None:
+        core = openvino.Core()
+        precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        config = {
+            "NUM_STREAMS": workers,
+            "INFERENCE_NUM_THREADS": workers,
+            "INFERENCE_PRECISION_HINT": precision,
+            "ENABLE_CPU_PINNING": False,  # another server on this machine would pin its threads to the same cores
+        }
+        try:
+            self._model = core.compile_model(core.read_model(file), "CPU", config)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ModelFolderError(f"{file} cannot be loaded ({reason}): run the export step again") from error
+        self.name = f"openvino {openvino.__version__.partition('-')[0]}, {precision}"
+        self._max_length = max_length
+        self._own = threading.local()
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        request = self._request()
+        length = input_ids.shape[1]
+        padding = ((0, 0), (0, min(-length % _LENGTH_STEP, self._max_length - length)))
+        # infer waits without the GIL.
+        request.infer({"input_ids": np.pad(input_ids, padding), "attention_mask": np.pad(attention_mask, padding)})
+        return np.array(request.get_output_tensor(0).data)  # a copy: the next call of this thread writes over it
+
+    def _request(self) -> Any:  # noqa: ANN401 - the library publishes no types
+        if not hasattr(self._own, "request"):
+            self._own.request = self._model.create_infer_request()
+        return self._own.request

@@ -1,0 +1,254 @@
+"""Texts/s and memory of what can run the model, against PyTorch as tutorials use it.
+
+    python -m tests.benchmarks.engines
+
+The model has DistilBERT's size and random weights. Each engine is a process of its own, and they take turns on the same texts.
+Tokenising is counted, HTTP is not. Reads /proc, so this needs Linux.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+# An engine's process imports this file: what it does not need is imported where it is needed.
+from tests.benchmarks.record import memory, table, wait_until_quiet, write
+
+_WINDOW = 64  # texts out of which batches of like length are made, as of a queue that long
+_MAX_LENGTH = 128
+Work = Callable[[list[str]], None]
+
+
+@dataclass
+class Way:
+    """One way to run the model."""
+
+    title: str
+    engine: str
+    """`torch`, or what `server --engine` takes."""
+    callers: int
+    batch_size: int = 1
+    texts: int = 256
+    """Of a turn, which should last a few seconds."""
+    speeds: list[float] = field(default_factory=list)
+    """Texts/s of each round."""
+    efficiencies: list[float] = field(default_factory=list)
+    """Texts per second of processor time in each round: others who use the machine disturb it less."""
+    resident: list[float] = field(default_factory=list)
+    """MB after each round."""
+
+
+WAYS = {
+    "torch": Way("PyTorch fp32, one text padded to 128", "torch", callers=1, texts=32),
+    "onnx-fp32": Way("ONNX Runtime fp32, one text, two callers", "onnx-fp32", callers=2, texts=128),
+    "onnx-1": Way("ONNX Runtime int8, one text, one caller", "onnx", callers=1),
+    "onnx-2": Way("ONNX Runtime int8, one text, two callers", "onnx", callers=2),
+    "openvino-1": Way("OpenVINO int8, one text, one stream", "openvino", callers=1),
+    "openvino-2": Way("OpenVINO int8, one text, two streams", "openvino", callers=2),
+    "openvino-8": Way("OpenVINO int8, batches of 8 of like length, two streams", "openvino", callers=2, batch_size=8),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", help="texts, as `distrinews run --data` takes them; by default AG News where it is, or the sample"
+    )
+    parser.add_argument("--folder", type=Path, help="where to keep the models, or to take them from")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each, of which the median counts")
+    parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
+    parser.add_argument("--measure", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        _measure(WAYS[args.measure[0]], Path(args.measure[1]))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = args.folder or Path(name) / "models"
+        if not folder.is_dir():
+            _prepare(args.data or _default_data(), folder)
+        load = wait_until_quiet(args.wait_minutes)
+        _compare(folder, rounds=args.rounds)
+        _report(folder, load, rounds=args.rounds)
+
+
+def _default_data() -> str:
+    from tests.data import AG_NEWS
+
+    return str(AG_NEWS / "test.csv") if (AG_NEWS / "test.csv").is_file() else "sample:6000"
+
+
+def _prepare(data: str, folder: Path) -> None:
+    """A model folder in all variants, with random weights, and texts.json."""
+    import shutil
+
+    import torch
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    from trainer.config import PreprocessConfig
+    from trainer.dataset import Dataset
+    from trainer.export import FILES, write_fp32, write_int8
+    from trainer.model import load_model
+    from trainer.openvino_model import write_openvino
+    from trainer.preprocess import preprocess
+
+    onnx = folder / "onnx"
+    onnx.mkdir(parents=True)
+    preprocess(PreprocessConfig(data=data, max_length=_MAX_LENGTH), folder / "dataset")
+    dataset = Dataset(folder / "dataset")
+    torch.manual_seed(0)
+    DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=max(30522, dataset.vocabulary_size), id2label=dict(enumerate(dataset.classes)))
+    ).save_pretrained(folder)
+    shutil.copytree(dataset.tokenizer_folder, folder, dirs_exist_ok=True)
+    shutil.copy(folder / "tokenizer.json", onnx)
+    print("engines: writing the variants", flush=True)
+    write_fp32(load_model(folder), onnx / FILES["fp32"]["file"])
+    write_int8(onnx / FILES["fp32"]["file"], onnx / FILES["int8"]["file"])
+    write_openvino(onnx / FILES["fp32"]["file"], onnx / FILES["openvino"]["file"], texts=dataset.train)
+    facts = {"labels": dataset.classes, "max_length": _MAX_LENGTH, "variants": FILES}
+    (onnx / "model.json").write_text(json.dumps(facts), encoding="utf-8")
+    rows = range(min(len(dataset.train), 4096))
+    texts = {
+        "title": dataset.info["title"],
+        "tokens": float(dataset.train.lengths[: len(rows)].mean()),
+        "texts": [dataset.train.text(row) for row in rows],
+    }
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+
+
+def _compare(folder: Path, *, rounds: int) -> None:
+    """Let the ways take turns; each turn is asked for with a line, and answered with one."""
+    with ExitStack() as stack:
+        processes = {}
+        for name in WAYS:
+            command = [sys.executable, "-m", "tests.benchmarks.engines", "--measure", name, str(folder)]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            assert process.stdout
+            process.stdout.readline()  # loaded and warm
+            processes[name] = process
+        for number in range(rounds):
+            for name, way in WAYS.items():
+                stdin, stdout = processes[name].stdin, processes[name].stdout
+                assert stdin
+                assert stdout
+                print(number, file=stdin, flush=True)
+                turn = json.loads(stdout.readline())
+                way.speeds.append(way.texts / turn["seconds"])
+                way.efficiencies.append(way.texts / turn["cpu_seconds"])
+                way.resident.append(turn["resident"])
+            said = ", ".join(f"{name} {way.speeds[-1]:.1f}" for name, way in WAYS.items())
+            print(f"engines: round {number + 1}/{rounds}, texts/s: {said}", flush=True)
+        for process in processes.values():
+            process.communicate()  # the end of its input ends it
+
+
+def _measure(way: Way, folder: Path) -> None:
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))["texts"]
+    work = _torch(folder) if way.engine == "torch" else _served(way, folder)
+    work(texts[:16])
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start = int(line) * 256 % len(texts)  # the same texts for all, as far as a way gets
+        started, cpu_started = time.perf_counter(), time.process_time()
+        work(texts[start : start + way.texts])
+        turn = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started}
+        print(json.dumps(turn | {"resident": memory("VmRSS")}), flush=True)
+
+
+def _torch(folder: Path) -> Work:
+    """What tutorials do."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+    def work(texts: list[str]) -> None:
+        for text in texts:
+            with torch.no_grad():
+                model(
+                    **tokenizer(
+                        text, padding="max_length", truncation=True, max_length=_MAX_LENGTH, return_tensors="pt"
+                    )
+                )
+
+    return work
+
+
+def _served(way: Way, folder: Path) -> Work:
+    """The server's own engine, called by as many threads as it has workers."""
+    import numpy as np
+
+    import server.classifier  # noqa: F401 - it sets how the tokenizer uses threads
+    from server.engine import load_engine, wanted_variants
+    from server.model_folder import read_model_folder
+
+    model = read_model_folder(folder, wanted_variants(way.engine))  # type: ignore[arg-type]
+    engine = load_engine(model, workers=way.callers)
+    threads = ThreadPoolExecutor(way.callers)
+
+    def classify(texts: Sequence[str]) -> None:
+        encodings = model.tokenizer.encode_batch(list(texts))
+        length = max(len(encoding.ids) for encoding in encodings)
+        for encoding in encodings:
+            encoding.pad(length)
+        engine.run(
+            np.array([encoding.ids for encoding in encodings]),
+            np.array([encoding.attention_mask for encoding in encodings]),
+        )
+
+    def work(texts: list[str]) -> None:
+        batches = [texts[start : start + 1] for start in range(len(texts))]
+        if way.batch_size > 1:
+            windows = [sorted(texts[start : start + _WINDOW], key=len) for start in range(0, len(texts), _WINDOW)]
+            batches = [
+                window[start : start + way.batch_size]
+                for window in windows
+                for start in range(0, len(window), way.batch_size)
+            ]
+        list(threads.map(classify, batches))
+
+    return work
+
+
+def _report(folder: Path, load: str, *, rounds: int) -> None:
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    first = WAYS["torch"]
+    rows = [
+        {
+            "Engine": way.title,
+            "Texts/s": f"{median(way.speeds):.1f}",
+            "×": f"{median(own / other for own, other in zip(way.speeds, first.speeds, strict=True)):.1f}",
+            "× in the rounds": f"{min(ratios):.1f}-{max(ratios):.1f}",
+            "Texts per CPU second": f"{median(way.efficiencies):.1f}",
+            "Resident after one round, MB": f"{way.resident[0]:.0f}",
+            "after all, MB": f"{way.resident[-1]:.0f}",
+        }
+        for way in WAYS.values()
+        for ratios in [[own / other for own, other in zip(way.speeds, first.speeds, strict=True)]]
+    ]
+    how = (
+        f"DistilBERT size, random weights; texts of {texts['title']}, mean {texts['tokens']:.1f} tokens; tokenising counted, HTTP not. "
+        f"Each engine is a process of its own; they take turns on the same texts, {rounds} rounds, of which the median counts, and × is "
+        f"against the first line in the same round. Batches are made of windows of {_WINDOW} texts, sorted by length. {load}"
+    )
+    write(
+        "engines",
+        title="What runs the model fastest",
+        command="python -m tests.benchmarks.engines",
+        packages=("openvino", "nncf", "onnxruntime", "tokenizers", "torch", "transformers"),
+        parts=[how, table(rows)],
+    )
+
+
+if __name__ == "__main__":
+    main()

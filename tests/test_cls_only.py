@@ -1,0 +1,103 @@
+"""The last layer for the first position alone: the same logits, in PyTorch and in the exported graph."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from trainer.cls_only import read_first_position_only
+from trainer.export import write_fp32
+
+Build = Callable[[], PreTrainedModel]
+SIZE: dict[str, Any] = {"vocab_size": 60, "max_position_embeddings": 48, "num_labels": 4}
+
+
+def bert() -> PreTrainedModel:
+    return BertForSequenceClassification(
+        BertConfig(**SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+    )
+
+
+def distilbert() -> PreTrainedModel:
+    return DistilBertForSequenceClassification(DistilBertConfig(**SIZE, dim=32, hidden_dim=64, n_layers=2, n_heads=4))
+
+
+def lively(build: Build) -> PreTrainedModel:
+    """A model with weights so large that a wrong position, scale or mask shows in the logits."""
+    torch.manual_seed(3)
+    model = build()
+    model.train(mode=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if "norm" not in name.lower() else 0.1))
+    return model
+
+
+def padded_batch(lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    mask = torch.stack([torch.arange(max(lengths)) < length for length in lengths]).long()
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 60, (len(lengths), max(lengths)), generator=random)
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("build", [distilbert, bert])
+@torch.inference_mode()
+def test_the_logits_are_those_of_the_plain_model_in_padded_batches_too(build: Build) -> None:
+    plain = lively(build)
+    short = copy.deepcopy(plain)
+    assert read_first_position_only(short)
+    for lengths in ((7,), (16, 16), (3, 40, 17, 1)):
+        batch = padded_batch(lengths)
+        expected = plain(**batch).logits
+        assert len(lengths) == 1 or (expected[0] - expected[1]).abs().max() > 0.05, "the texts have different logits"
+        torch.testing.assert_close(short(**batch).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("build", [distilbert, bert])
+@torch.inference_mode()
+def test_the_exported_graph_has_the_same_logits_and_computes_one_position_in_its_last_feed_forward(
+    build: Build, tmp_path: Path
+) -> None:
+    plain = lively(build)
+    write_fp32(copy.deepcopy(plain), tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    feed_forwards = [node.output[0] for node in graph.graph.node if node.op_type in {"Erf", "Gelu"}]
+    assert len(feed_forwards) == plain.config.num_hidden_layers
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in feed_forwards)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    for lengths in ((7,), (16, 16), (3, 40, 17, 1)):
+        batch = padded_batch(lengths)
+        given = {name: values.numpy() for name, values in batch.items()}
+        logits, *computed = session.run(["logits", *feed_forwards], given)
+        np.testing.assert_allclose(logits, plain(**batch).logits.numpy(), atol=1e-5)
+        *whole, last = [values.shape[1] for values in computed]
+        assert set(whole) == {max(lengths)}
+        assert last == 1
+
+
+def test_another_architecture_is_left_as_it_is_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roberta = RobertaForSequenceClassification(
+        RobertaConfig(**SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    )
+    layers = list(roberta.modules())
+    assert not read_first_position_only(roberta)
+    assert list(roberta.modules()) == layers
+    write_fp32(roberta, tmp_path / "model.onnx")
+    assert "roberta" in capsys.readouterr().out
