@@ -1,18 +1,31 @@
 """The routes. Types validate, the classifier works, types answer."""
 
+import asyncio
+from collections.abc import Sequence
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Literal
 
-from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from server.bad_requests import StrictModel, explain_bad_requests, readable
-from server.classifier import Classifier, Prediction
+from server.classifier import Answered, Classifier, Prediction
+from server.lifecycle import Lifecycle, close_connections_when_draining
+from server.problems import StrictModel, documented, explain_problems, problem, readable
 from server.settings import Settings
 
 _BYTES_PER_CHARACTER = 12  # of JSON at most: an escaped surrogate pair, such as \ud83d\ude00
 _EXAMPLE = "Late goal sends the home side into the final"
+_CLIENT_LEFT = 499  # as nginx logs it; nobody reads this answer
+_PROBLEMS = documented(
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+_NOT_READY = documented(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class Health(BaseModel):
@@ -31,10 +44,10 @@ class Health(BaseModel):
     max_length: int = Field(examples=[128])
     """Tokens of a text that the model reads."""
     workers: int = Field(examples=[2])
-    """Texts classified at the same time."""
+    """Batches computed at the same time."""
 
 
-def create_app(classifier: Classifier, settings: Settings) -> FastAPI:
+def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> FastAPI:
     """The API over a classifier, with the limits that the settings give."""
     app = FastAPI(
         title="DistriNews",
@@ -42,14 +55,20 @@ def create_app(classifier: Classifier, settings: Settings) -> FastAPI:
         description=f"Classifies short texts as one of: {', '.join(classifier.folder.labels)}.",
     )
     max_characters = settings.max_batch_texts * settings.max_text_characters
-    explain_bad_requests(app, max_body_bytes=_BYTES_PER_CHARACTER * max_characters + 4096)
+    explain_problems(app, max_body_bytes=_BYTES_PER_CHARACTER * max_characters + 4096)
+    app.add_middleware(close_connections_when_draining, lifecycle=lifecycle)
     _add_predictions(app, classifier, settings)
     _add_service_routes(app, classifier)
+    _add_probes(app, lifecycle)
     return app
 
 
 def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -> None:
     limit = Field(min_length=1, max_length=settings.max_text_characters, examples=[_EXAMPLE])
+    timeout = Annotated[
+        int | None,
+        Header(alias="X-Request-Timeout-Ms", ge=1, le=3_600_000, description="Milliseconds that the request may take."),
+    ]
 
     class OneText(StrictModel):
         text: Annotated[str, limit, AfterValidator(readable)]
@@ -62,13 +81,52 @@ def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -
         ]
         """The texts to classify."""
 
-    @app.post("/predict", summary="Classify a text")
-    async def predict(body: OneText) -> Prediction:
-        return await classifier.predict(body.text)
+    async def answer(
+        request: Request, response: Response, texts: Sequence[str], timeout_ms: int | None
+    ) -> Answered | None:
+        seconds = settings.timeout_seconds if timeout_ms is None else timeout_ms / 1000
+        done = await _unless_left(request, classifier, texts, timeout_seconds=seconds)
+        if done:
+            response.headers["Server-Timing"] = done.server_timing()
+        return done
 
-    @app.post("/predict/batch", summary="Classify several texts; the answers come in their order")
-    async def predict_batch(body: Texts) -> list[Prediction]:
-        return await classifier.predict_batch(body.texts)
+    @app.post("/predict", summary="Classify a text", responses=_PROBLEMS, response_model=Prediction)
+    async def predict(
+        body: OneText, request: Request, response: Response, timeout_ms: timeout = None
+    ) -> Prediction | Response:
+        done = await answer(request, response, [body.text], timeout_ms)
+        return done.predictions[0] if done else Response(status_code=_CLIENT_LEFT)
+
+    @app.post(
+        "/predict/batch",
+        summary="Classify several texts; the answers come in their order",
+        responses=_PROBLEMS,
+        response_model=list[Prediction],
+    )
+    async def predict_batch(
+        body: Texts, request: Request, response: Response, timeout_ms: timeout = None
+    ) -> list[Prediction] | Response:
+        done = await answer(request, response, body.texts, timeout_ms)
+        return done.predictions if done else Response(status_code=_CLIENT_LEFT)
+
+
+async def _unless_left(
+    request: Request, classifier: Classifier, texts: Sequence[str], *, timeout_seconds: float
+) -> Answered | None:
+    """The answers; None when the client hangs up before, and then nothing more is computed for it."""
+    work = asyncio.ensure_future(classifier.classify(texts, timeout_seconds=timeout_seconds))
+    left = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        return await work if work.done() else None
+    finally:
+        work.cancel()
+        left.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _add_service_routes(app: FastAPI, classifier: Classifier) -> None:
@@ -88,3 +146,17 @@ def _add_service_routes(app: FastAPI, classifier: Classifier) -> None:
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
+
+
+def _add_probes(app: FastAPI, lifecycle: Lifecycle) -> None:
+    @app.get("/livez", summary="Whether the server moves: if not, restart it", responses=_NOT_READY)
+    async def livez() -> Response:
+        return _probe(lifecycle.why_not_alive())
+
+    @app.get("/readyz", summary="Whether to send requests to this server", responses=_NOT_READY)
+    async def readyz() -> Response:
+        return _probe(lifecycle.why_not_ready())
+
+
+def _probe(reason: str | None) -> Response:
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else JSONResponse({"status": "ok"})

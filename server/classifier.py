@@ -1,20 +1,29 @@
-"""From texts to labels with probabilities."""
+"""From texts to labels with probabilities: admitted, tokenised and computed outside the event loop."""
 
 import asyncio
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.engine import Engine
+from server.engine import Engine, best_token_budget
 from server.model_folder import ModelFolder, ModelFolderError
+from server.scheduler import Dropped, Job, QueueFullError, Scheduler
+from server.settings import Settings
 
 # The workers are the parallelism: a pool of the library's own threads would compete with them. It reads this when it
 # is first used.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+_CHARACTERS_PER_TOKEN = 4  # of English: what room to reserve for a text before its tokens are known
+_TOKENISED_TOGETHER = 256  # texts: some milliseconds
 
 
 class Prediction(BaseModel):
@@ -33,55 +42,191 @@ class Prediction(BaseModel):
     """Whether the text was longer than the model reads, so that its end was ignored."""
 
 
-class Classifier:
-    """Classifies texts in worker threads, each one text at a time.
+class DeadlinePassedError(Exception):
+    """The answer was not there in time."""
 
-    One at a time, because dynamic int8 scales activations over the whole batch: an answer would depend on its
-    neighbours, and batches are no faster on ONNX Runtime.
+
+@dataclass(frozen=True)
+class Answered:
+    """Predictions in the order of the texts, and where the time went."""
+
+    predictions: list[Prediction]
+    queue_seconds: float
+    """Of the text that waited longest for a worker."""
+    tokenize_seconds: float
+    infer_seconds: float
+    """Of the text whose batch took longest."""
+
+    def server_timing(self) -> str:
+        """As the header Server-Timing has it, in milliseconds."""
+        parts = {"queue": self.queue_seconds, "tokenize": self.tokenize_seconds, "infer": self.infer_seconds}
+        return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts.items())
+
+
+@dataclass(eq=False)
+class _Request:
+    """Texts that are admitted, refused and answered together."""
+
+    texts: Sequence[str]
+    deadline: float
+    reserved_tokens: int
+    answered: "asyncio.Future[Answered]"
+    jobs: list[Job] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
+    answers: dict[int, Prediction] = field(default_factory=dict)
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    infer_seconds: float = 0.0
+
+
+class Classifier:
+    """Classifies texts with `workers` threads, each one batch at a time.
+
+    Requests are tokenised by a thread of their own, together with what came meanwhile; `encode_batch` releases the GIL.
     """
 
-    def __init__(self, folder: ModelFolder, engine: Engine, *, workers: int) -> None:
-        self.folder = folder
-        self.engine = engine
-        self.workers = workers
+    def __init__(self, folder: ModelFolder, engine: Engine, settings: Settings) -> None:
+        self.folder, self.engine, self.workers = folder, engine, settings.workers
+        self.counts: Counter[str] = Counter()
         self._check()
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="classify")
+        self.scheduler = Scheduler(
+            max_texts=settings.max_queued_texts,
+            max_tokens=settings.max_queued_tokens,
+            token_budget=best_token_budget(engine, max_length=folder.max_length),
+            on_drop=self._dropped,
+        )
+        self._texts: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._busy_since: dict[int, float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = [threading.Thread(target=self._tokenize, name="tokenize", daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._compute, args=(number,), name=f"compute-{number}", daemon=True)
+            for number in range(settings.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    async def predict(self, text: str) -> Prediction:
-        """Classify one text without blocking the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._classify, text)
+    async def classify(self, texts: Sequence[str], *, timeout_seconds: float) -> Answered:
+        """Classify texts, all of them or none.
 
-    async def predict_batch(self, texts: Sequence[str]) -> list[Prediction]:
-        """Classify texts; the answers are those of `predict`, in the same order."""
-        return await asyncio.gather(*map(self.predict, texts))
+        Raises QueueFullError when there is no room for all of them, DeadlinePassedError when they are not there in time;
+        a caller that is cancelled takes its texts out of the queue.
+        """
+        self._loop = asyncio.get_running_loop()
+        tokens = sum(min(self.folder.max_length, len(text) // _CHARACTERS_PER_TOKEN + 2) for text in texts)
+        try:
+            self.scheduler.admit(texts=len(texts), tokens=tokens)
+        except QueueFullError:
+            self.counts["refused"] += 1
+            raise
+        request = _Request(texts, time.monotonic() + timeout_seconds, tokens, self._loop.create_future())
+        self._texts.put(request)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await request.answered
+        except TimeoutError:
+            raise DeadlinePassedError(f"no answer within {timeout_seconds * 1000:.0f} ms") from None
+        finally:
+            for job in request.jobs:
+                job.left = True  # whoever asked is gone, or has the answer: what still waits is not computed
+
+    def stuck_for(self) -> float:
+        """Seconds that the slowest worker has been at its batch; 0 when all wait for work. Raises when a thread has ended."""
+        ended = [thread.name for thread in self._threads if not thread.is_alive()]
+        if ended:
+            raise RuntimeError(f"thread {ended[0]} has ended")
+        return max((time.monotonic() - since for since in list(self._busy_since.values())), default=0.0)
 
     def close(self) -> None:
-        """Drop what no worker has begun."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """Let the threads end once everything admitted is computed."""
+        self._texts.put(None)
+        self.scheduler.close()
 
-    def _classify(self, text: str) -> Prediction:
-        # encode_batch even for one text: encode holds the GIL.
-        encoding = self.folder.tokenizer.encode_batch([text])[0]
-        probabilities = _softmax(self._logits(encoding.ids)).tolist()
-        best = int(np.argmax(probabilities))
-        return Prediction(
-            label=self.folder.labels[best],
-            confidence=probabilities[best],
-            probabilities=dict(zip(self.folder.labels, probabilities, strict=True)),
-            truncated=bool(encoding.overflowing),
-        )
+    def _tokenize(self) -> None:
+        while (request := self._texts.get()) is not None:
+            together, count = [request], len(request.texts)
+            while count < _TOKENISED_TOGETHER and not self._texts.empty():
+                if (more := self._texts.get()) is None:
+                    self._texts.put(None)
+                    break
+                together.append(more)
+                count += len(more.texts)
+            try:
+                self._tokenize_together(together)
+            except Exception as error:  # noqa: BLE001 - a text that the library fails on must not end the thread
+                for failed in together:
+                    self.scheduler.release(texts=len(failed.texts), tokens=failed.reserved_tokens)
+                    self._on_loop(_fail, failed, error)
 
-    def _logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        input_ids = np.array([token_ids], dtype=np.int64)
-        logits: NDArray[np.float32] = self.engine.run(input_ids, np.ones_like(input_ids))[0]
-        return logits
+    def _tokenize_together(self, requests: Sequence[_Request]) -> None:
+        started = time.monotonic()
+        encodings = iter(self.folder.tokenizer.encode_batch([text for request in requests for text in request.texts]))
+        seconds = time.monotonic() - started
+        for request in requests:
+            request.tokenize_seconds = seconds
+            bulk = len(request.texts) > 1
+            for number, encoding in zip(range(len(request.texts)), encodings, strict=False):
+                request.jobs.append(Job(encoding.ids, request.deadline, bulk, owner=(request, number)))
+                request.truncated.append(bool(encoding.overflowing))
+            if request.answered.done():  # its time was up before its tokens were there
+                for job in request.jobs:
+                    job.left = True
+            self.scheduler.put(request.jobs, reserved_tokens=request.reserved_tokens)
+
+    def _compute(self, worker: int) -> None:
+        while batch := self.scheduler.take():
+            started = self._busy_since[worker] = time.monotonic()
+            try:
+                probabilities = _softmax(self._logits([job.token_ids for job in batch]))
+            except Exception as error:  # noqa: BLE001 - the engine's exceptions share no narrower base
+                for job in batch:
+                    self._on_loop(_fail, job.owner[0], error)
+            else:
+                self._on_loop(self._answer, batch, probabilities.tolist(), started, time.monotonic() - started)
+            finally:
+                del self._busy_since[worker]
+            self.scheduler.timed(sum(map(len, batch)) * self.workers, time.monotonic() - started)
+
+    def _answer(self, batch: Sequence[Job], probabilities: list[list[float]], started: float, seconds: float) -> None:
+        for job, found in zip(batch, probabilities, strict=True):
+            request, number = job.owner
+            best = max(range(len(found)), key=found.__getitem__)
+            request.answers[number] = Prediction(
+                label=self.folder.labels[best],
+                confidence=found[best],
+                probabilities=dict(zip(self.folder.labels, found, strict=True)),
+                truncated=request.truncated[number],
+            )
+            request.queue_seconds = max(request.queue_seconds, started - job.arrived)
+            request.infer_seconds = max(request.infer_seconds, seconds)
+            if len(request.answers) == len(request.texts) and not request.answered.done():
+                predictions = [request.answers[place] for place in range(len(request.texts))]
+                times = (request.queue_seconds, request.tokenize_seconds, request.infer_seconds)
+                request.answered.set_result(Answered(predictions, *times))
+
+    def _dropped(self, job: Job, why: Dropped) -> None:
+        self.counts[f"dropped_{why}"] += 1
+        request: _Request = job.owner[0]
+        if why == "deadline":
+            self._on_loop(_fail, request, DeadlinePassedError("its time was up before a worker was free"))
+
+    def _on_loop(self, call: Callable[..., None], *args: object) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _logits(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        lengths = np.array([len(row) for row in rows])
+        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+        input_ids = np.zeros_like(mask)
+        input_ids[mask.astype(bool)] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+        return self.engine.run(input_ids, mask)
 
     def _check(self) -> None:
         """One run on the longest text of the last token: whatever model, tokenizer and labels disagree on fails now."""
         last = max(self.folder.tokenizer.get_vocab().values())
         together = f"{self.folder.file} does not belong to the files beside it"
         try:
-            logits = self._logits([last] * self.folder.max_length)
+            logits = self._logits([[last] * self.folder.max_length])[0]
         except Exception as error:  # the engine's exceptions share no narrower base
             reason = str(error).splitlines()[0]
             raise ModelFolderError(
@@ -93,6 +238,13 @@ class Classifier:
             )
 
 
+def _fail(request: _Request, error: Exception) -> None:
+    if not request.answered.done():
+        request.answered.set_exception(error)
+
+
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())  # the largest is 1: no overflow
-    return np.asarray(exponentials / exponentials.sum())
+    exponentials = np.exp(
+        logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    )  # the largest is 1: no overflow
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))

@@ -1,11 +1,13 @@
 """The command `distrinews serve`."""
 
+import asyncio
 import difflib
 import signal
 import socket
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
@@ -15,6 +17,7 @@ from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, Sett
 from server.api import create_app
 from server.classifier import Classifier
 from server.engine import load_engine, wanted_variants, why
+from server.lifecycle import Lifecycle
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import PREFIX, Settings
 
@@ -41,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
         engine = load_engine(folder, workers=settings.workers)
-        classifier = Classifier(folder, engine, workers=settings.workers)
+        classifier = Classifier(folder, engine, settings)
     except (ModelFolderError, OSError) as error:  # OSError: a file that may not be read, which it names
         _fail(str(error), status=1)
     try:
@@ -51,8 +54,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _serve(classifier: Classifier, settings: Serve) -> None:
+    lifecycle = Lifecycle(classifier, drain_seconds=settings.drain_seconds)
     config = uvicorn.Config(
-        create_app(classifier, settings),
+        create_app(classifier, lifecycle, settings),
         http="httptools",
         ws="none",
         log_level=settings.log_level,
@@ -60,13 +64,27 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     listener = _listen(settings)
-    _Server(config, announce=_ready_line(listener, settings, classifier)).run(sockets=[listener])
+    _Server(config, lifecycle, announce=_ready_line(listener, settings, classifier)).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, *, announce: str) -> None:
+    """Stops in three steps: not ready but answering for a pause, then no new connections, then the end of what is in flight."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, announce: str) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._lifecycle, self._announce = lifecycle, announce
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as uvicorn calls it
+        """The first signal begins the pause, the second cuts it short, the third ends everything."""
+        if self.should_exit:
+            self.force_exit = True
+        elif self._lifecycle.draining:
+            self.should_exit = True
+        else:
+            self._lifecycle.begin_drain(asyncio.get_running_loop(), self._stop_listening)
+
+    def _stop_listening(self) -> None:
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

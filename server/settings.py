@@ -27,13 +27,25 @@ class Settings(BaseSettings):
     """What runs the model: openvino (int8, the fastest), onnx (int8, the smallest), or the same in fp32; auto takes the first of them that is installed and in the folder."""
 
     workers: int = Field(default_factory=available_cpus, ge=1, le=256)
-    """Texts classified at the same time, one thread each, 1 to 256. By default the CPUs that this process may use."""
+    """Batches computed at the same time, one thread each, 1 to 256. By default the CPUs that this process may use."""
 
     max_text_characters: int = Field(default=10_000, ge=1, le=1_000_000)
     """Characters of a text at most, 1 to 1,000,000; a longer one is refused. The model reads only its first tokens."""
 
     max_batch_texts: int = Field(default=64, ge=1, le=1024)
     """Texts of one request at most, 1 to 1024; a request with more is refused."""
+
+    max_queued_texts: int = Field(default=512, ge=1, le=1_000_000)
+    """Texts that may wait, up to 1,000,000; a request for which there is no room is refused with 429."""
+
+    max_queued_tokens: int = Field(default=32_768, ge=64, le=100_000_000)
+    """Tokens of waiting texts, 64 to 100,000,000; a request for which there is no room is refused with 429."""
+
+    timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """Seconds that a request may take, up to 3600, where its header X-Request-Timeout-Ms says nothing else."""
+
+    drain_seconds: float = Field(default=5.0, ge=0, le=600)
+    """Seconds, up to 600, for which a server that is told to stop still answers, while others learn that it is not ready."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """The least severe messages that are written; info adds a line for each request."""

@@ -18,6 +18,7 @@ from server.classifier import Classifier
 from server.engine import OnnxEngine, load_engine, wanted_variants, why
 from server.model_folder import ModelFolderError, read_model_folder
 from server.openvino_engine import OpenVinoEngine
+from server.settings import Settings
 from tests.test_server import change, predict, serving, write_model_folder
 from trainer.dataset import Dataset
 
@@ -164,7 +165,7 @@ def test_openvino_files_of_another_model_are_refused(model: Path, tmp_path: Path
     change(tmp_path / "model", labels=["one", "two"])
     folder = read_model_folder(tmp_path / "model", wanted_variants("openvino"))
     with pytest.raises(ModelFolderError, match="2 labels"):
-        Classifier(folder, load_engine(folder, workers=1), workers=1)
+        Classifier(folder, load_engine(folder, workers=1), Settings(workers=1))
 
 
 @pytest.mark.parametrize("module", ["server.openvino_engine", "trainer.openvino_model, nncf"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from server.api import create_app
 from server.classifier import Classifier
 from server.engine import OnnxEngine, load_engine, wanted_variants
+from server.lifecycle import Lifecycle
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import Settings
 
@@ -219,15 +221,17 @@ def test_a_bad_text_is_refused_with_its_place_and_what_would_be_right(
     client: httpx.Client, value: object, right: str
 ) -> None:
     for path, body, place in (
-        ("/predict", {"text": value}, ["body", "text"]),
-        ("/predict/batch", {"texts": ["goal", value]}, ["body", "texts", 1]),
+        ("/predict", {"text": value}, "body/text"),
+        ("/predict/batch", {"texts": ["goal", value]}, "body/texts/1"),
     ):
         response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
         assert response.status_code == 422
-        fault = response.json()["detail"][0]
-        assert fault["loc"] == place
-        assert right in fault["msg"]
-        assert set(fault) == {"type", "loc", "msg"}, "what was sent is not sent back"
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = response.json()
+        assert (problem["status"], problem["title"]) == (422, HTTPStatus(422).phrase)
+        assert problem["errors"][0]["place"] == place
+        assert right in problem["errors"][0]["detail"]
+        assert set(problem["errors"][0]) == {"place", "detail"}, "what was sent is not sent back"
 
 
 BAD_BODIES: dict[str, tuple[str, bytes, int, str]] = {
@@ -261,15 +265,14 @@ def test_a_bad_body_is_refused_with_what_would_be_right(
 ) -> None:
     response = client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == status
-    (fault,) = response.json()["detail"]
-    assert fault["loc"][0] == "body"
-    assert right in fault["msg"]
+    assert response.headers["content-type"] == "application/problem+json"
+    assert right in response.json()["detail"]
 
 
 def test_a_body_that_is_not_declared_to_be_json_is_refused(client: httpx.Client) -> None:
     response = client.post("/predict", content=b'{"text": "goal"}', headers={"Content-Type": "text/plain"})
     assert response.status_code == 422
-    assert "Content-Type: application/json" in response.json()["detail"][0]["msg"]
+    assert "Content-Type: application/json" in response.json()["detail"]
 
 
 def test_flags_choose_the_engine_and_the_limits(folder: Path, client: httpx.Client) -> None:
@@ -290,7 +293,7 @@ def test_a_stop_answers_what_is_in_flight_and_exits_with_0(folder: Path, number:
         stopping.wait(10)
         yield b'"market"]}'
 
-    with serving(folder) as (process, client), ThreadPoolExecutor(1) as thread:
+    with serving(folder, "--drain-seconds", "0") as (process, client), ThreadPoolExecutor(1) as thread:
         headers = {"Content-Type": "application/json"}
         batch = thread.submit(client.post, "/predict/batch", content=body(), headers=headers)
         time.sleep(0.2)  # the first half is with the server
@@ -332,8 +335,9 @@ class Watched:
 @contextmanager
 def watched(folder: Path, *, workers: int) -> Iterator[tuple[Watched, httpx.AsyncClient]]:
     engine = Watched(folder)
-    classifier = Classifier(read_model_folder(folder, wanted_variants("onnx-fp32")), engine, workers=workers)
-    transport = httpx.ASGITransport(create_app(classifier, Settings()))
+    settings = Settings(workers=workers)
+    classifier = Classifier(read_model_folder(folder, wanted_variants("onnx-fp32")), engine, settings)
+    transport = httpx.ASGITransport(create_app(classifier, Lifecycle(classifier, drain_seconds=0), settings))
     yield engine, httpx.AsyncClient(transport=transport, base_url="http://test")
     classifier.close()
 
@@ -396,7 +400,7 @@ def test_a_file_that_cannot_be_read_is_named(own_folder: Path, name: str, text: 
 
 def load(folder: Path) -> None:
     model = read_model_folder(folder, wanted_variants("auto"))
-    Classifier(model, load_engine(model, workers=1), workers=1)
+    Classifier(model, load_engine(model, workers=1), Settings(workers=1))
 
 
 @pytest.mark.parametrize(
@@ -449,8 +453,9 @@ import server.main
 from server.classifier import Classifier
 from server.engine import load_engine, wanted_variants
 from server.model_folder import read_model_folder
+from server.settings import Settings
 model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), wanted_variants("auto"))
-Classifier(model, load_engine(model, workers=1), workers=1)
+Classifier(model, load_engine(model, workers=1), Settings(workers=1))
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -1,0 +1,160 @@
+"""Which texts are computed next: a bounded queue, and batches of like length that starve nobody."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Dropped = Literal["deadline", "left"]
+
+MAX_PASSES = 8
+"""Batches taken before a waiting text, with texts in them that came later, until it leads the next batch itself."""
+
+_STARTING_TOKENS_PER_SECOND = 5000.0  # until the first batches have been timed
+_SMOOTHING = 0.1  # of a new measurement in the running mean
+
+
+class QueueFullError(Exception):
+    """No room for a request: why, and after how many seconds there should be some."""
+
+    def __init__(self, reason: str, retry_after_seconds: int) -> None:
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One text to compute."""
+
+    token_ids: Sequence[int]
+    deadline: float
+    """By the clock of `time.monotonic`; a text is not computed after it."""
+    bulk: bool
+    """Whether its request has several texts: they give way to single ones."""
+    owner: Any = None
+    """Whoever wants the answer."""
+    arrived: float = field(default_factory=time.monotonic)
+    passes: int = 0
+    left: bool = False
+    """Whether its client has hung up, or has been answered already."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+class Scheduler:
+    """Jobs that wait, at most so many texts and tokens, and the batches that workers take of them.
+
+    A worker that is free takes what is there and never waits for more. A batch has a leader and those waiting texts whose
+    lengths are nearest to it, as far as its padded tokens stay within the budget. The leader is the text that has waited
+    longest; one of several in a request gives way to single texts, but only until it was passed MAX_PASSES times.
+    """
+
+    def __init__(
+        self, *, max_texts: int, max_tokens: int, token_budget: int, on_drop: Callable[[Job, Dropped], None]
+    ) -> None:
+        self._max_texts, self._max_tokens, self._token_budget = max_texts, max_tokens, token_budget
+        self._on_drop = on_drop
+        self._waiting: list[Job] = []
+        self._texts = self._tokens = 0  # admitted and not taken yet
+        self._tokens_per_second = _STARTING_TOKENS_PER_SECOND
+        self._full_since: float | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Texts and tokens that wait."""
+        return self._texts, self._tokens
+
+    def full_for(self) -> float:
+        """Seconds for which requests have been refused without one being admitted between."""
+        return 0.0 if self._full_since is None else time.monotonic() - self._full_since
+
+    def admit(self, *, texts: int, tokens: int) -> None:
+        """Reserve room for a request as a whole; QueueFullError when there is none."""
+        with self._changed:
+            if self._texts + texts > self._max_texts:
+                self._refuse(f"{self._texts} texts wait and {self._max_texts} may")
+            if self._tokens + tokens > self._max_tokens:
+                self._refuse(f"{self._tokens} tokens wait and {self._max_tokens} may")
+            self._texts, self._tokens, self._full_since = self._texts + texts, self._tokens + tokens, None
+
+    def release(self, *, texts: int, tokens: int) -> None:
+        """Give back room that was reserved."""
+        with self._changed:
+            self._texts, self._tokens = self._texts - texts, self._tokens - tokens
+
+    def put(self, jobs: Sequence[Job], *, reserved_tokens: int) -> None:
+        """Let admitted texts wait for a worker; their tokens take the place of those that were reserved."""
+        with self._changed:
+            self._tokens += sum(map(len, jobs)) - reserved_tokens
+            self._waiting.extend(jobs)
+            self._changed.notify(len(jobs))
+
+    def take(self) -> list[Job]:
+        """The next batch, as soon as there is one; empty when the scheduler is closed and nothing is left."""
+        with self._changed:
+            while True:
+                self._drop_dead()
+                if self._waiting:
+                    return self._form_batch()
+                if self._closed:
+                    return []
+                self._changed.wait()
+
+    def timed(self, tokens: int, seconds: float) -> None:
+        """Note how long a worker took for so many tokens: from it follows when there will be room."""
+        with self._changed:
+            self._tokens_per_second += _SMOOTHING * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
+
+    def close(self) -> None:
+        """Let the workers end once nothing is left."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _refuse(self, reason: str) -> None:
+        if self._full_since is None:
+            self._full_since = time.monotonic()
+        raise QueueFullError(reason, max(1, math.ceil(self._tokens / self._tokens_per_second)))
+
+    def _drop_dead(self) -> None:
+        now = time.monotonic()
+        dead = [job for job in self._waiting if job.left or job.deadline <= now]
+        if dead:
+            self._remove(dead)
+            for job in dead:
+                self._on_drop(job, "left" if job.left else "deadline")
+
+    def _form_batch(self) -> list[Job]:
+        leader = self._leader()
+        batch, longest = [leader], len(leader)
+        if longest * 2 <= self._token_budget:
+            for job in sorted(self._waiting, key=lambda job: abs(len(job) - len(leader))):
+                longest = max(longest, len(job))
+                if longest * (len(batch) + 1) > self._token_budget:
+                    break
+                if job is not leader:
+                    batch.append(job)
+        self._remove(batch)
+        newest = max(job.arrived for job in batch)
+        for job in self._waiting:
+            job.passes += job.arrived < newest
+        return batch
+
+    def _leader(self) -> Job:
+        first_single = None
+        for job in self._waiting:  # in the order of arrival
+            if job.passes >= MAX_PASSES:
+                return job
+            if first_single is None and not job.bulk:
+                first_single = job
+        return first_single or self._waiting[0]
+
+    def _remove(self, jobs: Sequence[Job]) -> None:
+        gone = set(map(id, jobs))
+        self._waiting = [job for job in self._waiting if id(job) not in gone]
+        self._texts, self._tokens = self._texts - len(jobs), self._tokens - sum(map(len, jobs))

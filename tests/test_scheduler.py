@@ -1,0 +1,170 @@
+"""Which texts are computed next, and which are not computed at all."""
+
+import itertools
+import random
+import threading
+import time
+
+import pytest
+
+from server.scheduler import MAX_PASSES, Dropped, Job, QueueFullError, Scheduler
+
+_ARRIVALS = itertools.count()
+
+
+def job(length: int, *, bulk: bool = False, seconds: float = 60) -> Job:
+    return Job([1] * length, time.monotonic() + seconds, bulk, arrived=float(next(_ARRIVALS)))
+
+
+class Harness:
+    """A scheduler that admits what is put, and what it dropped."""
+
+    def __init__(self, *, token_budget: int = 1000, max_texts: int = 10_000, max_tokens: int = 10**7) -> None:
+        self.dropped: list[tuple[Job, Dropped]] = []
+        self.scheduler = Scheduler(
+            max_texts=max_texts,
+            max_tokens=max_tokens,
+            token_budget=token_budget,
+            on_drop=lambda dead, why: self.dropped.append((dead, why)),
+        )
+
+    def put(self, *jobs: Job) -> None:
+        tokens = sum(map(len, jobs))
+        self.scheduler.admit(texts=len(jobs), tokens=tokens)
+        self.scheduler.put(jobs, reserved_tokens=tokens)
+
+
+def test_a_worker_that_is_free_takes_a_text_at_once_and_does_not_wait_for_more() -> None:
+    harness, one = Harness(), job(10)
+    harness.put(one)
+    assert harness.scheduler.take() == [one]
+
+
+def test_a_batch_holds_the_waiting_texts_of_nearest_length_within_the_budget() -> None:
+    harness = Harness(token_budget=100)
+    short = [job(20) for _ in range(4)]
+    long = [job(90) for _ in range(2)]
+    harness.put(short[0], long[0], short[1], long[1], short[2], short[3])
+    assert harness.scheduler.take() == short
+    assert [harness.scheduler.take() for _ in long] == [[one] for one in long], "two of 90 exceed 100 tokens"
+
+
+def test_padding_counts_towards_the_budget() -> None:
+    harness = Harness(token_budget=100)
+    harness.put(job(10), *[job(40) for _ in range(5)])
+    taken = harness.scheduler.take()
+    assert max(map(len, taken)) * len(taken) <= 100
+
+
+def test_a_text_longer_than_the_budget_is_computed_alone() -> None:
+    harness, large = Harness(token_budget=100), job(500)
+    harness.put(large, job(500))
+    assert harness.scheduler.take() == [large]
+
+
+def test_the_texts_of_large_requests_give_way_to_single_ones() -> None:
+    harness = Harness(token_budget=1)
+    bulk, single = [job(10, bulk=True) for _ in range(3)], job(10)
+    harness.put(*bulk)
+    harness.put(single)
+    assert harness.scheduler.take() == [single]
+    assert harness.scheduler.take() == [bulk[0]]
+
+
+@pytest.mark.parametrize("token_budget", [1, 200])
+def test_no_text_is_passed_over_more_often_than_the_bound_says(token_budget: int) -> None:
+    draw = random.Random(0)
+    harness = Harness(token_budget=token_budget)
+    waiting_long = job(500, bulk=True)
+    harness.put(waiting_long)
+    for batch in range(100):
+        harness.put(*[job(draw.randint(5, 60)) for _ in range(4)])
+        if waiting_long in harness.scheduler.take():
+            assert batch <= MAX_PASSES
+            return
+    pytest.fail("a long text starves while short ones come")
+
+
+def test_every_text_is_taken_once_whatever_the_order() -> None:
+    draw = random.Random(1)
+    harness = Harness(token_budget=300)
+    jobs = [job(draw.randint(1, 200), bulk=draw.random() < 0.5) for _ in range(500)]
+    harness.put(*jobs)
+    harness.scheduler.close()
+    taken = [one for batch in iter(harness.scheduler.take, []) for one in batch]
+    assert sorted(map(id, taken)) == sorted(map(id, jobs))
+    assert harness.scheduler.depth == (0, 0)
+
+
+def test_a_text_whose_deadline_has_passed_is_never_handed_out() -> None:
+    harness, late, fine = Harness(), job(10, seconds=-1), job(10)
+    harness.put(late, fine)
+    assert harness.scheduler.take() == [fine]
+    assert harness.dropped == [(late, "deadline")]
+    assert harness.scheduler.depth == (0, 0)
+
+
+def test_a_text_whose_client_has_left_is_never_handed_out() -> None:
+    harness, gone, fine = Harness(), job(10), job(10)
+    harness.put(gone, fine)
+    gone.left = True
+    assert harness.scheduler.take() == [fine]
+    assert harness.dropped == [(gone, "left")]
+
+
+def test_a_full_queue_refuses_a_request_as_a_whole_and_says_why() -> None:
+    harness = Harness(max_texts=5)
+    harness.put(*[job(10) for _ in range(4)])
+    with pytest.raises(QueueFullError, match="4 texts wait and 5 may"):
+        harness.put(job(10), job(10))
+    assert harness.scheduler.depth == (4, 40)
+    harness.put(job(10))
+
+
+def test_a_queue_full_of_tokens_refuses_too() -> None:
+    harness = Harness(max_tokens=100)
+    harness.put(job(90))
+    with pytest.raises(QueueFullError, match="90 tokens wait and 100 may"):
+        harness.put(job(20))
+
+
+def test_when_to_try_again_follows_from_what_waits_and_how_fast_it_goes() -> None:
+    harness = Harness(max_tokens=50_000)
+    harness.put(*[job(500) for _ in range(100)])
+    for _ in range(200):
+        harness.scheduler.timed(tokens=1000, seconds=1.0)
+    with pytest.raises(QueueFullError) as refused:
+        harness.put(job(10))
+    assert refused.value.retry_after_seconds == pytest.approx(50, abs=1)
+
+
+def test_how_long_the_queue_has_been_full_counts_from_the_first_refusal() -> None:
+    harness = Harness(max_texts=1)
+    harness.put(job(10))
+    assert harness.scheduler.full_for() == 0
+    with pytest.raises(QueueFullError):
+        harness.put(job(10))
+    time.sleep(0.02)
+    assert harness.scheduler.full_for() >= 0.02
+    harness.scheduler.take()
+    harness.put(job(10))
+    assert harness.scheduler.full_for() == 0
+
+
+def test_what_was_reserved_and_not_used_is_given_back() -> None:
+    harness = Harness()
+    harness.scheduler.admit(texts=2, tokens=100)
+    harness.scheduler.put([job(10), job(10)], reserved_tokens=100)
+    assert harness.scheduler.depth == (2, 20)
+    harness.scheduler.admit(texts=1, tokens=30)
+    harness.scheduler.release(texts=1, tokens=30)
+    assert harness.scheduler.depth == (2, 20)
+
+
+def test_closing_lets_waiting_workers_end() -> None:
+    harness = Harness()
+    worker = threading.Thread(target=harness.scheduler.take, daemon=True)
+    worker.start()
+    harness.scheduler.close()
+    worker.join(timeout=5)
+    assert not worker.is_alive()
