@@ -58,10 +58,10 @@ def why(engine: EngineName, variant: str) -> str:
     if engine != "auto":
         return f"as --engine {engine} says"
     if variant == "openvino":
-        return "the fastest on a CPU"
+        return "the fastest in batches, which change no answer"
     if not openvino_installed():
-        return "as OpenVINO, which is faster, is not installed (pip install openvino)"
-    return "as the model folder has no variant for OpenVINO, which is faster (the export step writes it)"
+        return "as OpenVINO is not installed (pip install openvino)"
+    return "as the model folder has no variant for OpenVINO (the export step writes it)"
 
 
 class OnnxEngine:

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names."""
 
     engine: EngineName = "auto"
-    """What runs the model: openvino (int8, the fastest), onnx (int8, the smallest), or the same in fp32; auto takes the first of them that is installed and in the folder."""
+    """What runs the model: openvino (int8, the fastest in batches), onnx (int8, the smallest), or the same in fp32; auto takes the first of them that is installed and in the folder."""
 
     workers: int = Field(default_factory=available_cpus, ge=1, le=256)
     """Batches computed at the same time, one thread each, 1 to 256. By default the CPUs that this process may use."""
