@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="rows of the sample")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each, of which the median counts")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "FORMAT", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()

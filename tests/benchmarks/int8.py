@@ -217,25 +217,29 @@ def _conclusion(real: list[Variant], own: list[Variant], expected: Probabilities
     chosen = _choice(real, own, expected, labels)
 
     def speed(graph: str, weights: str) -> str:
-        """Speed of a variant in parts of the chosen one's, for both models."""
+        """Of a variant in parts of the chosen one's, for both models."""
         parts = [_named(found, graph, weights).speed / _named(found, *chosen).speed for found in (real, own)]
-        return f"{min(parts):.2f} to {max(parts):.2f} × its speed"
+        return " and ".join(f"{share:.2f}" for share in parts)
 
     def same(graph: str, weights: str) -> str:
         found = _named(own, graph, weights).found
         return f"{min(_same(probabilities, expected) for probabilities in found.values()):.2%}"
 
-    graph, weights = chosen
-    others = [f"{name} {speed(name, weights)}" for name in GRAPHS if name != graph]
     blocks = _named(own, EAGER, BLOCKS)
+    compared = {
+        **{name: (name, chosen[1]) for name in GRAPHS},
+        "one scale for a whole tensor": (chosen[0], "int8 per tensor"),
+        "unsigned weights": (EAGER, "uint8 per channel"),
+        "blocks of 128, whose activations are quantised block by block": (EAGER, BLOCKS),
+    }
+    others = [f"{what}: {speed(*key)}, {same(*key)}" for what, key in compared.items() if key != chosen]
     return (
-        f"**Ship {graph}, {weights}**: of the variants within {_ACCURACY_DROP * 100} points of the trained model's accuracy, alone and in "
-        f"batches, and at most {_SLOWER:.0%} slower than the fastest, it gives the trained model's label most often ({same(*chosen)} or more). "
-        f"Other graphs with the same weights: {', '.join(others)}. One scale for a whole tensor: "
-        f"{speed(graph, 'int8 per tensor')}, but the trained model's label on {same(graph, 'int8 per tensor')}. Unsigned weights: "
-        f"{speed(EAGER, 'uint8 per channel')}. Blocks of 128, whose activations are quantised block by block: the label of the trained model "
-        f"on {same(EAGER, BLOCKS)}, the same alone as in a batch on {_same(blocks.found[1], blocks.found[_BATCH]):.2%}, at "
-        f"{speed(EAGER, BLOCKS)} and {blocks.cost['file'] / _named(own, *chosen).cost['file']:.1f} × the file."
+        f"**Ship {', '.join(chosen)}**: of the variants within {_ACCURACY_DROP * 100} points of the trained model's accuracy, alone and in "
+        f"batches, and at most {_SLOWER:.0%} slower than the fastest, it gives the trained model's label most often: on {same(*chosen)} at "
+        f"least. The others, by speed in parts of its own for the two models, and by how often they give the trained model's label at least: "
+        f"{'; '.join(others)}. Only blocks make an answer independent of its batch mates (the same label on "
+        f"{_same(blocks.found[1], blocks.found[_BATCH]):.2%}); their file is "
+        f"{blocks.cost['file'] / _named(own, *chosen).cost['file']:.1f} × as large."
     )
 
 
