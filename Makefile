@@ -29,6 +29,9 @@ bench-data: venv ## measure the dataset format and the memory of preprocess
 bench-engines: venv ## measure what runs the model fastest, and its memory
 	$(BIN)/python -m tests.benchmarks.engines
 
+bench-serve: venv ## measure our server beside the one that tutorials write (half an hour)
+	$(BIN)/python -m tests.benchmarks.serve
+
 lock: ## renew images/constraints.txt from the newest versions that pyproject allows
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH)' '.[trainer,server,pipelines,dev]'
@@ -38,4 +41,4 @@ lock: ## renew images/constraints.txt from the newest versions that pyproject al
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test bench-data bench-engines lock clean
+.PHONY: help venv run test bench-data bench-engines bench-serve lock clean

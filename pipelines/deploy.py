@@ -55,7 +55,7 @@ def deploy_here(run: Run) -> dict[str, Any]:
 @contextmanager
 def serving(model: Path) -> Iterator[str]:
     """A server of this model on a free port, while the block runs; gives its address."""
-    command = [sys.executable, "-m", "server.main", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "server.main", str(model), "--port", "0", "--drain-seconds", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         said = []

@@ -22,7 +22,7 @@ from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import PREFIX, Settings
 
 _PROGRAM = "distrinews serve"
-_DRAIN_SECONDS = 25  # Kubernetes kills 30 s after SIGTERM: by then what is in flight is answered, or cut off by us
+_ANSWER_SECONDS = 20  # for what is in flight: with the pause before, within the 30 s after which Kubernetes kills
 
 
 class Serve(Settings):
@@ -61,7 +61,7 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
         ws="none",
         log_level=settings.log_level,
         access_log=settings.log_level in {"debug", "info"},
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        timeout_graceful_shutdown=_ANSWER_SECONDS,
     )
     listener = _listen(settings)
     _Server(config, lifecycle, announce=_ready_line(listener, settings, classifier)).run(sockets=[listener])
