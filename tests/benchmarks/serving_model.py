@@ -59,9 +59,10 @@ def write_serving_model(
         onnx.mkdir()
         shutil.copy2(written / "tokenizer.json", onnx)
         say("serving model: writing ONNX, fp32 and int8")
-        write_fp32(model, onnx / FILES["fp32"])  # last: it may change the model
-        write_int8(onnx / FILES["fp32"], onnx / FILES["int8"])
-        variants = {name: {"file": file, "bytes": (onnx / file).stat().st_size} for name, file in FILES.items()}
+        fp32, int8 = FILES["fp32"], FILES["int8"]
+        write_fp32(model, onnx / fp32["file"])  # last: it changes the model
+        write_int8(onnx / fp32["file"], onnx / int8["file"])
+        variants = {"fp32": fp32, "int8": int8}
         facts = {"labels": CLASSES, "max_length": _MAX_LENGTH, "default": "int8", "variants": variants}
         write_json(onnx / "model.json", facts)
     say(f"serving model: {folder}, {model.num_parameters() / 1e6:.1f} million parameters")
