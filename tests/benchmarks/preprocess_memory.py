@@ -70,7 +70,7 @@ def _compare(sizes: tuple[int, ...], *, rounds: int, wait_minutes: float) -> Non
         title="Memory of preprocess",
         command="python -m tests.benchmarks.preprocess_memory",
         packages=("numpy", "tokenizers", "transformers", "torch"),
-        parts=_report(found, sizes, f"Medians of {rounds} processes each. {load}"),
+        parts=_report(found, sizes, f"Each line is the median of {rounds} processes. {load}"),
     )
 
 
