@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 # An engine's process imports this file: what it does not need is imported where it is needed.
+from tests.benchmarks.load import load_texts
 from tests.benchmarks.record import memory, table, wait_until_quiet, write
 
 _WINDOW = 64  # texts out of which batches of like length are made, as of a queue that long
@@ -59,9 +60,7 @@ WAYS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", help="texts, as `distrinews run --data` takes them; by default AG News where it is, or the sample"
-    )
+    parser.add_argument("--tokenizer", default="tiny", help="folder of an encoder; by default one is trained")
     parser.add_argument("--folder", type=Path, help="where to keep the models, or to take them from")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each, of which the median counts")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
@@ -73,55 +72,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name) / "models"
         if not folder.is_dir():
-            _prepare(args.data or _default_data(), folder)
+            from tests.benchmarks.serving_model import write_serving_model
+
+            write_serving_model(folder, tokenizer=args.tokenizer)
         load = wait_until_quiet(args.wait_minutes)
         _compare(folder, rounds=args.rounds)
         _report(folder, load, rounds=args.rounds)
-
-
-def _default_data() -> str:
-    from tests.data import AG_NEWS
-
-    return str(AG_NEWS / "test.csv") if (AG_NEWS / "test.csv").is_file() else "sample:6000"
-
-
-def _prepare(data: str, folder: Path) -> None:
-    """A model folder in all variants, with random weights, and texts.json."""
-    import shutil
-
-    import torch
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification
-
-    from trainer.config import PreprocessConfig
-    from trainer.dataset import Dataset
-    from trainer.export import FILES, write_fp32, write_int8
-    from trainer.model import load_model
-    from trainer.openvino_model import write_openvino
-    from trainer.preprocess import preprocess
-
-    onnx = folder / "onnx"
-    onnx.mkdir(parents=True)
-    preprocess(PreprocessConfig(data=data, max_length=_MAX_LENGTH), folder / "dataset")
-    dataset = Dataset(folder / "dataset")
-    torch.manual_seed(0)
-    DistilBertForSequenceClassification(
-        DistilBertConfig(vocab_size=max(30522, dataset.vocabulary_size), id2label=dict(enumerate(dataset.classes)))
-    ).save_pretrained(folder)
-    shutil.copytree(dataset.tokenizer_folder, folder, dirs_exist_ok=True)
-    shutil.copy(folder / "tokenizer.json", onnx)
-    print("engines: writing the variants", flush=True)
-    write_fp32(load_model(folder), onnx / FILES["fp32"]["file"])
-    write_int8(onnx / FILES["fp32"]["file"], onnx / FILES["int8"]["file"])
-    write_openvino(onnx / FILES["fp32"]["file"], onnx / FILES["openvino"]["file"], texts=dataset.train)
-    facts = {"labels": dataset.classes, "max_length": _MAX_LENGTH, "variants": FILES}
-    (onnx / "model.json").write_text(json.dumps(facts), encoding="utf-8")
-    rows = range(min(len(dataset.train), 4096))
-    texts = {
-        "title": dataset.info["title"],
-        "tokens": float(dataset.train.lengths[: len(rows)].mean()),
-        "texts": [dataset.train.text(row) for row in rows],
-    }
-    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
 
 
 def _compare(folder: Path, *, rounds: int) -> None:
@@ -152,7 +108,7 @@ def _compare(folder: Path, *, rounds: int) -> None:
 
 
 def _measure(way: Way, folder: Path) -> None:
-    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))["texts"]
+    texts = load_texts(seed=0, count=4096)
     work = _torch(folder) if way.engine == "torch" else _served(way, folder)
     work(texts[:16])
     print("ready", flush=True)
@@ -221,7 +177,8 @@ def _served(way: Way, folder: Path) -> Work:
 
 
 def _report(folder: Path, load: str, *, rounds: int) -> None:
-    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    from tests.benchmarks.serving_model import mean_tokens
+
     first = WAYS["torch"]
     rows = [
         {
@@ -237,7 +194,7 @@ def _report(folder: Path, load: str, *, rounds: int) -> None:
         for ratios in [[own / other for own, other in zip(way.speeds, first.speeds, strict=True)]]
     ]
     how = (
-        f"DistilBERT size, random weights; texts of {texts['title']}, mean {texts['tokens']:.1f} tokens; tokenising counted, HTTP not. "
+        f"DistilBERT size, random weights; texts of news, {mean_tokens(folder, load_texts(seed=0)):.1f} tokens on average; tokenising counted, HTTP not. "
         f"Each engine is a process of its own; they take turns on the same texts, {rounds} rounds, of which the median counts, and × is "
         f"against the first line in the same round. Batches are made of windows of {_WINDOW} texts, sorted by length. {load}"
     )

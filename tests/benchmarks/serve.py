@@ -1,6 +1,6 @@
 """Our server against the one that tutorials write, with the same weights on the same cores, in turn.
 
-    python -m tests.benchmarks.serve --vocabulary vocab.txt
+    python -m tests.benchmarks.serve --tokenizer FOLDER_OF_AN_UNCASED_BERT
     python -m tests.benchmarks.serve --seconds 2 --rounds 1 --output FOLDER
 
 On a machine with more cores than a service gets, put `taskset -c 0,1` before it: the servers inherit that.
@@ -118,17 +118,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="in which both servers are started and measured")
-    parser.add_argument("--ours", default="", help='flags of our server, such as "--variant int8"')
+    parser.add_argument("--ours", default="", help='flags of our server, such as "--engine onnx"')
     parser.add_argument("--reference", default="", help='flags of the reference, such as "--asynchronous"')
     parser.add_argument("--model", type=Path, help="folder that serving_model wrote; by default one is written")
-    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of an uncased BERT; by default one is trained")
+    parser.add_argument("--tokenizer", default="tiny", help="folder of an encoder; by default one is trained")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for serve.md and serve.svg")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.model or Path(temporary) / "model"
         if not args.model:
-            write_serving_model(folder, vocabulary=args.vocabulary, seed=0)
+            write_serving_model(folder, tokenizer=args.tokenizer)
         servers = [
             Server(_REFERENCE, _python("tests.benchmarks.reference_server", str(folder), *args.reference.split())),
             Server(_OURS, _python("server.main", str(folder), *args.ours.split())),

@@ -1,6 +1,6 @@
 """Our server beside LitServe and BentoML: the same int8 model on ONNX Runtime, their dynamic batching on.
 
-    python -m tests.benchmarks.serve_others --vocabulary vocab.txt
+    python -m tests.benchmarks.serve_others --tokenizer FOLDER_OF_AN_UNCASED_BERT
 
 Each of the others gets an environment of its own from the package index, and runs both ways that fill the processor: one worker
 that uses every core, and a worker of one thread for each core.
@@ -121,17 +121,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="in which all servers are started and measured")
-    parser.add_argument("--ours", default="", help='flags of our server, such as "--variant int8"')
+    parser.add_argument("--ours", default="", help='flags of our server, such as "--engine onnx"')
     parser.add_argument("--batch", type=int, default=_BATCH, help="texts that the others batch, at most")
     parser.add_argument("--model", type=Path, help="folder that serving_model wrote; by default one is written")
-    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of an uncased BERT; by default one is trained")
+    parser.add_argument("--tokenizer", default="tiny", help="folder of an encoder; by default one is trained")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for serve_others.md")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.model or Path(temporary) / "model").absolute()
         if not args.model:
-            write_serving_model(folder, vocabulary=args.vocabulary, seed=0)
+            write_serving_model(folder, tokenizer=args.tokenizer)
         contenders, versions = _prepare(Path(temporary), folder, ours=args.ours, batch=args.batch)
         texts = load_texts(seed=0)
         load = wait_until_quiet(args.wait_minutes)

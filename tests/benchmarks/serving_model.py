@@ -1,6 +1,6 @@
-"""A model folder of DistilBERT size with random weights, as both servers load it: speed does not ask what was learned.
+"""A model folder of DistilBERT size with random weights, in all variants: speed does not ask what was learned.
 
-    python -m tests.benchmarks.serving_model FOLDER --vocabulary vocab.txt
+    python -m tests.benchmarks.serving_model FOLDER --tokenizer FOLDER_OF_AN_UNCASED_BERT
 
 The folder holds what `transformers` loads, and in onnx/ the same weights as the export step writes them.
 """
@@ -9,63 +9,59 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from tests.benchmarks.load import load_texts
+from tests.data import AG_NEWS
+from trainer.config import PreprocessConfig
+from trainer.dataset import Dataset
 from trainer.export import FILES, write_fp32, write_int8
 from trainer.flags import write_json
 from trainer.folders import whole_folder
+from trainer.model import load_model
+from trainer.openvino_model import write_openvino
+from trainer.preprocess import preprocess
 from trainer.progress import say
-from trainer.sample import CLASSES
-from trainer.tokenizer import use_all_cores
 
 _MAX_LENGTH = 128
-_UNKNOWN, _START, _END = "[UNK]", "[CLS]", "[SEP]"
-_SPECIAL = {"pad_token": "[PAD]", "unk_token": _UNKNOWN, "cls_token": _START, "sep_token": _END}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="to write; a folder of that name is replaced")
-    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of an uncased BERT; by default one is trained")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", default="tiny", help="folder of an encoder; by default one is trained")
     args = parser.parse_args()
-    write_serving_model(args.folder, vocabulary=args.vocabulary, seed=args.seed)
+    write_serving_model(args.folder, tokenizer=args.tokenizer)
 
 
-def write_serving_model(
-    folder: Path, *, vocabulary: Path | None, seed: int, config: DistilBertConfig | None = None
-) -> None:
-    """Write the folder; without a vocabulary, WordPiece is trained on the texts that the load generator sends."""
+def write_serving_model(folder: Path, *, tokenizer: str, config: DistilBertConfig | None = None) -> None:
+    """Write the folder, with scales of AG News where it is there, else of the sample; `tokenizer` is as `--model` of a run."""
     config = config or DistilBertConfig()
-    config.id2label = dict(enumerate(CLASSES))
-    config.label2id = {label: number for number, label in config.id2label.items()}
-    tokenizer = _read_vocabulary(vocabulary) if vocabulary else _train(load_texts(seed=seed), config.vocab_size)
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise ValueError(f"{vocabulary}: has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}")
-    as_transformers_has_it: Any = PreTrainedTokenizerFast
-    torch.manual_seed(seed)
-    model = DistilBertForSequenceClassification(config)
     with whole_folder(folder) as written:
-        model.save_pretrained(written)
-        as_transformers_has_it(tokenizer_object=tokenizer, model_max_length=_MAX_LENGTH, **_SPECIAL).save_pretrained(
-            written
-        )
+        data = str(AG_NEWS / "test.csv") if (AG_NEWS / "test.csv").is_file() else "sample:6000"
+        preprocess(PreprocessConfig(data=data, model=tokenizer, max_length=_MAX_LENGTH), written / "dataset")
+        dataset = Dataset(written / "dataset")
+        if dataset.vocabulary_size > config.vocab_size:
+            raise ValueError(f"{tokenizer} has {dataset.vocabulary_size} tokens, the model only {config.vocab_size}")
+        config.id2label = dict(enumerate(dataset.classes))
+        config.label2id = {label: number for number, label in config.id2label.items()}
+        torch.manual_seed(0)
+        DistilBertForSequenceClassification(config).save_pretrained(written)
+        shutil.copytree(dataset.tokenizer_folder, written, dirs_exist_ok=True)
         onnx = written / "onnx"
         onnx.mkdir()
         shutil.copy2(written / "tokenizer.json", onnx)
-        say("serving model: writing ONNX, fp32 and int8")
-        fp32, int8 = FILES["fp32"], FILES["int8"]
-        write_fp32(model, onnx / fp32["file"])  # last: it changes the model
-        write_int8(onnx / fp32["file"], onnx / int8["file"])
-        variants = {"fp32": fp32, "int8": int8}
-        facts = {"labels": CLASSES, "max_length": _MAX_LENGTH, "default": "int8", "variants": variants}
+        say("serving model: writing ONNX fp32 and int8, and OpenVINO")
+        files = {name: onnx / entry["file"] for name, entry in FILES.items()}
+        write_fp32(load_model(written), files["fp32"])
+        write_int8(files["fp32"], files["int8"])
+        write_openvino(files["fp32"], files["openvino"], texts=dataset.train)
+        facts = {"labels": dataset.classes, "max_length": _MAX_LENGTH, "default": "int8", "variants": FILES}
         write_json(onnx / "model.json", facts)
-    say(f"serving model: {folder}, {model.num_parameters() / 1e6:.1f} million parameters")
+        shutil.rmtree(written / "dataset")
+    say(f"serving model: {folder} is written")
 
 
 def mean_tokens(folder: Path, texts: Sequence[str]) -> float:
@@ -74,31 +70,6 @@ def mean_tokens(folder: Path, texts: Sequence[str]) -> float:
     tokenizer.enable_truncation(_MAX_LENGTH)
     tokenizer.no_padding()
     return sum(len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))) / len(texts)
-
-
-def _read_vocabulary(file: Path) -> Tokenizer:
-    tokens = file.read_text(encoding="utf-8").splitlines()
-    return _uncased(models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token=_UNKNOWN))
-
-
-def _train(texts: Sequence[str], size: int) -> Tokenizer:
-    use_all_cores()
-    tokenizer = _uncased(None)
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(_SPECIAL.values()), show_progress=False)
-    )
-    return _uncased(cast("models.WordPiece", tokenizer.model))
-
-
-def _uncased(model: models.WordPiece | None) -> Tokenizer:
-    """BERT's way to cut texts up; [CLS] and [SEP] go around where the model has them already."""
-    tokenizer = Tokenizer(model or models.WordPiece(unk_token=_UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    if model:
-        vocabulary = tokenizer.get_vocab()
-        tokenizer.post_processor = processors.BertProcessing((_END, vocabulary[_END]), (_START, vocabulary[_START]))
-    return tokenizer
 
 
 if __name__ == "__main__":
