@@ -39,6 +39,8 @@ class Health(BaseModel):
     """What runs the model."""
     variant: str = Field(examples=["int8"])
     """Which of the folder's models is served."""
+    sha256: str = Field(examples=["5d41402abc4b2a76b9719d911017c592ae41e4649b934ca495991b7852b855a8"])
+    """Of the model folder's manifest: the same on every server with this model."""
     labels: list[str] = Field(examples=[["World", "Sports", "Business"]])
     """The classes."""
     max_length: int = Field(examples=[128])
@@ -134,6 +136,7 @@ def _add_service_routes(app: FastAPI, classifier: Classifier) -> None:
         version=app.version,
         engine=classifier.engine.name,
         variant=classifier.folder.variant,
+        sha256=classifier.folder.sha256,
         labels=list(classifier.folder.labels),
         max_length=classifier.folder.max_length,
         workers=classifier.workers,

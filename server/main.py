@@ -97,7 +97,7 @@ def _ready_line(listener: socket.socket, settings: Serve, classifier: Classifier
     example = f"""curl {url}/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'"""
     variant = classifier.folder.variant
     chosen = f"{variant} on {classifier.engine.name}, {why(settings.engine, variant)}"
-    return f"distrinews {version('distrinews')} serves {settings.model_folder} at {url}; {chosen}; try {example}"
+    return f"distrinews {version('distrinews')} serves {settings.model_folder} at {url}; {chosen}; model {classifier.folder.sha256[:12]}; try {example}"
 
 
 def _listen(settings: Serve) -> socket.socket:

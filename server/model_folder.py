@@ -1,24 +1,29 @@
 """What a model folder must hold to be served, checked before anything is loaded. Nothing in it is ever unpickled."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from tokenizers import Tokenizer
 
-_MEND = "run distrinews run, or the export step, to write it anew"
+from server.manifest import MEND, Manifest, ModelFolderError, refuse_pickles
+
+__all__ = ["ModelFolder", "ModelFolderError", "read_model_folder"]
 
 
-class ModelFolderError(ValueError):
-    """A model folder that cannot be served: which file, and what to do."""
+def _model_name(name: str) -> str:
+    if not re.fullmatch(r"[^/\\]+\.(onnx|xml)", name):
+        raise ValueError(
+            f"{name!r} should be a file of this folder that ends in .onnx or .xml; a pickle is never loaded"
+        )
+    return name
 
 
 class _Variant(BaseModel):
-    # Names inside the folder, not paths out of it.
-    file: str = Field(pattern=r"^[^/\\]+\.(onnx|xml)$")
-    weights: str | None = Field(default=None, pattern=r"^[^/\\]+\.bin$")
+    file: Annotated[str, AfterValidator(_model_name)]
 
 
 class _ModelJson(BaseModel):
@@ -36,12 +41,16 @@ class ModelFolder:
     file: Path
     """The model in this variant; an .xml has its weights in a .bin of the same name."""
     tokenizer: Tokenizer
+    sha256: str
+    """Of the manifest, which has that of every file: two folders with the same hold the same model."""
 
 
 def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
     """The folder's model in the first of these variants that it has."""
     onnx = _onnx_folder(folder)
-    model = _read_model_json(onnx / "model.json")
+    refuse_pickles(folder, onnx)
+    manifest = Manifest(folder)
+    model = _read_model_json(manifest, onnx / "model.json")
     name = next((name for name in variants if name in model.variants), None)
     if name is None:
         raise ModelFolderError(
@@ -51,8 +60,9 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
         labels=tuple(model.labels),
         max_length=model.max_length,
         variant=name,
-        file=_existing_model(onnx, model.variants[name]),
-        tokenizer=_read_tokenizer(_existing(onnx / "tokenizer.json"), max_length=model.max_length),
+        file=_checked_model(manifest, model.variants[name]),
+        tokenizer=_read_tokenizer(manifest, onnx / "tokenizer.json", max_length=model.max_length),
+        sha256=manifest.sha256,
     )
 
 
@@ -68,38 +78,35 @@ def _onnx_folder(folder: Path) -> Path:
     raise ModelFolderError(f"{folder} has no folder onnx: {meant}")
 
 
-def _existing(file: Path) -> Path:
-    if not file.is_file():
-        raise ModelFolderError(f"{file} is missing: {_MEND}")
-    return file
+def _checked_model(manifest: Manifest, variant: _Variant) -> Path:
+    if variant.file.endswith(".xml"):  # OpenVINO takes the weights from beside it
+        manifest.checked(f"onnx/{variant.file.removesuffix('.xml')}.bin")
+    return manifest.checked(f"onnx/{variant.file}")
 
 
-def _existing_model(onnx: Path, variant: _Variant) -> Path:
-    if variant.weights:
-        _existing(onnx / variant.weights)
-    return _existing(onnx / variant.file)
-
-
-def _read_model_json(file: Path) -> _ModelJson:
+def _read_model_json(manifest: Manifest, file: Path) -> _ModelJson:
     try:
-        model = _ModelJson.model_validate_json(_existing(file).read_bytes())
+        model = _ModelJson.model_validate_json(manifest.read("onnx/model.json"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ModelFolderError(f"{file}: {where}{': ' if where else ''}{first['msg']}; {_MEND}") from None
+        raise ModelFolderError(
+            f"{file}: {where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}; {MEND}"
+        ) from None
     if len(set(model.labels)) < len(model.labels):
         raise ModelFolderError(f"{file}: labels has a name twice: {', '.join(model.labels)}")
     return model
 
 
-def _read_tokenizer(file: Path, *, max_length: int) -> Tokenizer:
+def _read_tokenizer(manifest: Manifest, file: Path, *, max_length: int) -> Tokenizer:
+    content = manifest.read("onnx/tokenizer.json")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
-        raise ModelFolderError(f"{file} holds no tokenizer ({error}): {_MEND}") from error
+        raise ModelFolderError(f"{file} holds no tokenizer ({error}): {MEND}") from error
     if not tokenizer.num_special_tokens_to_add(is_pair=False):
         # A text of which nothing is left, such as a lone control character, would have no tokens at all.
-        raise ModelFolderError(f"{file} adds no special token such as [CLS]: {_MEND}")
+        raise ModelFolderError(f"{file} adds no special token such as [CLS]: {MEND}")
     # The file may ask for padding to a fixed length, which would only cost time: one text at a time needs none.
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)

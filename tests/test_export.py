@@ -45,7 +45,7 @@ def test_all_variants_are_shipped_with_what_was_compared(finished_run: Path) -> 
     assert openvino["bytes"] < 0.5 * facts["variants"]["fp32"]["bytes"], "its weights are int8"
     names = {path.name for path in (finished_run / "model" / "onnx").iterdir()}
     assert names == {
-        "model.json", "tokenizer.json", "model.onnx", "model_int8.onnx", openvino["file"], openvino["weights"]
+        "manifest.json", "model.json", "tokenizer.json", "model.onnx", "model_int8.onnx", openvino["file"], openvino["weights"]
     }  # fmt: skip
     said = (finished_run / "said.txt").read_text(encoding="utf-8")
     assert "export: shipped fp32, int8, openvino" in said

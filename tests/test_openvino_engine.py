@@ -19,7 +19,7 @@ from server.engine import OnnxEngine, load_engine, wanted_variants, why
 from server.model_folder import ModelFolderError, read_model_folder
 from server.openvino_engine import OpenVinoEngine
 from server.settings import Settings
-from tests.test_server import change, predict, serving, write_model_folder
+from tests.test_server import change, predict, serving, write_into, write_model_folder
 from trainer.dataset import Dataset
 
 Logits = NDArray[np.float32]
@@ -155,7 +155,7 @@ def test_a_folder_without_the_variant_is_served_by_onnx_with_the_reason_and_refu
 
 def test_an_openvino_file_that_cannot_be_read_is_named(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model / "onnx", tmp_path / "onnx")
-    (tmp_path / "onnx" / "openvino.xml").write_text("version https://git-lfs")
+    write_into(tmp_path, "openvino.xml", "version https://git-lfs")
     with pytest.raises(ModelFolderError, match=r"openvino\.xml cannot be loaded"):
         load_engine(read_model_folder(tmp_path, wanted_variants("openvino")), workers=1)
 

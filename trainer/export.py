@@ -20,6 +20,7 @@ from trainer.dataset import Dataset
 from trainer.errors import UserError
 from trainer.flags import write_json
 from trainer.folders import whole_folder
+from trainer.manifest import write_manifest
 from trainer.model import load_model
 from trainer.onnx_model import OnnxModel
 from trainer.predict import Probabilities
@@ -71,6 +72,7 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
         facts["default"] = next(name for name in ("int8", "fp32", "openvino") if name in facts["variants"])
         shutil.rmtree(staged)
         write_json(folder / "model.json", facts)
+        write_manifest(model_folder, onnx=folder)
     say(f"export: shipped {', '.join(facts['variants'])}; they are in {model_folder / 'onnx'}")
     return facts
 

@@ -20,6 +20,7 @@ from trainer.dataset import Dataset
 from trainer.export import FILES, write_fp32, write_int8
 from trainer.flags import write_json
 from trainer.folders import whole_folder
+from trainer.manifest import write_manifest
 from trainer.model import load_model
 from trainer.openvino_model import write_openvino
 from trainer.preprocess import preprocess
@@ -60,6 +61,7 @@ def write_serving_model(folder: Path, *, tokenizer: str, config: DistilBertConfi
         write_openvino(files["fp32"], files["openvino"], texts=dataset.train)
         facts = {"labels": dataset.classes, "max_length": _MAX_LENGTH, "default": "int8", "variants": FILES}
         write_json(onnx / "model.json", facts)
+        write_manifest(written)
         shutil.rmtree(written / "dataset")
     say(f"serving model: {folder} is written")
 
