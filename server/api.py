@@ -14,6 +14,7 @@ from server.classifier import Answered, Classifier, Prediction
 from server.lifecycle import Lifecycle, close_connections_when_draining
 from server.problems import StrictModel, documented, explain_problems, problem, readable
 from server.settings import Settings
+from server.v2 import Ask, add_open_inference
 
 _BYTES_PER_CHARACTER = 12  # of JSON at most: an escaped surrogate pair, such as \ud83d\ude00
 _EXAMPLE = "Late goal sends the home side into the final"
@@ -59,13 +60,14 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
     max_characters = settings.max_batch_texts * settings.max_text_characters
     explain_problems(app, max_body_bytes=_BYTES_PER_CHARACTER * max_characters + 4096)
     app.add_middleware(close_connections_when_draining, lifecycle=lifecycle)
-    _add_predictions(app, classifier, settings)
+    ask = _add_predictions(app, classifier, settings)
+    add_open_inference(app, ask, classifier, lifecycle, settings)
     _add_service_routes(app, classifier)
     _add_probes(app, lifecycle)
     return app
 
 
-def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -> None:
+def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -> Ask:
     limit = Field(min_length=1, max_length=settings.max_text_characters, examples=[_EXAMPLE])
     timeout = Annotated[
         int | None,
@@ -110,6 +112,8 @@ def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -
     ) -> list[Prediction] | Response:
         done = await answer(request, response, body.texts, timeout_ms)
         return done.predictions if done else Response(status_code=_CLIENT_LEFT)
+
+    return answer
 
 
 async def _unless_left(

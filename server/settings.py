@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Seconds that a request may take, up to 3600, where its header X-Request-Timeout-Ms says nothing else."""
 
+    model_name: str = Field(default="distrinews", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Name of the model under /v2/models, as clients of KServe and Triton ask for it: letters, digits, dots, _ and -."""
+
+    model_version: str = Field(default="1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Version of the model under /v2/models, of the same characters."""
+
     drain_seconds: float = Field(default=5.0, ge=0, le=600)
     """Seconds, up to 600, for which a server that is told to stop still answers, while others learn that it is not ready."""
 
