@@ -7,6 +7,7 @@ from importlib.metadata import version
 _COMMANDS = {
     "run": ("pipelines.run", "the whole pipeline on this machine, from labelled texts to a served classifier"),
     "serve": ("server.main", "a model over HTTP"),
+    "job": ("pipelines.job.commands", "one training job on a cluster: lint, and more"),
     "compile": ("pipelines.compile", "the pipeline as the file that one uploads in the Kubeflow UI"),
 }
 
