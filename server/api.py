@@ -12,7 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from server.classifier import Answered, Classifier, Prediction
 from server.lifecycle import Lifecycle, close_connections_when_draining
+from server.metrics import Metrics
 from server.problems import StrictModel, documented, explain_problems, problem, readable
+from server.record import note
+from server.requests import Watched
+from server.scheduler import QueueFullError
 from server.settings import Settings
 from server.v2 import Ask, add_open_inference
 
@@ -60,10 +64,12 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
     max_characters = settings.max_batch_texts * settings.max_text_characters
     explain_problems(app, max_body_bytes=_BYTES_PER_CHARACTER * max_characters + 4096)
     app.add_middleware(close_connections_when_draining, lifecycle=lifecycle)
+    app.state.metrics = Metrics(classifier, lifecycle, settings, version=app.version)
     ask = _add_predictions(app, classifier, settings)
     add_open_inference(app, ask, classifier, lifecycle, settings)
     _add_service_routes(app, classifier)
     _add_probes(app, lifecycle)
+    app.add_middleware(Watched, routes=app.routes, metrics=app.state.metrics, tell=())  # the outermost comes last
     return app
 
 
@@ -120,11 +126,17 @@ async def _unless_left(
     request: Request, classifier: Classifier, texts: Sequence[str], *, timeout_seconds: float
 ) -> Answered | None:
     """The answers; None when the client hangs up before, and then nothing more is computed for it."""
+    note(texts=texts)
     work = asyncio.ensure_future(classifier.classify(texts, timeout_seconds=timeout_seconds))
     left = asyncio.ensure_future(_hung_up(request))
     try:
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-        return await work if work.done() else None
+        answered = await work if work.done() else None
+        note(answered=answered)
+        return answered  # noqa: TRY300
+    except QueueFullError:
+        note(rejected="queue_full")
+        raise
     finally:
         work.cancel()
         left.cancel()

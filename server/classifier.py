@@ -1,11 +1,11 @@
 """From texts to labels with probabilities: admitted, tokenised and computed outside the event loop."""
 
 import asyncio
+import math
 import os
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.engine import Engine, best_token_budget
 from server.model_folder import ModelFolder, ModelFolderError
-from server.scheduler import Dropped, Job, QueueFullError, Scheduler
+from server.observer import Observer
+from server.scheduler import Dropped, Job, Scheduler
 from server.settings import Settings
 
 # The workers are the parallelism: a pool of the library's own threads would compete with them. It reads this when it
@@ -56,6 +57,10 @@ class Answered:
     tokenize_seconds: float
     infer_seconds: float
     """Of the text whose batch took longest."""
+    tokens: int
+    """Of all texts, as far as the model reads them."""
+    stages: dict[str, tuple[float, float]]
+    """From when to when each stage had texts of this request, by the clock of `time.monotonic`."""
 
     def server_timing(self) -> str:
         """As the header Server-Timing has it, in milliseconds."""
@@ -74,9 +79,28 @@ class _Request:
     jobs: list[Job] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
     answers: dict[int, Prediction] = field(default_factory=dict)
+    tokenize_started: float = 0.0
     tokenize_seconds: float = 0.0
     queue_seconds: float = 0.0
     infer_seconds: float = 0.0
+    first_taken: float = math.inf
+    last_taken: float = 0.0
+    computed: float = 0.0
+
+    def answer(self) -> Answered:
+        tokenized = self.tokenize_started + self.tokenize_seconds
+        return Answered(
+            [self.answers[place] for place in range(len(self.texts))],
+            queue_seconds=self.queue_seconds,
+            tokenize_seconds=self.tokenize_seconds,
+            infer_seconds=self.infer_seconds,
+            tokens=sum(map(len, self.jobs)),
+            stages={
+                "tokenize": (self.tokenize_started, tokenized),
+                "queue": (tokenized, self.last_taken),
+                "infer": (self.first_taken, self.computed),
+            },
+        )
 
 
 class Classifier:
@@ -87,7 +111,7 @@ class Classifier:
 
     def __init__(self, folder: ModelFolder, engine: Engine, settings: Settings) -> None:
         self.folder, self.engine, self.workers = folder, engine, settings.workers
-        self.counts: Counter[str] = Counter()
+        self.observer = Observer()
         self._check()
         self.scheduler = Scheduler(
             max_texts=settings.max_queued_texts,
@@ -114,11 +138,7 @@ class Classifier:
         """
         self._loop = asyncio.get_running_loop()
         tokens = sum(min(self.folder.max_length, len(text) // _CHARACTERS_PER_TOKEN + 2) for text in texts)
-        try:
-            self.scheduler.admit(texts=len(texts), tokens=tokens)
-        except QueueFullError:
-            self.counts["refused"] += 1
-            raise
+        self.scheduler.admit(texts=len(texts), tokens=tokens)
         request = _Request(texts, time.monotonic() + timeout_seconds, tokens, self._loop.create_future())
         self._texts.put(request)
         try:
@@ -136,6 +156,10 @@ class Classifier:
         if ended:
             raise RuntimeError(f"thread {ended[0]} has ended")
         return max((time.monotonic() - since for since in list(self._busy_since.values())), default=0.0)
+
+    @property
+    def busy_workers(self) -> int:
+        return len(self._busy_since)
 
     def close(self) -> None:
         """Let the threads end once everything admitted is computed."""
@@ -162,8 +186,9 @@ class Classifier:
         started = time.monotonic()
         encodings = iter(self.folder.tokenizer.encode_batch([text for request in requests for text in request.texts]))
         seconds = time.monotonic() - started
+        self.observer.tokenized(seconds)
         for request in requests:
-            request.tokenize_seconds = seconds
+            request.tokenize_started, request.tokenize_seconds = started, seconds
             bulk = len(request.texts) > 1
             for number, encoding in zip(range(len(request.texts)), encodings, strict=False):
                 request.jobs.append(Job(encoding.ids, request.deadline, bulk, owner=(request, number)))
@@ -188,6 +213,7 @@ class Classifier:
             self.scheduler.timed(sum(map(len, batch)) * self.workers, time.monotonic() - started)
 
     def _answer(self, batch: Sequence[Job], probabilities: list[list[float]], started: float, seconds: float) -> None:
+        self.observer.computed(batch, started=started, seconds=seconds)
         for job, found in zip(batch, probabilities, strict=True):
             request, number = job.owner
             best = max(range(len(found)), key=found.__getitem__)
@@ -199,13 +225,15 @@ class Classifier:
             )
             request.queue_seconds = max(request.queue_seconds, started - job.arrived)
             request.infer_seconds = max(request.infer_seconds, seconds)
+            request.first_taken = min(request.first_taken, started)
+            request.last_taken = max(request.last_taken, started)
+            request.computed = max(request.computed, started + seconds)
+            self.observer.predicted(request.answers[number])
             if len(request.answers) == len(request.texts) and not request.answered.done():
-                predictions = [request.answers[place] for place in range(len(request.texts))]
-                times = (request.queue_seconds, request.tokenize_seconds, request.infer_seconds)
-                request.answered.set_result(Answered(predictions, *times))
+                request.answered.set_result(request.answer())
 
     def _dropped(self, job: Job, why: Dropped) -> None:
-        self.counts[f"dropped_{why}"] += 1
+        self.observer.dropped(why)
         request: _Request = job.owner[0]
         if why == "deadline":
             self._on_loop(_fail, request, DeadlinePassedError("its time was up before a worker was free"))

@@ -5,6 +5,8 @@ import difflib
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -18,6 +20,7 @@ from server.api import create_app
 from server.classifier import Classifier
 from server.engine import load_engine, wanted_variants, why
 from server.lifecycle import Lifecycle
+from server.metrics import Exporter, Metrics
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import PREFIX, Settings
 
@@ -55,8 +58,9 @@ def main(args: list[str] | None = None) -> None:
 
 def _serve(classifier: Classifier, settings: Serve) -> None:
     lifecycle = Lifecycle(classifier, drain_seconds=settings.drain_seconds)
+    app = create_app(classifier, lifecycle, settings)
     config = uvicorn.Config(
-        create_app(classifier, lifecycle, settings),
+        app,
         http="httptools",
         ws="none",
         log_level=settings.log_level,
@@ -64,7 +68,27 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
         timeout_graceful_shutdown=_ANSWER_SECONDS,
     )
     listener = _listen(settings)
-    _Server(config, lifecycle, announce=_ready_line(listener, settings, classifier)).run(sockets=[listener])
+    with _exported(settings, app.state.metrics) as metrics_port:
+        announce = _ready_line(listener.getsockname()[1], metrics_port, settings, classifier)
+        _Server(config, lifecycle, announce=announce).run(sockets=[listener])
+
+
+@contextmanager
+def _exported(settings: Serve, metrics: Metrics) -> Iterator[int | None]:
+    if settings.metrics_port == "off":
+        yield None
+        return
+    try:
+        exporter = Exporter(metrics, host=settings.host, port=settings.metrics_port)
+    except OSError as error:
+        place = f"{settings.host} port {settings.metrics_port}"
+        _fail(
+            f"cannot listen for Prometheus on {place}: {error.strerror}; choose another with --metrics-port", status=1
+        )
+    try:
+        yield exporter.port
+    finally:
+        exporter.close()
 
 
 class _Server(uvicorn.Server):
@@ -91,13 +115,19 @@ class _Server(uvicorn.Server):
         print(self._announce, flush=True)
 
 
-def _ready_line(listener: socket.socket, settings: Serve, classifier: Classifier) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
-    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+def _ready_line(port: int, metrics_port: int | None, settings: Serve, classifier: Classifier) -> str:
+    url = _url(settings.host, port)
     example = f"""curl {url}/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'"""
     variant = classifier.folder.variant
     chosen = f"{variant} on {classifier.engine.name}, {why(settings.engine, variant)}"
-    return f"distrinews {version('distrinews')} serves {settings.model_folder} at {url}; {chosen}; model {classifier.folder.sha256[:12]}; try {example}"
+    metrics = f"; metrics at {_url(settings.host, metrics_port)}/metrics" if metrics_port else ""
+    served = f"{settings.model_folder} at {url}; {chosen}; model {classifier.folder.sha256[:12]}{metrics}"
+    return f"distrinews {version('distrinews')} serves {served}; try {example}"
+
+
+def _url(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _listen(settings: Serve) -> socket.socket:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.classifier import DeadlinePassedError
+from server.record import CURRENT
 from server.scheduler import QueueFullError
 
 MEDIA_TYPE = "application/problem+json"
@@ -45,6 +46,8 @@ class Problem(BaseModel):
     """What is wrong, and what would be right."""
     errors: list[Fault] = []
     """Each fault of the request."""
+    request_id: str | None = None
+    """As the header X-Request-ID of the answer has it, and the server's log."""
 
 
 class StrictModel(BaseModel):
@@ -95,7 +98,9 @@ def explain_problems(app: FastAPI, *, max_body_bytes: int) -> None:
 def problem(
     status: HTTPStatus, detail: str, *, errors: Sequence[Fault] = (), headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    body = Problem(title=status.phrase, status=status, detail=detail, errors=list(errors))
+    record = CURRENT.get()
+    request_id = record.request_id if record else None
+    body = Problem(title=status.phrase, status=status, detail=detail, errors=list(errors), request_id=request_id)
     return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 

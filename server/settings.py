@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,6 +14,11 @@ PREFIX = "DISTRINEWS_"
 _NOT_OURS = {"DISTRINEWS_TERMINAL"}  # read by the command line, which may start the server
 
 
+def _metrics_port(data: dict[str, Any]) -> int:
+    port: int = data["port"]
+    return port and (port + 1000 if port <= 64_535 else port - 1000)
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, use_attribute_docstrings=True)
 
@@ -22,6 +27,9 @@ class Settings(BaseSettings):
 
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names."""
+
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = Field(default_factory=_metrics_port)
+    """Port at which Prometheus finds /metrics: by default 1,000 above --port (9080), 0 for a free one, which the first line of output names, or off."""
 
     engine: EngineName = "auto"
     """What runs the model: openvino (int8, the fastest in batches), onnx (int8, the smallest), or the same in fp32; auto takes the first of them that is installed and in the folder."""

@@ -109,7 +109,8 @@ def write_into(folder: Path, name: str, text: str) -> None:
 
 
 @contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def started(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process, and its first line of output."""
     command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -117,11 +118,17 @@ def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
         line = process.stdout.readline()
         assert line, process.stderr.read()
         try:
-            url = line.split(" at ")[1].split(";")[0]
-            with httpx.Client(base_url=url, timeout=30) as client:
-                yield process, client
+            yield process, line
         finally:
             process.kill()
+
+
+@contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    with started(folder, *flags) as (process, line):
+        url = line.split(" at ")[1].split(";")[0]
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield process, client
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from server.api import create_app
 from server.classifier import Classifier
 from server.lifecycle import Lifecycle
+from server.metrics import Metrics
 from server.model_folder import read_model_folder
 from server.settings import Settings
 from tests.test_server import serving, write_model_folder
@@ -50,6 +51,10 @@ class Served:
 
     def predict(self, text: str = "goal", **headers: str) -> "asyncio.Task[httpx.Response]":
         return asyncio.create_task(self.client.post("/predict", json={"text": text}, headers=headers))
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        assert isinstance(self.classifier.observer, Metrics)
+        return self.classifier.observer.registry.get_sample_value(name, labels)
 
     async def until_waiting(self, texts: int) -> None:
         async with asyncio.timeout(5):
@@ -99,6 +104,10 @@ def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder:
             assert refused.status_code == 429
             assert int(refused.headers["Retry-After"]) >= 1
             assert "The queue is full: 3 texts wait and 3 may; try again in" in refused.json()["detail"]
+            assert served.metric("distrinews_rejected_requests_total", reason="queue_full") == 1
+            assert served.metric("distrinews_rejected_requests_total", reason="rate_limited") == 0
+            assert served.metric("distrinews_queue_texts") == 3
+            assert served.metric("distrinews_http_requests_in_flight") == 4
             served.engine.open.set()
             assert [(await one).status_code for one in accepted] == [200] * 4
 
@@ -135,6 +144,7 @@ def test_a_text_whose_deadline_passes_in_the_queue_is_answered_504_and_never_com
             assert (await first).status_code == 200
             assert (await served.predict()).status_code == 200
             assert served.engine.texts == 2
+            assert served.metric("distrinews_rejected_requests_total", reason="deadline") == 1
 
     asyncio.run(check())
 
@@ -165,7 +175,8 @@ def test_the_texts_of_a_client_that_hung_up_are_dropped_and_counted(folder: Path
             assert (await first).status_code == 200
             assert (await served.predict()).status_code == 200
             assert served.engine.texts == 2
-            assert served.classifier.counts["dropped_left"] == 1
+            assert served.metric("distrinews_dropped_texts_total", reason="client_left") == 1
+            assert served.metric("distrinews_rejected_requests_total", reason="client_left") == 1
 
     asyncio.run(check())
 
@@ -180,7 +191,10 @@ def test_an_engine_that_fails_on_a_text_fails_that_request_and_no_other(folder: 
                 raise MemoryError
 
             served.engine.run = fails  # type: ignore[method-assign,assignment]
-            assert (await served.predict()).status_code == 500
+            failed = await served.predict()
+            assert (failed.status_code, failed.headers["content-type"]) == (500, "application/problem+json")
+            assert failed.json()["request_id"] == failed.headers["X-Request-ID"]
+            assert served.metric("distrinews_http_requests_total", route="/predict", code="500") == 1
             served.engine.run = works  # type: ignore[method-assign]
             assert (await served.predict()).status_code == 200
 
