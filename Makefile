@@ -32,6 +32,11 @@ bench-engines: venv ## measure what runs the model fastest, and its memory
 bench-serve: venv ## measure our server beside the one that tutorials write (half an hour)
 	$(BIN)/python -m tests.benchmarks.serve
 
+bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, and its memory over a soak (an hour)
+	$(BIN)/python -m tests.benchmarks.serve_others
+	$(BIN)/python -m tests.benchmarks.serve_profile
+	$(BIN)/python -m tests.benchmarks.soak
+
 lock: ## renew images/constraints.txt from the newest versions that pyproject allows
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH)' '.[trainer,server,pipelines,dev]'
@@ -41,4 +46,4 @@ lock: ## renew images/constraints.txt from the newest versions that pyproject al
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test bench-data bench-engines bench-serve lock clean
+.PHONY: help venv run test bench-data bench-engines bench-serve bench-serve-more lock clean

@@ -7,111 +7,32 @@ On a machine with more cores than a service gets, put `taskset -c 0,1` before it
 """
 
 import argparse
-import http.client
-import json
 import math
-import os
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import psutil
-
-from tests.benchmarks.load import (
-    HOST,
-    Load,
-    batch_requests,
-    closed_loop,
-    describe,
-    load_texts,
-    open_loop,
-    run,
-    single_requests,
-)
+from tests.benchmarks.load import batch_requests, closed_loop, describe, load_texts, open_loop, run, single_requests
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
+from tests.benchmarks.serve_chart import curve
+from tests.benchmarks.serving import Measured, Server, at_share, probing, record, request, started, with_clients
 from tests.benchmarks.serving_model import mean_tokens, write_serving_model
-from trainer.charts import element, note, short
-from trainer.progress import Progress, say
+from trainer.progress import Progress
 
-_REPOSITORY = Path(__file__).parents[2]
 _OURS, _REFERENCE = "ours", "reference"
 _CLIENTS = (1, 8, 32)
 _BATCH = 64
 _SHARES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 """Of a server's capacity, at which requests come in the open loop."""
-_START_SECONDS = 120
-_MEMORY_SECONDS = 0.5
-_COMPARED = 16  # texts that both servers classify, to see that they serve the same weights
-
-
-@dataclass
-class Measured:
-    """Of one server; a list has one entry a round."""
-
-    start_seconds: list[float] = field(default_factory=list)
-    """From the start of the process to the answer to the first text."""
-    resident_mb: list[float] = field(default_factory=list)
-    """The most that its processes held under load."""
-    loads: dict[str, list[Load]] = field(default_factory=lambda: defaultdict(list))
-    rates: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Requests a second of the open loop, by share of the capacity."""
-    probabilities: list[list[float]] = field(default_factory=list)
-    engine: str = ""
-    """What its health check says that runs the model; the reference says nothing."""
-
-    def per_second(self, what: str) -> float:
-        return median(load.per_second for load in self.loads[what]) * (_BATCH if what == _BATCHES else 1)
-
-    def pooled(self, what: str) -> Load:
-        """All rounds as one: percentiles come from all samples, the speed is that of the median round."""
-        loads = self.loads[what]
-        answers = sum((load.answers for load in loads), Counter[str]())
-        succeeded = sum(load.succeeded for load in loads)
-        speed = median(load.per_second for load in loads)
-        return Load(
-            succeeded / speed if speed else math.inf,
-            sorted(latency for load in loads for latency in load.latencies),
-            answers,
-            most_in_flight=max(load.most_in_flight for load in loads),
-            resent=sum(load.resent for load in loads),
-            late_seconds=max(load.late_seconds for load in loads),
-            cpu_share=median(load.cpu_share for load in loads),
-        )
-
-    def milliseconds(self, what: str, percent: float) -> float:
-        return self.pooled(what).percentile(percent) * 1e3
-
-
-def with_clients(number: int) -> str:
-    return f"closed loop, {number} client{'s' if number > 1 else ''}"
-
-
-def at_share(share: float) -> str:
-    return f"open loop at {share:.0%} of capacity"
+_OVERLOAD = 2.0
+_COMPARED = 256  # texts that both servers classify, ours alone and together
 
 
 _BATCHES = f"closed loop, 1 client, batches of {_BATCH}"
-_STEPS = (*map(with_clients, _CLIENTS), _BATCHES, *map(at_share, _SHARES))
-
-
-@dataclass(frozen=True)
-class Server:
-    name: str
-    command: list[str]
-    """That starts it, followed by the port."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Besides what it inherits."""
+_STEPS = (*map(with_clients, _CLIENTS), _BATCHES, *map(at_share, (*_SHARES, _OVERLOAD)))
 
 
 def main() -> None:
@@ -138,7 +59,7 @@ def main() -> None:
         measured = measure(servers, texts, rounds=args.rounds, seconds=args.seconds)
         how = _how(args.rounds, args.seconds, mean_tokens(folder, texts), measured, load)
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "serve.svg").write_text(curve(measured), encoding="utf-8")
+    (args.output / "serve.svg").write_text(curve(measured, _SHARES), encoding="utf-8")
     write(
         str(args.output.absolute() / "serve"),
         title="Our server against the tutorials'",
@@ -176,137 +97,43 @@ def _measure_one(
 ) -> None:
     singles, batches = single_requests(texts), batch_requests(texts, _BATCH)
     with started(server, partial(_ask, text=texts[0]), measured) as port:
+        health = request(port, "GET", "/health")
+        measured.engine = str(health.get("engine", ""))
         measured.probabilities = [_ask(port, text) for text in texts[:_COMPARED]]
-        measured.engine = str(request(port, "GET", "/health").get("engine", ""))
+        measured.probabilities_in_batches = _ask_together(port, texts[:_COMPARED])
         loops = {with_clients(number): partial(closed_loop, port, singles, clients=number) for number in _CLIENTS}
-        loops[_BATCHES] = partial(closed_loop, port, batches, clients=1)
         for what, loop in loops.items():
             record(run(loop(seconds=seconds)), what, measured, progress, said)
-        capacity = max(measured.loads[with_clients(number)][-1].per_second for number in _CLIENTS)
+        load = run(closed_loop(port, batches, clients=1, seconds=seconds))
+        record(load, _BATCHES, measured, progress, said, texts_each=_BATCH)
+        capacity = max(measured.loads[what][-1].per_second for what in loops)
         for share in _SHARES:
             measured.rates[share].append(capacity * share)
             arriving = open_loop(port, singles, rate=capacity * share, seconds=seconds, seed=seed)
             record(run(arriving), at_share(share), measured, progress, said)
-
-
-def record(load: Load, what: str, measured: Measured, progress: Progress, said: str) -> None:
-    measured.loads[what].append(load)
-    row = describe(load, texts_each=_BATCH if what == _BATCHES else 1)
-    say(
-        f"{said}, {what}: {row['Texts/s']} texts/s, p50 {row['p50, ms']} ms, p99 {row['p99, ms']} ms, failed {row['Failed']}"
-    )
-    progress.advance()
-
-
-@contextmanager
-def started(server: Server, ask: Callable[[int], object], measured: Measured) -> Iterator[int]:
-    """Start a server, time its first answer to `ask`, watch its memory from then on, and stop it at the end."""
-    port = _free_port()
-    with tempfile.TemporaryFile() as log:
-        began, environment = time.perf_counter(), os.environ | server.environment
-        command = [*server.command, str(port)]
-        with subprocess.Popen(command, cwd=_REPOSITORY, stdout=log, stderr=log, env=environment) as process:
-            try:
-                _wait_for_answer(partial(ask, port), process)
-                measured.start_seconds.append(time.perf_counter() - began)
-                with _memory_watched(process.pid, measured):
-                    yield port
-            except BaseException:
-                log.seek(0)
-                say(f"serve: {server.name} said: {log.read()[-4000:].decode(errors='replace')}")
-                raise
-            finally:
-                _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End it and all that it started."""
-    begun = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    for child in begun:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _wait_for_answer(ask: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        try:
-            ask()
-        except (OSError, http.client.HTTPException):
-            if process.poll() is not None:
-                raise RuntimeError(f"the server ended with status {process.returncode} before it answered") from None
-            time.sleep(0.01)
-        else:
-            return
-    raise RuntimeError(f"the server did not answer within {_START_SECONDS} s")
+        paths = ("/livez", "/readyz", "/health") if server.name == _OURS else ("/health",)
+        with probing(port, paths, measured.probes):
+            arriving = open_loop(port, singles, rate=capacity * _OVERLOAD, seconds=seconds, seed=seed)
+            record(run(arriving), at_share(_OVERLOAD), measured, progress, said)
 
 
 def _ask(port: int, text: str) -> list[float]:
-    """The probabilities of a text."""
     return list(request(port, "POST", "/predict", {"text": text})["probabilities"].values())
 
 
-def request(port: int, method: str, path: str, body: object = None) -> dict[str, Any]:
-    connection = http.client.HTTPConnection(HOST, port, timeout=60)
-    try:
-        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        content = response.read()
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        raise http.client.HTTPException(f"{response.status}: {content[:200]!r}")
-    answer: dict[str, Any] = json.loads(content)
-    return answer
+def _ask_together(port: int, texts: Sequence[str]) -> list[list[float]]:
+    parts = (texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH))
+    answers = [answer for part in parts for answer in request(port, "POST", "/predict/batch", {"texts": part})]
+    return [list(answer["probabilities"].values()) for answer in answers]
 
 
-@contextmanager
-def _memory_watched(pid: int, measured: Measured) -> Iterator[None]:
-    """Note the most that a process and those that it started held at a time."""
-    root, done, seen = psutil.Process(pid), threading.Event(), [0.0]
-
-    def watch() -> None:
-        while not done.wait(_MEMORY_SECONDS):
-            seen.append(_resident_mb(root))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        measured.resident_mb.append(max(seen))
-
-
-def _resident_mb(root: psutil.Process) -> float:
-    """Of a process and all that it started; one that ended meanwhile counts as nothing."""
-    total = 0.0
-    for process in (root, *root.children(recursive=True)):
-        try:
-            total += process.memory_info().rss / 1e6
-        except psutil.NoSuchProcess:
-            continue
-    return total
+def _differ(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+    pairs = zip(some, others, strict=True)
+    return max(abs(one - other) for pair in pairs for one, other in zip(*pair, strict=True))
 
 
 def _how(rounds: int, seconds: float, tokens: float, measured: dict[str, Measured], load: str) -> str:
-    differ = max(
-        abs(ours - theirs)
-        for pair in zip(measured[_OURS].probabilities, measured[_REFERENCE].probabilities, strict=True)
-        for ours, theirs in zip(*pair, strict=True)
-    )
+    differ = _differ(measured[_OURS].probabilities, measured[_REFERENCE].probabilities)
     generator = max(load.cpu_share for one in measured.values() for loads in one.loads.values() for load in loads)
     late = max(load.late_seconds for one in measured.values() for loads in one.loads.values() for load in loads)
     return (
@@ -314,8 +141,9 @@ def _how(rounds: int, seconds: float, tokens: float, measured: dict[str, Measure
         f"is started and gets every load for {seconds:g} s, the servers in turn, generator and server on the same cores. Speeds, starts "
         "and memory are medians of the rounds, percentiles come from the samples of all rounds. Capacity is the best speed of the closed "
         "loops on /predict in the same round. In the open loop latency counts from when a request should have been sent. The servers' "
-        f"probabilities differ by {differ:.3f} at most. The generator took up to {generator:.0%} of one core, and sent "
-        f"99% of the requests no more than {late * 1e3:.1f} ms late. {load}"
+        f"probabilities differ by {differ:.3f} at most; that a quantised model is no more than half a point less accurate is for the "
+        "export step to see, with a trained one. Probes are health checks on new connections at twice the capacity. "
+        f"The generator took up to {generator:.0%} of one core, and sent 99% of the requests no more than {late * 1e3:.1f} ms late. {load}"
     )
 
 
@@ -342,6 +170,14 @@ def _targets(ours: Measured, reference: Measured) -> Iterator[dict[str, str]]:
     held = median(ours.resident_mb), median(reference.resident_mb)
     most = 550 if "openvino" in ours.engine.lower() else 300
     yield row("resident under load, MB", held, _ratio(*held), f"< {most} with {ours.engine}", held[0] < most)
+    slowest = max(ours.probes) * 1e3, max(reference.probes) * 1e3
+    yield row("slowest probe at twice the capacity, ms", slowest, _ratio(*slowest), "≤ 50", slowest[0] <= 50)
+    apart = [_differ(one.probabilities, one.probabilities_in_batches) for one in (ours, reference)]
+    most_apart = 1e-2 if "bf16" in ours.engine else 2e-3
+    yield {
+        "What": f"probabilities of a text alone and in a batch of {_BATCH}: largest difference", "Ours": f"{apart[0]:.1e}",
+        "Reference": f"{apart[1]:.1e}", "Ratio": "", "Target": f"≤ {most_apart:g}", "Met": "yes" if apart[0] <= most_apart else "no",
+    }  # fmt: skip
 
 
 def _ratio(ours: float, theirs: float) -> float:
@@ -351,90 +187,11 @@ def _ratio(ours: float, theirs: float) -> float:
 def _details(name: str, measured: Measured) -> str:
     rows = []
     for what in _STEPS:
-        speeds = [load.per_second * (_BATCH if what == _BATCHES else 1) for load in measured.loads[what]]
-        described = describe(measured.pooled(what), texts_each=_BATCH if what == _BATCHES else 1)
+        texts_each = measured.texts_each[what]
+        speeds = [load.per_second * texts_each for load in measured.loads[what]]
+        described = describe(measured.pooled(what), texts_each=texts_each)
         rows.append({"Load": what, **described, "Texts/s of the rounds": f"{min(speeds):.1f} to {max(speeds):.1f}"})
     return f"## {name.capitalize()}\n\n{table(rows)}"
-
-
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 420, 64, 150, 24, 52
-_STYLE = """
-svg { font: 13px system-ui, sans-serif; background: #fff; fill: #222 }
-.grid { stroke: #ddd } .p50, .p99 { fill: none; stroke-width: 2 } .p99 { stroke-dasharray: 6 4 }
-.ours { stroke: #0b6bcb } .reference { stroke: #b3541e } text.ours { stroke: none; fill: #0b6bcb } text.reference { stroke: none; fill: #b3541e }
-@media (prefers-color-scheme: dark) {
-  svg { background: #15181c; fill: #ddd } .grid { stroke: #333 }
-  .ours { stroke: #62a8f0 } .reference { stroke: #e8935f } text.ours { fill: #62a8f0 } text.reference { fill: #e8935f }
-}
-"""
-
-
-def curve(measured: dict[str, Measured]) -> str:
-    """Latency (p50 and p99) against requests a second, both on logarithmic axes, as an SVG file."""
-    lines: dict[tuple[str, int], list[tuple[float, float]]] = {
-        (name, percent): [(median(one.rates[share]), one.milliseconds(at_share(share), percent)) for share in _SHARES]
-        for name, one in measured.items()
-        for percent in (50, 99)
-    }
-    lines = {
-        key: [point for point in line if math.isfinite(point[1])] for key, line in lines.items()
-    }  # some was answered
-    points = [point for line in lines.values() for point in line]
-    x = _logarithmic([at for at, _ in points], _LEFT, _WIDTH - _RIGHT)
-    y = _logarithmic([at for _, at in points], _HEIGHT - _BOTTOM, _TOP)
-    parts = [element("style", _STYLE)]
-    for tick in x.ticks:
-        parts += [element("line", x1=x.at(tick), x2=x.at(tick), y1=_TOP, y2=_HEIGHT - _BOTTOM, class_="grid")]
-        parts += [note(x.at(tick), _HEIGHT - _BOTTOM + 20, short(tick))]
-    for tick in y.ticks:
-        parts += [element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y.at(tick), y2=y.at(tick), class_="grid")]
-        parts += [note(_LEFT - 8, y.at(tick) + 4, short(tick), "end")]
-    parts.append(
-        note((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, "requests a second, 20% to 120% of each server's capacity")
-    )
-    parts.append(note(_LEFT - 8, 14, "ms", "end"))
-    for (name, percent), line in ((key, line) for key, line in lines.items() if line):
-        places = [(x.at(a), y.at(b)) for a, b in line]
-        parts.append(
-            element("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places), class_=f"{name} p{percent}")
-        )
-        parts.append(
-            note(
-                places[-1][0] + 8,
-                places[-1][1] + (-4 if percent == 99 else 14),
-                f"{name}, p{percent}",
-                "start",
-                class_=name,
-            )
-        )
-    label = "Latency against requests a second, of our server and the reference"
-    size = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "viewBox": f"0 0 {_WIDTH} {_HEIGHT}",
-        "width": _WIDTH,
-        "height": _HEIGHT,
-    }
-    return str(element("svg", *parts, **size, role="img", aria_label=label)) + "\n"
-
-
-@dataclass(frozen=True)
-class _Axis:
-    ticks: list[float]
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        whole = math.log(self.ticks[-1] / self.ticks[0])
-        return self.start + (self.end - self.start) * math.log(value / self.ticks[0]) / whole
-
-
-def _logarithmic(values: Sequence[float], start: float, end: float) -> _Axis:
-    """An axis with ticks at 1, 2 and 5 times powers of ten, from the last below all values to the first above."""
-    powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    ticks = [times * 10.0**power for power in powers for times in (1, 2, 5)]
-    first = max(place for place, tick in enumerate(ticks) if tick <= min(values))
-    last = min(place for place, tick in enumerate(ticks) if tick >= max(values))
-    return _Axis(ticks[first : max(last, first + 1) + 1], start, end)
 
 
 if __name__ == "__main__":

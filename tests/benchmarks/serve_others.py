@@ -20,7 +20,7 @@ from typing import NamedTuple
 from server.cpus import available_cpus
 from tests.benchmarks.load import closed_loop, describe, load_texts, open_loop, post, run
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
-from tests.benchmarks.serve import Measured, Server, at_share, record, request, started, with_clients
+from tests.benchmarks.serving import Measured, Server, at_share, record, request, started, with_clients
 from tests.benchmarks.serving_model import mean_tokens, write_serving_model
 from trainer.progress import Progress, say
 

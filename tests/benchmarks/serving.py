@@ -1,0 +1,223 @@
+"""Servers as processes: started, timed, watched and stopped; and what was measured of one."""
+
+import http.client
+import itertools
+import json
+import math
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from tests.benchmarks.load import HOST, Load, describe
+from trainer.progress import Progress, say
+
+_REPOSITORY = Path(__file__).parents[2]
+_START_SECONDS = 120
+_MEMORY_SECONDS = 0.5
+_PROBE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    command: list[str]
+    """That starts it, followed by the port."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Besides what it inherits."""
+
+
+@dataclass
+class Measured:
+    """Of one server; a list has one entry a round."""
+
+    start_seconds: list[float] = field(default_factory=list)
+    """From the start of the process to the answer to the first text."""
+    resident_mb: list[float] = field(default_factory=list)
+    """The most that its processes held under load."""
+    loads: dict[str, list[Load]] = field(default_factory=lambda: defaultdict(list))
+    texts_each: dict[str, int] = field(default_factory=dict)
+    """Of a request, where it has several."""
+    rates: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Requests a second of the open loop, by share of the capacity."""
+    probabilities: list[list[float]] = field(default_factory=list)
+    """Of some texts, each asked alone."""
+    probabilities_in_batches: list[list[float]] = field(default_factory=list)
+    """Of the same texts, asked together."""
+    probes: list[float] = field(default_factory=list)
+    """Seconds that health checks took under a load of twice the capacity."""
+    engine: str = ""
+    """What its health check says that runs the model; the reference says nothing."""
+
+    def per_second(self, what: str) -> float:
+        """Texts, in the median round."""
+        return median(load.per_second for load in self.loads[what]) * self.texts_each.get(what, 1)
+
+    def pooled(self, what: str) -> Load:
+        """All rounds as one: percentiles come from all samples, the speed is that of the median round."""
+        loads = self.loads[what]
+        answers = sum((load.answers for load in loads), Counter[str]())
+        succeeded = sum(load.succeeded for load in loads)
+        speed = median(load.per_second for load in loads)
+        return Load(
+            succeeded / speed if speed else math.inf,
+            sorted(latency for load in loads for latency in load.latencies),
+            answers,
+            most_in_flight=max(load.most_in_flight for load in loads),
+            resent=sum(load.resent for load in loads),
+            late_seconds=max(load.late_seconds for load in loads),
+            cpu_share=median(load.cpu_share for load in loads),
+        )
+
+    def milliseconds(self, what: str, percent: float) -> float:
+        return self.pooled(what).percentile(percent) * 1e3
+
+
+def with_clients(number: int) -> str:
+    return f"closed loop, {number} client{'s' if number > 1 else ''}"
+
+
+def at_share(share: float) -> str:
+    return f"open loop at {share:.0%} of capacity"
+
+
+def record(load: Load, what: str, measured: Measured, progress: Progress, said: str, *, texts_each: int = 1) -> None:
+    measured.loads[what].append(load)
+    measured.texts_each[what] = texts_each
+    row = describe(load, texts_each=texts_each)
+    say(
+        f"{said}, {what}: {row['Texts/s']} texts/s, p50 {row['p50, ms']} ms, p99 {row['p99, ms']} ms, failed {row['Failed']}"
+    )
+    progress.advance()
+
+
+@contextmanager
+def started(server: Server, ask: Callable[[int], object], measured: Measured) -> Iterator[int]:
+    """Start a server, time its first answer to `ask`, watch its memory from then on, and stop it at the end."""
+    port = free_port()
+    with tempfile.TemporaryFile() as log:
+        began, environment = time.perf_counter(), os.environ | server.environment
+        command = [*server.command, str(port)]
+        with subprocess.Popen(command, cwd=_REPOSITORY, stdout=log, stderr=log, env=environment) as process:
+            try:
+                _wait_for_answer(partial(ask, port), process)
+                measured.start_seconds.append(time.perf_counter() - began)
+                with _memory_watched(process.pid, measured):
+                    yield port
+            except BaseException:
+                log.seek(0)
+                say(f"serve: {server.name} said: {log.read()[-4000:].decode(errors='replace')}")
+                raise
+            finally:
+                _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End it and all that it started."""
+    begun = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for child in begun:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _wait_for_answer(ask: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        try:
+            ask()
+        except (OSError, http.client.HTTPException):
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with status {process.returncode} before it answered") from None
+            time.sleep(0.01)
+        else:
+            return
+    raise RuntimeError(f"the server did not answer within {_START_SECONDS} s")
+
+
+def request(port: int, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
+    connection = http.client.HTTPConnection(HOST, port, timeout=60)
+    try:
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        content = response.read()
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise http.client.HTTPException(f"{response.status}: {content[:200]!r}")
+    return json.loads(content)
+
+
+@contextmanager
+def _memory_watched(pid: int, measured: Measured) -> Iterator[None]:
+    """Note the most that a process and those that it started held at a time."""
+    root, done, seen = psutil.Process(pid), threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not done.wait(_MEMORY_SECONDS):
+            seen.append(_resident_mb(root))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        measured.resident_mb.append(max(seen))
+
+
+def _resident_mb(root: psutil.Process) -> float:
+    """Of a process and all that it started; one that ended meanwhile counts as nothing."""
+    total = 0.0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            total += process.memory_info().rss / 1e6
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+@contextmanager
+def probing(port: int, paths: Sequence[str], seconds: list[float]) -> Iterator[None]:
+    """Ask the health checks in turn, each on a connection of its own as a kubelet does, and note how long each took."""
+    done = threading.Event()
+
+    def probe() -> None:
+        for path in itertools.cycle(paths):
+            began = time.perf_counter()
+            request(port, "GET", path)
+            seconds.append(time.perf_counter() - began)
+            if done.wait(_PROBE_SECONDS):
+                return
+
+    with ThreadPoolExecutor(1) as threads:
+        probes = threads.submit(probe)
+        try:
+            yield
+        finally:
+            done.set()
+        probes.result()
