@@ -13,5 +13,8 @@ def show(run_folder: str, metrics: dsl.Metrics, confusion_matrix: dsl.Classifica
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     for name in ("accuracy", "macro_f1", "loss", "expected_calibration_error", "rows"):
         metrics.log_metric(name, found[name])
+    metrics.log_metric("temperature", found["calibrated"]["temperature"])
+    for name in ("loss", "expected_calibration_error"):
+        metrics.log_metric(f"calibrated_{name}", found["calibrated"][name])
     confusion_matrix.log_confusion_matrix(found["classes"], found["confusion_matrix"])
     shutil.copyfile(folder / "report.html", report.path)

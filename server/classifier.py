@@ -202,7 +202,8 @@ class Classifier:
         while batch := self.scheduler.take():
             started = self._busy_since[worker] = time.monotonic()
             try:
-                probabilities = _softmax(self._logits([job.token_ids for job in batch]))
+                logits = self._logits([job.token_ids for job in batch])
+                probabilities = _softmax(logits / self.folder.temperature)
             except Exception as error:  # noqa: BLE001 - the engine's exceptions share no narrower base
                 for job in batch:
                     self._on_loop(_fail, job.owner[0], error)

@@ -29,6 +29,7 @@ class _Variant(BaseModel):
 class _ModelJson(BaseModel):
     labels: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2)
     max_length: int = Field(ge=3)  # [CLS], a token, [SEP]
+    temperature: float = Field(default=1, ge=0.05, le=20)
     variants: dict[str, _Variant] = Field(min_length=1)
 
 
@@ -41,6 +42,8 @@ class ModelFolder:
     file: Path
     """The model in this variant; an .xml has its weights in a .bin of the same name."""
     tokenizer: Tokenizer
+    temperature: float
+    """What the logits are divided by, so that a confidence says how often it is right; no label depends on it."""
     sha256: str
     """Of the manifest, which has that of every file: two folders with the same hold the same model."""
 
@@ -62,6 +65,7 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
         variant=name,
         file=_checked_model(manifest, model.variants[name]),
         tokenizer=_read_tokenizer(manifest, onnx / "tokenizer.json", max_length=model.max_length),
+        temperature=model.temperature,
         sha256=manifest.sha256,
     )
 

@@ -23,7 +23,8 @@ from trainer.onnx_model import OnnxModel
 def run(finished_run: Path, tmp_path: Path) -> Path:
     """A trained and evaluated run that is not exported yet."""
     shutil.copytree(finished_run / "model", tmp_path / "model", ignore=shutil.ignore_patterns("onnx"))
-    shutil.copy(finished_run / "predictions.npy", tmp_path)
+    for name in ("predictions.npy", "metrics.json"):
+        shutil.copy(finished_run / name, tmp_path)
     return tmp_path
 
 

@@ -69,6 +69,17 @@ def metrics_of(classes: list[str], matrix: list[list[int]] | None = None) -> dic
             {"from": 0.4, "to": 0.5, "rows": 100, "confidence": 0.46, "accuracy": 0.33},
             {"from": 0.9, "to": 1.0, "rows": 7500, "confidence": 0.97, "accuracy": 0.94},
         ],
+        "calibrated": {
+            "temperature": 1.3725,
+            "validation_rows": 6000,
+            "not_fitted": "",
+            "loss": 0.1931,
+            "expected_calibration_error": 0.0045,
+            "calibration": [
+                {"from": 0.3, "to": 0.4, "rows": 100, "confidence": 0.36, "accuracy": 0.33},
+                {"from": 0.9, "to": 1.0, "rows": 7500, "confidence": 0.945, "accuracy": 0.94},
+            ],
+        },
     }
 
 
@@ -192,13 +203,29 @@ def test_a_report_without_training_log_or_mistakes_says_so(tmp_path: Path) -> No
     assert len(page.attributes("svg")) == 1
 
 
+def test_calibration_before_and_after_the_temperature_stand_side_by_side(tmp_path: Path) -> None:
+    page = Page(report(tmp_path))
+    assert ["Calibration error", "1.23%", "0.45%"] in page.rows
+    assert ["Mean loss", "0.207", "0.193"] in page.rows
+    assert "a temperature of 1.373, fitted on 6,000 validation rows" in page.text
+    assert len([circle for circle in page.attributes("circle") if circle["class"] == "ring"]) == 2
+
+
+def test_a_temperature_that_was_not_fitted_is_said_to_be_1_with_the_reason(tmp_path: Path) -> None:
+    metrics = metrics_of(NEWS)
+    metrics["calibrated"] |= {"temperature": 1.0, "not_fitted": "9 validation rows are too few, it takes 50"}
+    page = Page(report(tmp_path, metrics=metrics))
+    assert "The temperature stays 1, as 9 validation rows are too few, it takes 50." in page.text
+    assert "ring" not in {circle["class"] for circle in page.attributes("circle")}
+
+
 def test_a_single_epoch_makes_a_chart(tmp_path: Path) -> None:
     curves: Curves = {
         "train": [],
         "validation": [{"epoch": 1, "step": 9, "loss": 0.0, "accuracy": 1.0}],
         "best_epoch": 1,
     }
-    assert len(Page(report(tmp_path, curves=curves)).attributes("circle")) == 4
+    assert len(Page(report(tmp_path, curves=curves)).attributes("circle")) == 6
 
 
 def test_a_diverged_loss_is_left_out(tmp_path: Path) -> None:

@@ -143,8 +143,11 @@ def line_chart(
     return picture(WIDTH, HEIGHT, label, "chart", parts)
 
 
-def reliability_chart(bins: Sequence[Bin], *, label: str) -> Markup:
-    """Draw accuracy against confidence, each bin's distance from the diagonal, and below them its rows."""
+def reliability_chart(bins: Sequence[Bin], *, before: Sequence[Bin] = (), label: str) -> Markup:
+    """Draw accuracy against confidence, each bin's distance from the diagonal, and below them its rows.
+
+    `before` are the bins of the same rows without the temperature, as rings.
+    """
     x, y = scale((0, 1), (LEFT, WIDTH - RIGHT)), scale((0, 1), (HEIGHT - BOTTOM + 18, TOP))
     quarters = (0.0, 0.25, 0.5, 0.75, 1.0)
     parts = [*y_axis(y, quarters, percent=True)]
@@ -161,6 +164,7 @@ def reliability_chart(bins: Sequence[Bin], *, label: str) -> Markup:
         parts.append(element("circle", cx=middle, cy=y(one.accuracy), r=4, class_="point"))
         if width >= 30:  # else the numbers would run into each other
             parts.append(note(left + width / 2, rows(one.rows) - 4, short(one.rows, 2)))
+    parts += [element("circle", cx=x(one.confidence), cy=y(one.accuracy), r=4, class_="ring") for one in before]
     parts += [line(LEFT, base, WIDTH - RIGHT, base, "grid"), note(LEFT - 8, base, "rows", "end")]
     return picture(WIDTH, base + 6, label, "chart", parts)
 

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from trainer.calibration import Temperature, at_temperature, fit_temperature
 from trainer.config import EvaluateConfig
 from trainer.dataset import Dataset, Split
 from trainer.distributed import Process, process_group
 from trainer.flags import parse, write_json
 from trainer.launch import worker
-from trainer.metrics import measure
+from trainer.metrics import measure, measure_confidence
 from trainer.model import load_model
 from trainer.predict import Probabilities, predict
 from trainer.progress import say
@@ -67,12 +68,23 @@ def learning_curves(logs: Path, best_epoch: int) -> Curves:
 
 
 def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Process) -> dict[str, Any]:
-    """Measure <output>/model on the test rows; writes metrics.json, predictions.npy [rows, classes] and report.html there."""
+    """Measure <output>/model on the test rows, with a temperature fitted on the validation rows; writes metrics.json, predictions.npy [rows, classes] and report.html there."""
     model = load_model(output / "model", device=process.device)
     probabilities = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="evaluate: test rows")
     trained = json.loads((output / "model" / "train_config.json").read_text(encoding="utf-8"))
     title = f"{Path(trained['settings']['model']).name} on {dataset.info['title']}"
     metrics = {"title": title, **measure(probabilities, dataset.test.labels, dataset.classes)}
+    validation = predict(
+        model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="evaluate: validation rows"
+    )
+    temperature = fit_temperature(validation, dataset.validation.labels)
+    calibrated = at_temperature(probabilities, temperature.value)
+    metrics["calibrated"] = {
+        "temperature": temperature.value,
+        "validation_rows": temperature.rows,
+        "not_fitted": temperature.not_fitted,
+        **measure_confidence(calibrated, dataset.test.labels),
+    }
     if process.is_main:
         np.save(output / "predictions.npy", probabilities)
         write_json(output / "metrics.json", metrics)
@@ -80,7 +92,7 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
             output / "report.html",
             metrics=metrics,
             curves=learning_curves(output / "logs", trained["best_epoch"]),
-            mistakes=worst_mistakes(probabilities, dataset.test, dataset.classes, count=config.mistakes_shown),
+            mistakes=worst_mistakes(calibrated, dataset.test, dataset.classes, count=config.mistakes_shown),
             facts={
                 "Settings": trained["settings"],
                 "Dataset": {name: value for name, value in dataset.info.items() if name not in ("splits", "classes")},
@@ -93,7 +105,19 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
             f"macro F1 {metrics['macro_f1']:.4f}, calibration error {metrics['expected_calibration_error']:.4f}; "
             f"see {output / 'report.html'}"
         )
+        say(f"evaluate: {_effect(temperature, metrics)}")
     return metrics
+
+
+def _effect(temperature: Temperature, metrics: dict[str, Any]) -> str:
+    if temperature.not_fitted:
+        return f"the temperature stays 1, as {temperature.not_fitted}"
+    before, after = metrics, metrics["calibrated"]
+    return (
+        f"temperature {temperature.value:.3f}, fitted on {temperature.rows:,} validation rows, takes the calibration error "
+        f"on the test rows from {before['expected_calibration_error']:.4f} to {after['expected_calibration_error']:.4f} "
+        f"and the loss from {before['loss']:.4f} to {after['loss']:.4f}"
+    )
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """export: a model folder to onnx/ in it: fp32, int8 and OpenVINO, each compared with the trained model before it is shipped."""
 
+import json
 import logging
 import shutil
 import warnings
@@ -42,11 +43,15 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
 
     A variant that predicts otherwise than the trained model is left out, with the reason; UserError when none is left.
     """
-    model_folder = output / "model"
+    model_folder, temperature = output / "model", _temperature(output / "metrics.json")
     with whole_folder(model_folder / "onnx") as folder:
         shutil.copy2(model_folder / "tokenizer.json", folder)
         _write_variants(load_model(model_folder), dataset, folder)
-        facts: dict[str, Any] = {"labels": dataset.classes, "max_length": dataset.max_length}
+        facts: dict[str, Any] = {
+            "labels": dataset.classes,
+            "max_length": dataset.max_length,
+            "temperature": temperature,
+        }
         facts["variants"] = {
             name: files | {"bytes": sum((folder / file).stat().st_size for file in files.values())}
             for name, files in FILES.items()
@@ -75,6 +80,13 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
         write_manifest(model_folder, onnx=folder)
     say(f"export: shipped {', '.join(facts['variants'])}; they are in {model_folder / 'onnx'}")
     return facts
+
+
+def _temperature(metrics: Path) -> float:
+    measured = json.loads(metrics.read_text(encoding="utf-8"))
+    if "calibrated" not in measured:
+        raise UserError(f"{metrics} has no temperature: run the evaluate step again, which fits one")
+    return float(measured["calibrated"]["temperature"])
 
 
 def _write_variants(model: PreTrainedModel, dataset: Dataset, folder: Path) -> None:

@@ -16,21 +16,28 @@ def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes
     predicted, numbers = probabilities.argmax(axis=1), np.arange(len(classes))
     precision, recall, f1, rows = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
     found = score(probabilities, labels)
-    bins = calibration(probabilities.max(axis=1), predicted == labels)
     per_class = zip(classes, precision, recall, f1, rows, strict=True)
     return {
         "rows": found.rows,
         "accuracy": found.accuracy,
         "accuracy_interval": wilson_interval(found.accuracy, found.rows),
         "macro_f1": float(f1.mean()),
-        "loss": found.loss,
-        "expected_calibration_error": sum(b["rows"] / found.rows * abs(b["confidence"] - b["accuracy"]) for b in bins),
         "classes": classes,
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
             for name, p, r, f, n in per_class
         },
         "confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist(),
+        **measure_confidence(probabilities, labels),
+    }
+
+
+def measure_confidence(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> dict[str, Any]:
+    """What a temperature changes."""
+    bins = calibration(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return {
+        "loss": score(probabilities, labels).loss,
+        "expected_calibration_error": sum(b["rows"] / len(labels) * abs(b["confidence"] - b["accuracy"]) for b in bins),
         "calibration": bins,
     }
 

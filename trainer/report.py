@@ -66,8 +66,7 @@ def write_report(
             matrix_chart=_matrix_chart(metrics["classes"], cells),
             confusions=sorted((cell for cell in cells if cell.kind == "wrong"), key=lambda cell: -cell.rows),
             reliability_chart=_reliability_chart(metrics),
-            mean_confidence=sum(one["rows"] * one["confidence"] for one in metrics["calibration"])
-            / max(1, metrics["rows"]),
+            mean_confidences=[_mean_confidence(metrics), _mean_confidence(metrics["calibrated"])],
         )
     )
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -148,11 +147,20 @@ def _matrix_chart(classes: Sequence[str], cells: Sequence[Cell]) -> Markup | Non
     return matrix_chart(classes, cells, label=label)
 
 
+def _mean_confidence(measured: Mapping[str, Any]) -> float:
+    bins = measured["calibration"]
+    return float(sum(one["rows"] * one["confidence"] for one in bins) / max(1, sum(one["rows"] for one in bins)))
+
+
 def _reliability_chart(metrics: Mapping[str, Any]) -> Markup:
-    bins = [
-        Bin(one["from"], one["to"], one["rows"], one["confidence"], one["accuracy"]) for one in metrics["calibration"]
-    ]
+    before, bins = _bins(metrics), _bins(metrics["calibrated"])
     label = "Reliability diagram: accuracy by confidence. " + " ".join(
         f"{one.low:.0%} to {one.high:.0%}: {one.accuracy:.1%} of {one.rows} rows." for one in bins
     )
-    return reliability_chart(bins, label=label)
+    return reliability_chart(bins, before=() if metrics["calibrated"]["not_fitted"] else before, label=label)
+
+
+def _bins(measured: Mapping[str, Any]) -> list[Bin]:
+    return [
+        Bin(one["from"], one["to"], one["rows"], one["confidence"], one["accuracy"]) for one in measured["calibration"]
+    ]
