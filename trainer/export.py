@@ -1,4 +1,7 @@
-"""export: a model folder to onnx/ in it: fp32, int8 and OpenVINO, each compared with the trained model before it is shipped."""
+"""export: a model folder to onnx/ in it: fp32, int8 and OpenVINO, each compared with the trained model before it is shipped.
+
+python -m trainer.export --dataset runs/x/dataset --output runs/x
+"""
 
 import json
 import logging
@@ -19,7 +22,7 @@ from trainer.cls_only import read_first_position_only
 from trainer.config import ExportConfig
 from trainer.dataset import Dataset
 from trainer.errors import UserError
-from trainer.flags import write_json
+from trainer.flags import fail, parse, write_json
 from trainer.folders import whole_folder
 from trainer.manifest import write_manifest
 from trainer.model import load_model
@@ -36,6 +39,16 @@ _SAME_LABELS = 0.995  # share of texts that an fp32 variant has to give the labe
 _PROBABILITY = 1e-3  # by which a probability of an fp32 variant may differ
 _ACCURACY_DROP = 0.005  # by which a quantised variant may be less accurate
 _BATCH = 32  # as many texts together as a server may batch
+
+
+class ExportArguments(ExportConfig):
+    """Write a trained model in the formats that the server reads."""
+
+    dataset: Path
+    """Folder that preprocess wrote."""
+
+    output: Path
+    """Folder of the run, with the model and what evaluate wrote; model/onnx is written in it."""
 
 
 def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, Any]:
@@ -197,3 +210,15 @@ def _fault(name: str, worst: dict[str, Any]) -> str:
     if worst["probability_difference"] > _PROBABILITY:
         return f"a probability differs by {worst['probability_difference']:.1e}, more than {_PROBABILITY:.0e}"
     return ""
+
+
+def main() -> None:
+    arguments = parse(ExportArguments, prog="python -m trainer.export")
+    try:
+        export(ExportConfig(check_rows=arguments.check_rows), Dataset(arguments.dataset), arguments.output)
+    except UserError as error:
+        fail("export", error)
+
+
+if __name__ == "__main__":
+    main()

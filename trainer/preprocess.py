@@ -1,4 +1,7 @@
-"""preprocess: rows of any source to a dataset folder of tokens, once."""
+"""preprocess: rows of any source to a dataset folder of tokens, once.
+
+python -m trainer.preprocess --data my.csv --output runs/x/dataset
+"""
 
 import hashlib
 import json
@@ -14,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.config import PreprocessConfig
 from trainer.dataset import SPLITS, RowWriter, read_info, read_staged
-from trainer.flags import write_json
+from trainer.errors import UserError
+from trainer.flags import fail, parse, write_json
 from trainer.folders import link_folder, whole_folder
 from trainer.progress import Progress, say
 from trainer.sources import Data, find_data
@@ -24,6 +28,13 @@ from trainer.tokenizer import check_model, load_tokenizer, tokenizer_digest, tra
 
 FORMAT = 1  # raise it when the same settings would write another dataset
 _TINY_TRAINING_TEXTS = 100_000
+
+
+class PreprocessArguments(PreprocessConfig):
+    """Turn labelled texts into a dataset folder of tokens."""
+
+    output: Path
+    """Dataset folder to write."""
 
 
 def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -185,3 +196,17 @@ def _describe(info: dict[str, Any]) -> None:
 
 def _token_dtype(tokenizer: PreTrainedTokenizerFast) -> np.dtype[Any]:
     return np.dtype(np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max else np.int32)
+
+
+def main() -> None:
+    arguments = parse(PreprocessArguments, prog="python -m trainer.preprocess")
+    try:
+        preprocess(
+            PreprocessConfig(**arguments.model_dump(include=set(PreprocessConfig.model_fields))), arguments.output
+        )
+    except UserError as error:
+        fail("preprocess", error)
+
+
+if __name__ == "__main__":
+    main()
