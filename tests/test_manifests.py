@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.job.lint import lint
 from tests.kubernetes_tools import kubectl
 from trainer.config import Settings
 from trainer.evaluate import EvaluateArguments
@@ -74,6 +75,11 @@ def test_every_pod_has_the_same_surroundings(folder: str) -> None:
         assert mounts["/workspace"]["persistentVolumeClaim"]["claimName"] == "distrinews-workspace"
         assert "emptyDir" in mounts["/tmp"]  # noqa: S108 - a mount, not a file
         assert set(container["resources"]["limits"]) >= {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("folder", ["base", *OVERLAYS])
+def test_our_lint_finds_nothing(folder: str) -> None:
+    assert lint(text(folder)) == []
 
 
 @pytest.mark.parametrize("folder", ["base", *OVERLAYS])
