@@ -43,6 +43,11 @@ class Manifest:
             raise ModelFolderError(f"{folder / _NAME}: {where}{': ' if where else ''}{first['msg']}; {MEND}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files that it lists, inside the model folder."""
+        return tuple(self._files)
+
     def checked(self, name: str) -> Path:
         """The file, as it was written; ModelFolderError otherwise."""
         file = self._existing(name)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from server.manifest import MEND, Manifest, ModelFolderError, refuse_pickles
 
-__all__ = ["ModelFolder", "ModelFolderError", "read_model_folder"]
+__all__ = ["ModelFolder", "ModelFolderError", "read_model_folder", "read_model_json"]
 
 
 def _model_name(name: str) -> str:
@@ -53,7 +53,7 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
     onnx = _onnx_folder(folder)
     refuse_pickles(folder, onnx)
     manifest = Manifest(folder)
-    model = _read_model_json(manifest, onnx / "model.json")
+    model = read_model_json(manifest, onnx / "model.json")
     name = next((name for name in variants if name in model.variants), None)
     if name is None:
         raise ModelFolderError(
@@ -88,7 +88,8 @@ def _checked_model(manifest: Manifest, variant: _Variant) -> Path:
     return manifest.checked(f"onnx/{variant.file}")
 
 
-def _read_model_json(manifest: Manifest, file: Path) -> _ModelJson:
+def read_model_json(manifest: Manifest, file: Path) -> _ModelJson:
+    """What stands in it, compared with the manifest; the file says only where it is."""
     try:
         model = _ModelJson.model_validate_json(manifest.read("onnx/model.json"))
     except ValidationError as error:
