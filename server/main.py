@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import re
 import signal
 import socket
 import sys
@@ -148,9 +149,18 @@ def _read_settings(args: list[str] | None) -> Serve:
         first = error.errors()[0]
         if not first["loc"]:
             _fail(first["msg"].removeprefix("Value error, "), status=2)
-        name = str(first["loc"][0])
-        sources = f"--{name.replace('_', '-')} or {PREFIX}{name.upper()}"
-        _fail(f"{sources}, {first['input']!r}: {first['msg']}", status=2)
+        _fail(_explain_value(str(first["loc"][0]), first["input"], first["msg"]), status=2)
+
+
+def _explain_value(name: str, value: object, reason: str) -> str:
+    variable = PREFIX + name.upper()
+    if link := re.fullmatch(r"DISTRINEWS_(?:(\w+)_)?PORT=\w+://.*", f"{variable}={value}"):
+        service = "-".join(filter(None, ("distrinews", (link[1] or "").lower().replace("_", "-"))))
+        return (
+            f"{variable}, {value!r}: is how Kubernetes tells pods of the Service {service}, not a port: "
+            f"put enableServiceLinks: false into the pod's spec, or set {variable} there"
+        )
+    return f"--{name.replace('_', '-')} or {variable}{' or PORT' if name == 'port' else ''}, {value!r}: {reason}"
 
 
 def _explain_flags(message: str) -> str:

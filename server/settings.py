@@ -2,16 +2,21 @@
 
 import difflib
 import os
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.cpus import available_cpus
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32"]
 PREFIX = "DISTRINEWS_"
-_NOT_OURS = {"DISTRINEWS_TERMINAL"}  # read by the command line, which may start the server
+_NOT_OURS = {"DISTRINEWS_TERMINAL", "DISTRINEWS_API_KEY"}  # read by the command line, which may start the server
+_SERVICE_LINK = re.compile(
+    r"DISTRINEWS_(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT=\w+://.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*)"
+)
 
 
 def _metrics_port(data: dict[str, Any]) -> int:
@@ -26,7 +31,7 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 is every one of this machine."""
 
     port: int = Field(default=8080, ge=0, le=65535)
-    """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names."""
+    """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names. Without this setting, that of the variable PORT, which hosts such as Hugging Face Spaces set."""
 
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = Field(default_factory=_metrics_port)
     """Port at which Prometheus finds /metrics: by default 1,000 above --port (9080), 0 for a free one, which the first line of output names, or off."""
@@ -64,11 +69,30 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """The least severe messages that are written; info adds a line for each request."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return sources["init_settings"], sources["env_settings"], _PortOfTheHost(settings_cls)
+
     @model_validator(mode="after")
     def _every_variable_names_a_setting(self) -> Self:
         known = [PREFIX + name.upper() for name in Settings.model_fields]
-        for variable in os.environ:
-            if variable.upper().startswith(PREFIX) and variable.upper() not in {*known, *_NOT_OURS}:
+        for variable, value in os.environ.items():
+            if not variable.upper().startswith(PREFIX) or variable.upper() in {*known, *_NOT_OURS}:
+                continue
+            # A Service whose name begins with distrinews makes variables in every pod of its namespace.
+            if not _SERVICE_LINK.fullmatch(f"{variable}={value}"):
                 near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0)
                 raise ValueError(f"the environment variable {variable} names no setting; the nearest is {near[0]}")
         return self
+
+
+class _PortOfTheHost(PydanticBaseSettingsSource):
+    """The variable PORT, by which many hosts tell a container where to listen."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # only asked by the sources that look for every field
+
+    def __call__(self) -> dict[str, Any]:
+        return {"port": port} if (port := os.environ.get("PORT")) else {}

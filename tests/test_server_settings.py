@@ -27,6 +27,45 @@ def test_a_variable_sets_what_no_flag_sets(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings.model_folder == Path("folder")
 
 
+def test_the_port_of_the_host_counts_where_ours_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "7860")
+    assert _read_settings(["folder"]).port == 7860
+    monkeypatch.setenv("DISTRINEWS_PORT", "9000")
+    assert _read_settings(["folder"]).port == 9000
+    assert _read_settings(["folder", "--port", "9001"]).port == 9001
+
+
+def test_a_wrong_port_of_the_host_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PORT", "http")
+    assert "or PORT, 'http': Input should be a valid integer" in refusal(["folder"], capsys)
+
+
+def test_a_service_called_as_the_prefix_is_told_from_a_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTRINEWS_PORT", "tcp://10.0.0.1:8080")
+    said = refusal(["folder"], capsys)
+    assert "DISTRINEWS_PORT, 'tcp://10.0.0.1:8080'" in said
+    assert "the Service distrinews" in said
+    assert "enableServiceLinks: false" in said
+
+
+def test_other_variables_that_kubernetes_makes_of_services_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8080_TCP", "PORT_8080_TCP_ADDR"):
+        monkeypatch.setenv(f"DISTRINEWS_{name}", "10.0.0.1")
+        monkeypatch.setenv(f"DISTRINEWS_SERVING_{name}", "10.0.0.1")
+    monkeypatch.setenv("DISTRINEWS_SERVING_PORT", "tcp://10.0.0.1:8080")
+    monkeypatch.setenv("DISTRINEWS_PORT", "9000")
+    assert Settings().port == 9000
+
+
+def test_a_port_of_no_setting_that_is_no_service_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTRINEWS_HTTP_PORT", "8080")
+    assert "DISTRINEWS_HTTP_PORT names no setting" in refusal(["folder"], capsys)
+
+
 def test_a_variable_that_names_no_setting_is_refused_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
