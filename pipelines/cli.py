@@ -8,6 +8,7 @@ _COMMANDS = {
     "run": ("pipelines.run", "the whole pipeline on this machine, from labelled texts to a served classifier"),
     "serve": ("server.main", "a model over HTTP"),
     "job": ("pipelines.job.commands", "one training job on a cluster: lint, and more"),
+    "predict": ("pipelines.predict", "many texts at once, by a model folder or a server"),
     "compile": ("pipelines.compile", "the pipeline as the file that one uploads in the Kubeflow UI"),
 }
 

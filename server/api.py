@@ -52,6 +52,10 @@ class Health(BaseModel):
     """Tokens of a text that the model reads."""
     workers: int = Field(examples=[2])
     """Batches computed at the same time."""
+    max_text_characters: int = Field(examples=[10_000])
+    """Characters of a text at most."""
+    max_batch_texts: int = Field(examples=[64])
+    """Texts of one request at most."""
 
 
 def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> FastAPI:
@@ -67,7 +71,7 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
     app.state.metrics = Metrics(classifier, lifecycle, settings, version=app.version)
     ask = _add_predictions(app, classifier, settings)
     add_open_inference(app, ask, classifier, lifecycle, settings)
-    _add_service_routes(app, classifier)
+    _add_service_routes(app, classifier, settings)
     _add_probes(app, lifecycle)
     app.add_middleware(Watched, routes=app.routes, metrics=app.state.metrics, tell=())  # the outermost comes last
     return app
@@ -147,7 +151,7 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-def _add_service_routes(app: FastAPI, classifier: Classifier) -> None:
+def _add_service_routes(app: FastAPI, classifier: Classifier, settings: Settings) -> None:
     health_now = Health(
         version=app.version,
         engine=classifier.engine.name,
@@ -156,6 +160,8 @@ def _add_service_routes(app: FastAPI, classifier: Classifier) -> None:
         labels=list(classifier.folder.labels),
         max_length=classifier.folder.max_length,
         workers=classifier.workers,
+        max_text_characters=settings.max_text_characters,
+        max_batch_texts=settings.max_batch_texts,
     )
 
     @app.get("/health", summary="Whether the server can answer, and with which model")

@@ -71,9 +71,14 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as the library calls it
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as the library calls it
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return sources["init_settings"], sources["env_settings"], _PortOfTheHost(settings_cls)
+        return init_settings, env_settings, _PortOfTheHost(settings_cls)
 
     @model_validator(mode="after")
     def _every_variable_names_a_setting(self) -> Self:

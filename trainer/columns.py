@@ -68,8 +68,13 @@ class Table:
         return make_row((record[name] or "" for name in self.text), self._numbered.get(name, name), line)
 
 
+def join_text(parts: Iterable[str]) -> str:
+    """The text that columns make."""
+    return " ".join(stripped for part in parts if (stripped := part.strip()))
+
+
 def make_row(parts: Iterable[str], label: str, line: int) -> Row | BadRow:
-    text = " ".join(stripped for part in parts if (stripped := part.strip()))
+    text = join_text(parts)
     try:
         f"{text} {label}".encode()
     except UnicodeEncodeError as error:
@@ -84,18 +89,28 @@ def make_row(parts: Iterable[str], label: str, line: int) -> Row | BadRow:
 
 def find_columns(source: Path | str, columns: Columns, names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The text columns and the class column, as the user said or by the usual names."""
-    listed = ", ".join(name.encode("utf-8", "backslashreplace").decode()[:40] for name in names[:20])
-    for name in (*columns.text, *((columns.label,) if columns.label else ())):
-        if name not in names:
-            raise UserError(f"{source}: no column is called {name!r}; its columns are {listed}")
+    text = find_text_columns(source, columns, names)
     known = {name.lower(): name for name in reversed(names)}
-    usual_text = next((usual for usual in _TEXT_COLUMNS if set(usual) <= known.keys()), ())
-    text = columns.text or tuple(known[usual] for usual in usual_text)
     label = columns.label or next(
         (known[name] for name in _LABEL_COLUMNS if name in known and known[name] not in text), None
     )
-    if not text:
-        raise UserError(f"{source}: which column is the text? Say --text-column; its columns are {listed}")
     if not label:
-        raise UserError(f"{source}: which column is the class? Say --label-column; its columns are {listed}")
+        raise UserError(f"{source}: which column is the class? Say --label-column; its columns are {_listed(names)}")
     return text, label
+
+
+def find_text_columns(source: Path | str, columns: Columns, names: Sequence[str]) -> tuple[str, ...]:
+    """The text columns, as the user said or by the usual names; every column that the user named is there."""
+    for name in (*columns.text, *((columns.label,) if columns.label else ())):
+        if name not in names:
+            raise UserError(f"{source}: no column is called {name!r}; its columns are {_listed(names)}")
+    known = {name.lower(): name for name in reversed(names)}
+    usual_text = next((usual for usual in _TEXT_COLUMNS if set(usual) <= known.keys()), ())
+    text = columns.text or tuple(known[usual] for usual in usual_text)
+    if not text:
+        raise UserError(f"{source}: which column is the text? Say --text-column; its columns are {_listed(names)}")
+    return text
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name.encode("utf-8", "backslashreplace").decode()[:40] for name in names[:20])

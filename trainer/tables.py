@@ -30,12 +30,12 @@ def read_table(path: Path, columns: Columns) -> Rows:
     A line counts from 1, as an editor counts; in Parquet it is the number of the row.
     """
     reader = _READERS[table_format(path)]
-    with _decompressing(path):
+    with decompressing(path):
         yield from reader(path, columns)
 
 
 @contextmanager
-def _decompressing(path: Path) -> Iterator[None]:
+def decompressing(path: Path) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
@@ -53,11 +53,11 @@ def table_format(path: Path) -> str:
 def table_classes(path: Path, columns: Columns) -> tuple[str, ...]:
     """The class names, in order, that a file brings besides its rows; none where only the rows tell."""
     kind = table_format(path)
-    with _decompressing(path):
+    with decompressing(path):
         if kind == ".csv":
-            with _open_text(path) as file:
-                _, first = next(_csv_records(file), (1, None))
-                return columns.numbered if isinstance(first, list) and _is_ag_news(first, columns) else ()
+            with open_text(path) as file:
+                _, first = next(csv_records(file), (1, None))
+                return columns.numbered if isinstance(first, list) and is_ag_news(first, columns) else ()
         if kind == ".parquet":
             with _parquet_file(path, columns) as (_, table):
                 return table.classes
@@ -65,32 +65,35 @@ def table_classes(path: Path, columns: Columns) -> tuple[str, ...]:
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
-    """Decoded lines; a byte that is not UTF-8 becomes a surrogate, so that one bad row does not hide the others."""
+def open_text(path: Path) -> Iterator[TextIO]:
     opener: Callable[..., Any] = _COMPRESSED.get(path.suffix.lower(), open)
-    with opener(path, "rb") as file:
-        if b"\0" in file.peek(64)[:64]:
-            raise UserError(f"{path}: is UTF-16 or no text at all; save it as UTF-8")
-        with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            yield text
+    with opener(path, "rb") as file, decoded(file, path) as text:
+        yield text
+
+
+def decoded(file: Any, source: Path | str) -> TextIO:  # noqa: ANN401 - the modules that decompress share no type with a peek
+    """Decoded lines; a byte that is not UTF-8 becomes a surrogate, so that one bad row does not hide the others."""
+    if b"\0" in file.peek(64)[:64]:
+        raise UserError(f"{source}: is UTF-16 or no text at all; save it as UTF-8")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _csv(path: Path, columns: Columns) -> Rows:
-    csv.field_size_limit(1 << 24)  # 16 MB a field: far above any text, below what a runaway quote would swallow
-    with _open_text(path) as file:
-        records = _csv_records(file)
+    with open_text(path) as file:
+        records = csv_records(file)
         empty = BadRow("empty file", "expected a header line, or rows of class, title, description", 1)
         line, fields = next(records, (1, empty))
         if isinstance(fields, BadRow):
             raise UserError(f"{path}, line {line}: {fields.reason}: {fields.detail}")
-        if _is_ag_news(fields, columns):
+        if is_ag_news(fields, columns):
             yield from _ag_news(columns, chain([(line, fields)], records))
         else:
             yield from _csv_with_header(path, columns, fields, records)
 
 
-def _csv_records(file: TextIO) -> Iterator[_Fields]:
+def csv_records(file: Iterable[str]) -> Iterator[_Fields]:
     """Each record with the line on which it starts. Blank lines are no records."""
+    csv.field_size_limit(1 << 24)  # 16 MB a field: far above any text, below what a runaway quote would swallow
     reader = csv.reader(file, strict=True)
     while True:
         line = reader.line_num + 1
@@ -123,7 +126,8 @@ def _ag_news(columns: Columns, records: Iterable[_Fields]) -> Rows:
             yield make_row(fields[1:], numbered[number], line)
 
 
-def _is_ag_news(first: Sequence[str], columns: Columns) -> bool:
+def is_ag_news(first: Sequence[str], columns: Columns) -> bool:
+    """Whether a file that begins with this record has rows of class, title, description, and no header."""
     return first[0].strip().isdecimal() and not columns.text and not columns.label
 
 
@@ -144,22 +148,30 @@ def _csv_with_header(path: Path, columns: Columns, header: Sequence[str], record
 
 def _json_lines(path: Path, columns: Columns) -> Rows:
     table = None
-    with _open_text(path) as file:
+    with open_text(path) as file:
         for line, source in enumerate(file, start=1):
             if not source.strip():
                 continue
-            try:
-                record = json.loads(source.rstrip())
-                fault = "" if isinstance(record, dict) else f"{type(record).__name__} where an object is expected"
-            except (ValueError, RecursionError) as error:
-                fault = str(error).replace(": line 1 column", " at character").partition(" (char")[0]
-            if fault:
-                yield BadRow("not valid JSON", f"{fault}; one object a line", line)
+            record = json_record(source, line)
+            if isinstance(record, BadRow):
+                yield record
                 continue
             table = table or Table(f"{path}, line {line}", columns, list(record), class_names={})
             yield table.row(record, line)
     if table is None:
         raise UserError(f"{path}: has no rows; expected one JSON object a line")
+
+
+def json_record(source: str, line: int) -> dict[str, Any] | BadRow:
+    try:
+        record = json.loads(source.rstrip())
+    except (ValueError, RecursionError) as error:
+        fault = str(error).replace(": line 1 column", " at character").partition(" (char")[0]
+    else:
+        if isinstance(record, dict):
+            return record
+        fault = f"{type(record).__name__} where an object is expected"
+    return BadRow("not valid JSON", f"{fault}; one object a line", line)
 
 
 def _parquet(path: Path, columns: Columns) -> Rows:
