@@ -10,7 +10,7 @@ venv: .venv/installed ## set up .venv with the locked versions
 .venv/installed: pyproject.toml images/constraints.txt
 	@echo "setting up .venv (about a minute; needs a package index)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[trainer,server,pipelines,dev]'
+	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[trainer,server,oidc,pipelines,dev]'
 	@touch $@
 
 run: venv ## the whole pipeline on generated sample data with a small model
@@ -39,7 +39,7 @@ bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, and
 
 lock: ## renew images/constraints.txt from the newest versions that pyproject allows
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH)' '.[trainer,server,pipelines,dev]'
+	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH)' '.[trainer,server,oidc,pipelines,dev]'
 	.venv-lock/bin/python -m pip freeze --exclude distrinews | sed 's/+cpu$$//' > images/constraints.txt
 	rm -rf .venv-lock
 

@@ -11,8 +11,10 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from server.classifier import Answered, Classifier, Prediction
+from server.guard import guard
 from server.lifecycle import Lifecycle, close_connections_when_draining
 from server.metrics import Metrics
+from server.pages import add_docs
 from server.problems import StrictModel, documented, explain_problems, problem, readable
 from server.record import note
 from server.requests import Watched
@@ -64,15 +66,19 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
         title="DistriNews",
         version=version("distrinews"),
         description=f"Classifies short texts as one of: {', '.join(classifier.folder.labels)}.",
+        docs_url=None,  # its page loads scripts from elsewhere, as the other one does
+        redoc_url=None,
     )
     max_characters = settings.max_batch_texts * settings.max_text_characters
     explain_problems(app, max_body_bytes=_BYTES_PER_CHARACTER * max_characters + 4096)
+    guard(app, settings)
     app.add_middleware(close_connections_when_draining, lifecycle=lifecycle)
     app.state.metrics = Metrics(classifier, lifecycle, settings, version=app.version)
     ask = _add_predictions(app, classifier, settings)
     add_open_inference(app, ask, classifier, lifecycle, settings)
     _add_service_routes(app, classifier, settings)
     _add_probes(app, lifecycle)
+    add_docs(app, frame_origins=settings.frame_origins)
     app.add_middleware(Watched, routes=app.routes, metrics=app.state.metrics, tell=())  # the outermost comes last
     return app
 

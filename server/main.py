@@ -66,6 +66,9 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
         ws="none",
         log_level=settings.log_level,
         access_log=settings.log_level in {"debug", "info"},
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        headers=[("X-Content-Type-Options", "nosniff")],
         timeout_graceful_shutdown=_ANSWER_SECONDS,
     )
     listener = _listen(settings)
@@ -147,9 +150,10 @@ def _read_settings(args: list[str] | None) -> Serve:
         _fail(_explain_flags(str(error)), status=2)
     except ValidationError as error:
         first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
-            _fail(first["msg"].removeprefix("Value error, "), status=2)
-        _fail(_explain_value(str(first["loc"][0]), first["input"], first["msg"]), status=2)
+            _fail(message, status=2)
+        _fail(_explain_value(str(first["loc"][0]), first["input"], message), status=2)
 
 
 def _explain_value(name: str, value: object, reason: str) -> str:

@@ -24,6 +24,10 @@ _MAX_FAULTS = 16
 _EXPECTED = 'a JSON object such as {"text": "..."}, or {"texts": ["...", "..."]} for a batch, in UTF-8 with the header Content-Type: application/json'
 
 
+class IssuerSilentError(Exception):
+    """A token cannot be checked: the issuer's keys cannot be had."""
+
+
 class Fault(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 

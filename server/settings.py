@@ -3,12 +3,16 @@
 import difflib
 import os
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from server.addresses import HttpUrl, NamedOrigins, Networks, Origins
+from server.api_keys import parse_api_keys, read_api_keys
 from server.cpus import available_cpus
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32"]
@@ -22,6 +26,26 @@ _SERVICE_LINK = re.compile(
 def _metrics_port(data: dict[str, Any]) -> int:
     port: int = data["port"]
     return port and (port + 1000 if port <= 64_535 else port - 1000)
+
+
+def _with_keys(file: Path) -> Path:
+    read_api_keys(file)
+    return file
+
+
+def _with_rate(expression: str) -> str:
+    from server.rate_limit import RateLimit
+
+    RateLimit(expression)
+    return expression
+
+
+class _Secrets(BaseSettings):
+    """What only a variable may hold: flags can be read by others on the machine, and settings are shown."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix=PREFIX, hide_input_in_errors=True)
+
+    api_keys: SecretStr | None = None
 
 
 class Settings(BaseSettings):
@@ -69,6 +93,32 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """The least severe messages that are written; info adds a line for each request."""
 
+    api_keys_file: Annotated[Path, AfterValidator(_with_keys)] | None = None
+    """File with a line NAME:SHA256 for each key that may call in the header X-API-Key, as distrinews key NAME prints it; read again when it changes. The variable DISTRINEWS_API_KEYS may hold such lines instead; it is no flag, since others could read that."""
+
+    oidc_issuer: HttpUrl | None = None
+    """URL of an OpenID Connect issuer whose tokens (JWT) may call with Authorization: Bearer, exactly as it names itself; https, unless the network is trusted. Beside keys, either is enough."""
+
+    oidc_audience: str | None = Field(default=None, min_length=1)
+    """Audience for which tokens have to be made; needed with --oidc-issuer."""
+
+    oidc_jwks_url: HttpUrl | None = None
+    """URL of the issuer's public keys, where its discovery document is not to be asked for it."""
+
+    rate_limit: Annotated[str, AfterValidator(_with_rate)] | None = None
+    """Requests that a caller may make, such as 600/minute or 20/second;600/minute; more get 429. A batch is one request. Without keys and tokens a caller is an address. Each process counts for itself."""
+
+    forwarded_allow_ips: Networks = ()
+    """Addresses or networks of the proxies, with commas between, whose X-Forwarded-For and X-Forwarded-Proto are believed; none by default."""
+
+    cors_origins: Origins = ()
+    """Origins, with commas between, whose pages may call from a browser, such as https://news.example; * is any, and only where no key or token is asked for. None by default."""
+
+    frame_origins: NamedOrigins = ()
+    """Origins, with commas between, whose pages may show this server's pages in a frame, such as https://huggingface.co; none by default."""
+
+    _secrets: _Secrets = PrivateAttr(default_factory=_Secrets)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -80,9 +130,34 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _PortOfTheHost(settings_cls)
 
+    @property
+    def api_keys(self) -> SecretStr | None:
+        """The content of DISTRINEWS_API_KEYS."""
+        return self._secrets.api_keys
+
+    @property
+    def asks_who_calls(self) -> bool:
+        return bool(self.api_keys_file or self.api_keys or self.oidc_issuer)
+
+    @model_validator(mode="after")
+    def _it_is_clear_who_may_call(self) -> Self:
+        if self.api_keys is not None and self.api_keys_file:
+            raise ValueError("--api-keys-file and DISTRINEWS_API_KEYS are both set; one of them should hold all keys")
+        if self.api_keys is not None:  # an empty one is a mistake, and must not open the server
+            parse_api_keys(self.api_keys.get_secret_value(), where="DISTRINEWS_API_KEYS")
+        if self.oidc_issuer and not self.oidc_audience:
+            raise ValueError("--oidc-issuer needs --oidc-audience: without it, tokens made for others would be taken")
+        if not self.oidc_issuer and (self.oidc_audience or self.oidc_jwks_url):
+            raise ValueError("--oidc-audience and --oidc-jwks-url mean nothing without --oidc-issuer")
+        if self.oidc_issuer and not (find_spec("jwt") and find_spec("cryptography")):
+            raise ValueError("--oidc-issuer needs a package that is not installed: pip install 'distrinews[oidc]'")
+        if "*" in self.cors_origins and self.asks_who_calls:
+            raise ValueError("--cors-origins * lets every page call; with keys or tokens, name the origins that may")
+        return self
+
     @model_validator(mode="after")
     def _every_variable_names_a_setting(self) -> Self:
-        known = [PREFIX + name.upper() for name in Settings.model_fields]
+        known = [PREFIX + name.upper() for name in (*Settings.model_fields, *_Secrets.model_fields)]
         for variable, value in os.environ.items():
             if not variable.upper().startswith(PREFIX) or variable.upper() in {*known, *_NOT_OURS}:
                 continue
