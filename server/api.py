@@ -6,16 +6,26 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Literal
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from server.classifier import Answered, Classifier, Prediction
 from server.guard import guard
+from server.http_protocol import answer_head
 from server.lifecycle import Lifecycle, close_connections_when_draining
 from server.metrics import Metrics
 from server.pages import add_docs
-from server.problems import StrictModel, documented, explain_problems, problem, readable
+from server.problems import (
+    CLIENT_LEFT,
+    READABLE,
+    StrictModel,
+    TimeoutHeader,
+    documented,
+    explain_problems,
+    problem,
+    readable,
+)
 from server.record import note
 from server.requests import Watched
 from server.scheduler import QueueFullError
@@ -24,7 +34,6 @@ from server.v2 import Ask, add_open_inference
 
 _BYTES_PER_CHARACTER = 12  # of JSON at most: an escaped surrogate pair, such as \ud83d\ude00
 _EXAMPLE = "Late goal sends the home side into the final"
-_CLIENT_LEFT = 499  # as nginx logs it; nobody reads this answer
 _PROBLEMS = documented(
     HTTPStatus.UNPROCESSABLE_ENTITY,
     HTTPStatus.BAD_REQUEST,
@@ -73,6 +82,7 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
     explain_problems(app, max_body_bytes=_BYTES_PER_CHARACTER * max_characters + 4096)
     guard(app, settings)
     app.add_middleware(close_connections_when_draining, lifecycle=lifecycle)
+    app.add_middleware(answer_head)
     app.state.metrics = Metrics(classifier, lifecycle, settings, version=app.version)
     ask = _add_predictions(app, classifier, settings)
     add_open_inference(app, ask, classifier, lifecycle, settings)
@@ -84,11 +94,12 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
 
 
 def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -> Ask:
-    limit = Field(min_length=1, max_length=settings.max_text_characters, examples=[_EXAMPLE])
-    timeout = Annotated[
-        int | None,
-        Header(alias="X-Request-Timeout-Ms", ge=1, le=3_600_000, description="Milliseconds that the request may take."),
-    ]
+    limit = Field(
+        min_length=1,
+        max_length=settings.max_text_characters,
+        examples=[_EXAMPLE],
+        json_schema_extra={"pattern": READABLE},
+    )
 
     class OneText(StrictModel):
         text: Annotated[str, limit, AfterValidator(readable)]
@@ -112,10 +123,10 @@ def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -
 
     @app.post("/predict", summary="Classify a text", responses=_PROBLEMS, response_model=Prediction)
     async def predict(
-        body: OneText, request: Request, response: Response, timeout_ms: timeout = None
+        body: OneText, request: Request, response: Response, timeout_ms: TimeoutHeader = None
     ) -> Prediction | Response:
         done = await answer(request, response, [body.text], timeout_ms)
-        return done.predictions[0] if done else Response(status_code=_CLIENT_LEFT)
+        return done.predictions[0] if done else Response(status_code=CLIENT_LEFT)
 
     @app.post(
         "/predict/batch",
@@ -124,10 +135,10 @@ def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -
         response_model=list[Prediction],
     )
     async def predict_batch(
-        body: Texts, request: Request, response: Response, timeout_ms: timeout = None
+        body: Texts, request: Request, response: Response, timeout_ms: TimeoutHeader = None
     ) -> list[Prediction] | Response:
         done = await answer(request, response, body.texts, timeout_ms)
-        return done.predictions if done else Response(status_code=_CLIENT_LEFT)
+        return done.predictions if done else Response(status_code=CLIENT_LEFT)
 
     return answer
 

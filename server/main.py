@@ -20,6 +20,7 @@ from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, Sett
 from server.api import create_app
 from server.classifier import Classifier
 from server.engine import load_engine, wanted_variants, why
+from server.http_protocol import BoundedProtocol
 from server.lifecycle import Lifecycle
 from server.metrics import Exporter, Metrics
 from server.model_folder import ModelFolderError, read_model_folder
@@ -62,7 +63,7 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
     app = create_app(classifier, lifecycle, settings)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         log_level=settings.log_level,
         access_log=settings.log_level in {"debug", "info"},

@@ -5,14 +5,16 @@ Never what it sent: that may not be encodable.
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.classifier import DeadlinePassedError
@@ -20,8 +22,14 @@ from server.record import CURRENT
 from server.scheduler import QueueFullError
 
 MEDIA_TYPE = "application/problem+json"
+CLIENT_LEFT = 499  # as nginx logs it; nobody reads this answer
 _MAX_FAULTS = 16
 _EXPECTED = 'a JSON object such as {"text": "..."}, or {"texts": ["...", "..."]} for a batch, in UTF-8 with the header Content-Type: application/json'
+
+TimeoutHeader = Annotated[
+    Annotated[int, Field(ge=1, le=3_600_000)] | SkipJsonSchema[None],  # it may be missing, but not null
+    Header(alias="X-Request-Timeout-Ms", description="Milliseconds that the request may take."),
+]
 
 
 class IssuerSilentError(Exception):
@@ -70,6 +78,10 @@ class StrictModel(BaseModel):
         return data
 
 
+READABLE = r"^[^\u0000]*[\p{L}\p{M}\p{N}\p{P}\p{S}][^\u0000]*$"
+"""What `readable` lets pass, as a pattern of JSON Schema."""
+
+
 def readable(text: str) -> str:
     """The text, unless it holds nothing that could be classified."""
     if "\0" in text:
@@ -79,12 +91,27 @@ def readable(text: str) -> str:
     return text
 
 
+def in_one_piece(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a model for OpenAPI: what a schema refers to would be looked for in the whole document."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:  # noqa: ANN401 - JSON
+        if isinstance(node, dict):
+            part = parts[node["$ref"].rpartition("/")[2]] if "$ref" in node else {}
+            return {key: whole(value) for key, value in (part | node).items() if key != "$ref"}
+        return [whole(item) for item in node] if isinstance(node, list) else node
+
+    expanded: dict[str, Any] = whole(schema)
+    return expanded
+
+
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """What /docs says of answers that are problems."""
     return {
         int(status): {
             "description": status.description or status.phrase,
-            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+            "content": {MEDIA_TYPE: {"schema": in_one_piece(Problem)}},
         }
         for status in statuses
     }
@@ -97,6 +124,7 @@ def explain_problems(app: FastAPI, *, max_body_bytes: int) -> None:
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(QueueFullError)(_full)
     app.exception_handler(DeadlinePassedError)(_late)
+    app.exception_handler(ClientDisconnect)(_left)
 
 
 def problem(
@@ -138,6 +166,10 @@ async def _full(_: Request, error: QueueFullError) -> JSONResponse:
     return problem(HTTPStatus.TOO_MANY_REQUESTS, detail, headers=headers)
 
 
+async def _left(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
+
+
 async def _late(_: Request, error: DeadlinePassedError) -> JSONResponse:
     return problem(
         HTTPStatus.GATEWAY_TIMEOUT, f"{error}; the header X-Request-Timeout-Ms sets the time that a request may take"
@@ -148,11 +180,12 @@ def _limit_body(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
     """Stop reading a body that no valid request can have, before it fills the memory."""
 
     async def limited(scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
+        declared = next((value for name, value in scope.get("headers", ()) if name == b"content-length"), b"")
+        received = int(declared) if declared.isdigit() and int(declared) > max_body_bytes else 0
 
         async def counted() -> Message:
             nonlocal received
-            message = await receive()
+            message: Message = {} if received > max_body_bytes else await receive()
             received += len(message.get("body", b""))
             if received > max_body_bytes:
                 raise HTTPException(

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.metrics import Metrics
 from server.problems import problem
 from server.record import CURRENT, UNMATCHED, Record
+from server.v2 import tell_errors_as_v2
 
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}", re.ASCII)  # what every log and every header can hold
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -50,7 +51,7 @@ class Watched:
         except Exception:
             if not record.status:
                 answer = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; its log says why")
-                await answer(scope, receive, marked)
+                await tell_errors_as_v2(answer)(scope, receive, marked)
             raise
         finally:
             self._metrics.in_flight -= 1

@@ -5,13 +5,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.classifier import Answered, Classifier, Prediction
 from server.lifecycle import Lifecycle
-from server.problems import MEDIA_TYPE, problem, readable
+from server.problems import CLIENT_LEFT, MEDIA_TYPE, TimeoutHeader, in_one_piece, problem, readable
 from server.settings import Settings
 from server.v2_tensors import (
     JSON_LENGTH,
@@ -24,7 +25,6 @@ from server.v2_tensors import (
     best_classes,
     explain,
     read_request,
-    request_schema,
     write_response,
 )
 
@@ -32,7 +32,6 @@ Ask = Callable[[Request, Response, Sequence[str], int | None], Awaitable[Answere
 """Classifies texts for a request within milliseconds; None when its client left."""
 
 _BINARY = "application/octet-stream"
-_CLIENT_LEFT = 499  # as nginx logs it; nobody reads this answer
 _STATUS = {422: 400}  # the protocol's word for a request that cannot be understood
 _BINARY_CONTENT = {_BINARY: {"schema": {"type": "string", "format": "binary"}}}
 
@@ -98,11 +97,11 @@ def _model_paths(settings: Settings) -> list[tuple[str, list[Any]]]:
     """With and without a version, and what checks that this server has what they name."""
     name, version = settings.model_name, settings.model_version
 
-    def known_model(model_name: str) -> None:
+    async def known_model(model_name: Annotated[str, Path(json_schema_extra={"enum": [name]})]) -> None:
         if model_name != name:
             raise HTTPException(HTTPStatus.NOT_FOUND, f"There is no model {model_name[:100]!a}, only {name}")
 
-    def known_version(model_version: str) -> None:
+    async def known_version(model_version: Annotated[str, Path(json_schema_extra={"enum": [version]})]) -> None:
         if model_version != version:
             found = f"There is no version {model_version[:100]!a} of {name}, only {version}"
             raise HTTPException(HTTPStatus.NOT_FOUND, found)
@@ -160,11 +159,11 @@ def _add_infer(router: APIRouter, ask: Ask, classifier: Classifier, settings: Se
     text = Annotated[str, Field(min_length=1, max_length=settings.max_text_characters), AfterValidator(readable)]
     texts_type = TypeAdapter[list[str]](Annotated[list[text], Field(min_length=1, max_length=settings.max_batch_texts)])
     labels = classifier.folder.labels
-    timeout = Annotated[int | None, Header(alias="X-Request-Timeout-Ms", ge=1, le=3_600_000)]
     json_length = Annotated[
-        int | None, Header(alias=JSON_LENGTH, ge=0, description="Bytes of JSON; binary tensors follow.")
+        Annotated[int, Field(ge=1)] | SkipJsonSchema[None],
+        Header(alias=JSON_LENGTH, description="Bytes of JSON; binary tensors follow."),
     ]
-    content = {"application/json": {"schema": request_schema()}} | _BINARY_CONTENT
+    content = {"application/json": {"schema": in_one_piece(InferRequest)}} | _BINARY_CONTENT
 
     @router.post(
         "/infer",
@@ -174,7 +173,7 @@ def _add_infer(router: APIRouter, ask: Ask, classifier: Classifier, settings: Se
         openapi_extra={"requestBody": {"required": True, "content": content}},
     )
     async def v2_infer(
-        request: Request, response: Response, timeout_ms: timeout = None, head: json_length = None
+        request: Request, response: Response, timeout_ms: TimeoutHeader = None, head: json_length = None
     ) -> Response:
         try:
             wanted, texts = read_request(await request.body(), head)
@@ -187,7 +186,7 @@ def _add_infer(router: APIRouter, ask: Ask, classifier: Classifier, settings: Se
             timeout_ms = max(1, wanted.parameters.timeout // 1000)
         done = await ask(request, response, texts, timeout_ms)
         if done is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         facts = {"model_name": settings.model_name, "model_version": settings.model_version}
         facts |= {} if wanted.id is None else {"id": wanted.id}
         body, head_bytes = write_response(facts, _wanted_outputs(wanted, _tensors(done.predictions, labels), labels))

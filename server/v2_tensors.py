@@ -154,21 +154,6 @@ def best_classes(probabilities: Tensor, best: int, labels: Sequence[str]) -> Ten
     return Tensor("BYTES", (count, best), strings)
 
 
-def request_schema() -> dict[str, Any]:
-    """Of an infer request for OpenAPI, in one piece: what it refers to would be looked for in the whole document."""
-    schema = InferRequest.model_json_schema()
-    parts = schema.pop("$defs")
-
-    def whole(node: Any) -> Any:  # noqa: ANN401 - JSON
-        if isinstance(node, dict):
-            inner = parts[node["$ref"].rpartition("/")[2]] if "$ref" in node else {}
-            return {key: whole(value) for key, value in (inner | node).items() if key != "$ref"}
-        return [whole(item) for item in node] if isinstance(node, list) else node
-
-    expanded: dict[str, Any] = whole(schema)
-    return expanded
-
-
 def explain(error: ValidationError, within: str = "") -> str:
     """The first fault: its place, and what would be right."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from server.api import create_app
 from server.classifier import Classifier
+from server.http_protocol import BoundedProtocol
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.model_folder import read_model_folder
@@ -75,7 +76,8 @@ async def gated(folder: Path, **settings: Any) -> AsyncIterator[Served]:  # noqa
     engine.texts = 0  # one was checked at the start
     engine.open.clear()
     lifecycle = Lifecycle(classifier, drain_seconds=0)
-    server = uvicorn.Server(uvicorn.Config(create_app(classifier, lifecycle, chosen), log_level="error"))
+    app = create_app(classifier, lifecycle, chosen)
+    server = uvicorn.Server(uvicorn.Config(app, http=BoundedProtocol, log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve([listener]))
     limits = httpx.Limits(max_connections=None)

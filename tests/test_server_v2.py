@@ -243,3 +243,20 @@ def test_a_server_that_stops_is_not_ready_for_the_protocol_either(folder: Path) 
             assert (await served.client.get("/v2/health/live")).json() == {"live": True}
 
     asyncio.run(check())
+
+
+def test_a_failure_of_the_engine_is_told_in_the_protocol_s_form_too(folder: Path) -> None:
+    async def check() -> None:
+        async with gated(folder) as served:
+
+            def fails(*_: object) -> None:
+                raise MemoryError
+
+            served.engine.run = fails  # type: ignore[method-assign,assignment]
+            answer = await served.client.post("/v2/models/distrinews/infer", json=ask())
+            said = "The server failed; its log says why"
+            assert (answer.status_code, answer.json()) == (500, {"error": said})
+            answer = await served.predict()
+            assert (answer.json()["status"], answer.json()["detail"]) == (500, said)
+
+    asyncio.run(check())

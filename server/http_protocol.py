@@ -1,0 +1,103 @@
+"""HTTP on the socket: uvicorn's protocol, with bounds on what a client may send and how long it may take."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.problems import problem
+
+_OVERHEAD_BYTES = 64 * 1024  # request line, headers, chunk sizes, trailers: whatever is not body
+_RECEIVE_SECONDS = 30.0  # for a whole request; a body has some megabytes at most
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Without these, headers that never end fill the memory, and silent connections use up the file descriptors."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as uvicorn calls it
+        super().__init__(*args, **kwargs)
+        self._overhead = 0
+        self._whole = False  # whether the newest request has come to its end
+        self._too_late: asyncio.TimerHandle | None = None
+        self._unanswered: list[RequestResponseCycle] = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_a_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_expecting()
+        self._abandon()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._overhead += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._overhead > _OVERHEAD_BYTES:
+            self._refuse(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"Headers should have at most {_OVERHEAD_BYTES} bytes"
+            )
+        elif self._too_late is None and (not self._whole or self.cycle.response_complete):
+            self._expect_a_request()
+
+    def on_message_begin(self) -> None:
+        self._overhead, self._whole = 0, False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete] + [self.cycle]
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead = max(0, self._overhead - 2 * len(body))  # twice: small chunks have sizes of their own length
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._whole = True
+        self._stop_expecting()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _refuse(self, status: HTTPStatus, detail: str) -> None:
+        if self.cycle is None or self.cycle.response_complete:  # or this would stand inside of an answer
+            answer = problem(status, detail, headers={"connection": "close"})
+            head = b"".join(b"%b: %b\r\n" % pair for pair in answer.raw_headers)
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, status.phrase.encode(), head, bytes(answer.body))
+            )
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._abandon()
+        self.transport.close()
+
+    def _abandon(self) -> None:
+        # uvicorn tells only the newest of pipelined requests that the client is gone; another would write to what is closed.
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _expect_a_request(self) -> None:
+        self._too_late = self.loop.call_later(_RECEIVE_SECONDS, self._hang_up)
+
+    def _stop_expecting(self) -> None:
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
+
+
+def answer_head(app: ASGIApp) -> ASGIApp:
+    """HEAD is answered as GET; the protocol leaves the body out."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return wrapped
