@@ -2,12 +2,12 @@
 
 from kfp import dsl
 
-from pipelines.images import TRAINER
+from pipelines.images import PIPELINES, TRAINER
 
 
 @dsl.component(base_image=TRAINER, install_kfp_package=False)
 def settings(
-    run_workspace: str, run_name: str, run_from_step: str, run_id: str,
+    run_workspace: str, run_name: str, run_from_step: str, run_claim: str, run_trainer_image: str, run_pipelines_image: str, run_id: str,
     model: str, model_seed: int,
     input_data: str, input_test_data: str, input_text_column: str, input_label_column: str, input_class_names: str,
     input_bad_rows: str, input_validation_fraction: float, input_test_fraction: float, input_max_train_rows: int, input_max_length: int,
@@ -31,7 +31,7 @@ def preprocess(run_folder: str) -> str:
     return run_step("preprocess", run_folder)
 
 
-@dsl.component(base_image=TRAINER, install_kfp_package=False)
+@dsl.component(base_image=PIPELINES, install_kfp_package=False)
 def train(run_folder: str) -> str:
     from pipelines.steps import run_step
 
@@ -44,12 +44,13 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     confusion_matrix: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
 ) -> str:
     from pipelines.artifacts import show
     from pipelines.steps import run_step
 
     run_step("evaluate", run_folder)
-    show(run_folder, metrics, confusion_matrix, report)
+    show(run_folder, metrics, confusion_matrix, report, summary)
     return run_folder
 
 
@@ -67,8 +68,25 @@ def export(run_folder: str) -> str:
     return run_step("export", run_folder)
 
 
-@dsl.component(base_image=TRAINER, install_kfp_package=False)
+@dsl.component(base_image=PIPELINES, install_kfp_package=False)
 def deploy(run_folder: str) -> str:
     from pipelines.steps import run_step
 
     return run_step("deploy", run_folder)
+
+
+@dsl.component(base_image=TRAINER, install_kfp_package=False)
+def finish(
+    run_workspace: str,
+    run_name: str,
+    run_id: str,
+    status: dsl.PipelineTaskFinalStatus,
+    summary: dsl.Output[dsl.Markdown],
+) -> None:
+    from pathlib import Path
+
+    from pipelines.form import run_folder
+    from pipelines.summary import finish as write_summary
+
+    folder = run_folder(run_workspace, run_name, run_id)
+    write_summary(folder, state=status.state, message=status.error_message, shown=Path(summary.path))

@@ -5,21 +5,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from pipelines.images import PIPELINES, TRAINER
 from pipelines.record import STEPS, start_run
 from trainer.config import GROUPS, RunConfig, own_fields
 from trainer.errors import UserError
 from trainer.flags import build, choices, describe, fail
 
+WORKSPACE = "/workspace"
+"""Where the steps' pods have the shared volume."""
+
 _OF_THE_RUN = {
     "run_workspace": (
-        "runs",
-        "Folder in which each run has a folder of its own; on a cluster, where the shared volume is mounted.",
+        WORKSPACE,
+        f"Folder in which each run has a folder of its own; on a cluster {WORKSPACE}, where the shared volume is mounted, or a folder in it.",
     ),
     "run_name": ("", "Name of the run's folder; empty for the id that Kubeflow gives it."),
     "run_from_step": (
         "",
         f"Step to go on from in an earlier run of this name: {', '.join(STEPS)}; empty for a new run.",
     ),
+    "run_claim": (
+        "distrinews-workspace",
+        "Claim of the shared volume, which many nodes can write to; the chart helm/training makes it.",
+    ),
+    "run_trainer_image": (TRAINER, "Image of the steps that read data or run the model."),
+    "run_pipelines_image": (PIPELINES, "Image of the steps that speak with the cluster."),
 }
 
 
@@ -82,10 +92,14 @@ def read(form: Mapping[str, Any]) -> RunConfig:
 def start_from_form(form: Mapping[str, Any]) -> str:
     """Check a filled form and make the folder of its run; returns the folder."""
     try:
-        folder = Path(form["run_workspace"]).absolute() / (form["run_name"] or form["run_id"])
+        folder = run_folder(form["run_workspace"], form["run_name"], form["run_id"])
         return str(start_run(read(form), folder, from_step=form["run_from_step"]).folder)
     except UserError as error:
         fail("settings", error)
+
+
+def run_folder(workspace: str, name: str, run_id: str) -> Path:
+    return Path(workspace).absolute() / (name or run_id)
 
 
 def _entry(group: str, name: str) -> Entry:

@@ -3,3 +3,7 @@
 from importlib.metadata import version
 
 TRAINER = f"distrinews-trainer:{version('distrinews')}"
+"""PyTorch, the trainer, and what a step needs of Kubeflow."""
+
+PIPELINES = f"distrinews-pipelines:{version('distrinews')}"
+"""The Kubernetes client, Helm, our charts and manifests."""

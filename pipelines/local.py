@@ -28,7 +28,7 @@ _KFP_SAYS = re.compile(r"\s*(\d\d:\d\d:\d\d\.\d{3} - |-{20,}|\[KFP Executor|/.*W
 
 def run_pipeline(config: RunConfig, folder: Path, *, from_step: str) -> tuple[bool, str]:
     """Run the Kubeflow pipeline with each step as a process of this machine; whether it succeeded, and the last line it said."""
-    form = fill(config) | {"run_workspace": str(folder.parent), "run_name": folder.name, "run_from_step": from_step}
+    place = {"run_workspace": str(folder.parent), "run_name": folder.name, "run_from_step": from_step}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="distrinews-") as scratch,
@@ -38,7 +38,8 @@ def run_pipeline(config: RunConfig, folder: Path, *, from_step: str) -> tuple[bo
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=scratch, raise_on_error=True)
         try:
             with mock.patch.object(subprocess_task_handler, "replace_python_executable", _use_this_interpreter):
-                distrinews(**form)
+                _retry_nothing()
+                distrinews(**fill(config), **place)
         except RuntimeError:  # kfp's word that a step failed; the step has said why
             succeeded = False
         else:
@@ -47,6 +48,14 @@ def run_pipeline(config: RunConfig, folder: Path, *, from_step: str) -> tuple[bo
             with (folder / "pipeline.log").open("ab") as log, Path(scratch, "kfp.log").open("rb") as said:
                 shutil.copyfileobj(said, log)
     return succeeded, output.last_line
+
+
+def _retry_nothing() -> None:
+    """What fails on this machine fails again; and whoever sits before it waits for the reason, not for a second try."""
+    spec = distrinews.pipeline_spec
+    for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
+        for task in dag.tasks.values():
+            task.ClearField("retry_policy")
 
 
 @contextlib.contextmanager
@@ -70,9 +79,10 @@ def _environment(config: RunConfig) -> Iterator[None]:
 def _quietly(log: Path) -> "Iterator[_Output]":
     """Standard output with the steps' own lines alone; what Kubeflow says besides goes to the log only."""
     with log.open("w", encoding="utf-8") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You may be attemping")  # of image names without "python"
         warnings.filterwarnings(
-            "ignore", message="You may be attemping", category=RuntimeWarning
-        )  # of image names without "python"
+            "ignore", message="Task '.*': settings .* have no effect"
+        )  # pods have resources, not processes
         output = _Output(sys.stdout, file)
         with contextlib.redirect_stdout(output):
             yield output

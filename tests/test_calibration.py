@@ -101,7 +101,11 @@ def test_a_run_fits_a_temperature_says_what_it_does_and_ships_it(finished_run: P
 def test_the_kubeflow_ui_shows_the_temperature_and_what_it_does(finished_run: Path, tmp_path: Path) -> None:
     metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
     report = dsl.HTML(uri=str(tmp_path / "report"))
-    show(str(finished_run), metrics, dsl.ClassificationMetrics(uri=str(tmp_path / "matrix")), report)
+    matrix, summary = (
+        dsl.ClassificationMetrics(uri=str(tmp_path / "matrix")),
+        dsl.Markdown(uri=str(tmp_path / "summary")),
+    )
+    show(str(finished_run), metrics, matrix, report, summary)
     calibrated = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))["calibrated"]
     assert metrics.metadata["temperature"] == calibrated["temperature"]
     assert metrics.metadata["calibrated_loss"] == calibrated["loss"]

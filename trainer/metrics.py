@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import auc, confusion_matrix, precision_recall_fscore_support, roc_curve
 
 from trainer.predict import Probabilities, score
 
 _CALIBRATION_BINS = 10
+_ROC_POINTS = 100
 
 
 def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes: list[str]) -> dict[str, Any]:
@@ -28,7 +29,24 @@ def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes
             for name, p, r, f, n in per_class
         },
         "confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist(),
+        "roc": roc(probabilities, labels),
         **measure_confidence(probabilities, labels),
+    }
+
+
+def roc(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> dict[str, Any]:
+    """The receiver operating characteristic of all classes together: each probability says whether a row is of that class."""
+    is_class = np.eye(probabilities.shape[1], dtype=bool)[labels]
+    false, true, thresholds = roc_curve(is_class.ravel(), probabilities.ravel())
+    # As many points of the true rate as of the false one: a good classifier's curve is nearly all of the former.
+    wanted = np.linspace(0, 1, _ROC_POINTS // 2)
+    places = np.unique([0, len(false) - 1, *np.searchsorted(false, wanted), *np.searchsorted(true, wanted)])
+    places = places[places < len(false)]
+    return {
+        "area": float(auc(false, true)),
+        "false_positive_rate": false[places].tolist(),
+        "true_positive_rate": true[places].tolist(),
+        "threshold": np.minimum(thresholds[places], 1.0).tolist(),  # that of the first point is infinite
     }
 
 
