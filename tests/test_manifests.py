@@ -94,7 +94,9 @@ def test_a_job_avoids_what_goes_wrong_with_operators(folder: str) -> None:
         assert replica["restartPolicy"] == "OnFailure"
         pod, (container,) = replica["template"]["spec"], replica["template"]["spec"]["containers"]
         assert container["name"] == "pytorch"
-        assert container["command"] == ["torchrun"]
+        assert container["command"][0] == "torchrun"
+        # The operator names a Master, or, with an elasticPolicy, a rendezvous: one of the two is there to be used.
+        assert ("--rdzv-backend=c10d" in container["command"]) == ("elasticPolicy" not in job["spec"])
         assert pod["terminationGracePeriodSeconds"] > 60
         shm = next(mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm")  # noqa: S108
         assert {"name": shm}.items() <= (volume := next(v for v in pod["volumes"] if v["name"] == shm)).items()

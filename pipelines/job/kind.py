@@ -17,7 +17,10 @@ ISTIO = "sidecar.istio.io/inject"
 JOB_LABEL = "training.kubeflow.org/job-name"
 REPLICA_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index")
 
-OPERATOR_ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "PET_")
+OPERATOR_ENVIRONMENT = (
+    "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK",
+    "PET_MASTER_", "PET_NNODES", "PET_NODE_RANK", "PET_NPROC_PER_NODE", "PET_RDZV_", "PET_MAX_RESTARTS",
+)  # fmt: skip
 """Variables, or beginnings of their names, that the operator sets in every container."""
 
 
