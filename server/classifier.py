@@ -24,6 +24,9 @@ from server.settings import Settings
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 _CHARACTERS_PER_TOKEN = 4  # of English: what room to reserve for a text before its tokens are known
+_GPU_WORKERS = (
+    2  # one batch is computed while the next is made ready; more would only cut the queue into smaller batches
+)
 _TOKENISED_TOGETHER = 256  # texts: some milliseconds
 
 
@@ -110,7 +113,8 @@ class Classifier:
     """
 
     def __init__(self, folder: ModelFolder, engine: Engine, settings: Settings) -> None:
-        self.folder, self.engine, self.workers = folder, engine, settings.workers
+        self.folder, self.engine = folder, engine
+        self.workers = min(settings.workers, _GPU_WORKERS) if engine.gpu else settings.workers
         self.observer = Observer()
         self._check()
         self.scheduler = Scheduler(
@@ -125,7 +129,7 @@ class Classifier:
         self._threads = [threading.Thread(target=self._tokenize, name="tokenize", daemon=True)]
         self._threads += [
             threading.Thread(target=self._compute, args=(number,), name=f"compute-{number}", daemon=True)
-            for number in range(settings.workers)
+            for number in range(self.workers)
         ]
         for thread in self._threads:
             thread.start()

@@ -1,4 +1,4 @@
-"""What runs the model: the interface, ONNX Runtime, and which engine is taken. OpenVINO stands in a file of its own, imported only where it runs."""
+"""What runs the model: the interface, ONNX Runtime, and which engine is taken. OpenVINO and PyTorch stand in files of their own, imported only where they run."""
 
 import time
 from importlib.util import find_spec
@@ -9,11 +9,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from server.gpu import gpu
 from server.model_folder import ModelFolder, ModelFolderError
 from server.settings import EngineName
 
 _CALIBRATION_LENGTH = 64  # tokens: a news text with its description
 _CALIBRATION_ROWS = (1, 4, 8)
+_CALIBRATION_ROWS_GPU = (1, 8, 32, 64)
 _WORTHWHILE = 1.1  # times the speed of single texts, or a batch only makes each of them wait for the others
 
 
@@ -25,6 +27,10 @@ class Engine(Protocol):
     def batches(self) -> bool:
         """Whether texts of like length together are faster than alone, with the same answers."""
 
+    @property
+    def gpu(self) -> bool:
+        """Whether it computes on a GPU: large batches pay, and two callers keep it busy."""
+
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits [batch, classes] of token ids [batch, length] and their mask; several threads may call at once."""
 
@@ -32,8 +38,9 @@ class Engine(Protocol):
 def wanted_variants(engine: EngineName) -> tuple[str, ...]:
     """The variants of a model folder that serve a setting, best first."""
     if engine == "auto":
-        return ("openvino", "int8", "fp32") if openvino_installed() else ("int8", "fp32")
-    return {"openvino": ("openvino",), "onnx": ("int8", "fp32"), "onnx-fp32": ("fp32",)}[engine]
+        on_gpu = ("torch",) if gpu().usable else ()
+        return (*on_gpu, *(("openvino",) if openvino_installed() else ()), "int8", "fp32")
+    return {"torch": ("torch",), "openvino": ("openvino",), "onnx": ("int8", "fp32"), "onnx-fp32": ("fp32",)}[engine]
 
 
 def openvino_installed() -> bool:
@@ -50,6 +57,14 @@ def load_engine(folder: ModelFolder, *, workers: int) -> Engine:
                 f"{folder.file} needs OpenVINO, which cannot be imported ({error}): pip install openvino, or choose --engine onnx"
             ) from error
         return OpenVinoEngine(folder.file, max_length=folder.max_length, workers=workers)
+    if folder.variant == "torch":
+        try:
+            from server.torch_engine import TorchEngine
+        except ImportError as error:
+            raise ModelFolderError(
+                f"{folder.file} needs PyTorch, which cannot be imported ({error}): pip install 'distrinews[server-torch]', or choose --engine onnx"
+            ) from error
+        return TorchEngine(folder.file, max_length=folder.max_length)
     return OnnxEngine(folder.file)
 
 
@@ -57,6 +72,15 @@ def why(engine: EngineName, variant: str) -> str:
     """The reason for which a setting came to a variant, as the end of a sentence."""
     if engine != "auto":
         return f"as --engine {engine} says"
+    if variant == "torch":
+        return "as a CUDA device is there"
+    if gpu().usable:
+        return "as the model folder has no model.safetensors for the CUDA device that is there"
+    unused = f"; a CUDA device is there, but {gpu().why_not}" if gpu().why_not else ""
+    return _why_on_cpu(variant) + unused
+
+
+def _why_on_cpu(variant: str) -> str:
     if variant == "openvino":
         return "the fastest in batches, which change no answer"
     if not openvino_installed():
@@ -66,6 +90,8 @@ def why(engine: EngineName, variant: str) -> str:
 
 class OnnxEngine:
     """ONNX Runtime with one thread a call: several calls at once fill the CPUs better than one call on all of them."""
+
+    gpu = False
 
     name = f"onnxruntime {onnxruntime.__version__}"
     batches = (
@@ -106,7 +132,8 @@ def best_token_budget(engine: Engine, *, max_length: int) -> int:
     if not engine.batches:
         return 0
     length = min(max_length, _CALIBRATION_LENGTH)
-    speeds = {rows: _tokens_per_second(engine, rows=rows, length=length) for rows in _CALIBRATION_ROWS}
+    trials = _CALIBRATION_ROWS_GPU if engine.gpu else _CALIBRATION_ROWS
+    speeds = {rows: _tokens_per_second(engine, rows=rows, length=length) for rows in trials}
     best = max(speeds, key=speeds.__getitem__)
     return best * length if speeds[best] > _WORTHWHILE * speeds[1] else 0
 

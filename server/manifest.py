@@ -48,6 +48,10 @@ class Manifest:
         """Of the files that it lists, inside the model folder."""
         return tuple(self._files)
 
+    def has(self, *names: str) -> bool:
+        """Whether these are listed and there."""
+        return all(name in self._files and (self._folder / name).is_file() for name in names)
+
     def checked(self, name: str) -> Path:
         """The file, as it was written; ModelFolderError otherwise."""
         file = self._existing(name)

@@ -13,6 +13,8 @@ from server.manifest import MEND, Manifest, ModelFolderError, refuse_pickles
 
 __all__ = ["ModelFolder", "ModelFolderError", "read_model_folder", "read_model_json"]
 
+_TORCH_FILES = ("model.safetensors", "config.json")  # of the variant torch: the trained model itself
+
 
 def _model_name(name: str) -> str:
     if not re.fullmatch(r"[^/\\]+\.(onnx|xml)", name):
@@ -40,7 +42,7 @@ class ModelFolder:
     """Tokens of a text at most; what is longer is truncated."""
     variant: str
     file: Path
-    """The model in this variant; an .xml has its weights in a .bin of the same name."""
+    """The model in this variant; an .xml has its weights in a .bin of the same name, a .safetensors its shape in config.json."""
     tokenizer: Tokenizer
     temperature: float
     """What the logits are divided by, so that a confidence says how often it is right; no label depends on it."""
@@ -54,7 +56,10 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
     refuse_pickles(folder, onnx)
     manifest = Manifest(folder)
     model = read_model_json(manifest, onnx / "model.json")
-    name = next((name for name in variants if name in model.variants), None)
+    there = {*model.variants, *(["torch"] if manifest.has(*_TORCH_FILES) else [])}
+    name = next((name for name in variants if name in there), None)
+    if name is None and variants == ("torch",):
+        name = "torch"  # to say which of its files is missing
     if name is None:
         raise ModelFolderError(
             f"{onnx / 'model.json'} has no variant {' or '.join(variants)}, only {', '.join(model.variants)}: choose with --engine"
@@ -63,7 +68,7 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
         labels=tuple(model.labels),
         max_length=model.max_length,
         variant=name,
-        file=_checked_model(manifest, model.variants[name]),
+        file=_checked_model(manifest, model.variants.get(name)),
         tokenizer=_read_tokenizer(manifest, onnx / "tokenizer.json", max_length=model.max_length),
         temperature=model.temperature,
         sha256=manifest.sha256,
@@ -82,7 +87,10 @@ def _onnx_folder(folder: Path) -> Path:
     raise ModelFolderError(f"{folder} has no folder onnx: {meant}")
 
 
-def _checked_model(manifest: Manifest, variant: _Variant) -> Path:
+def _checked_model(manifest: Manifest, variant: _Variant | None) -> Path:
+    if variant is None:
+        weights, _ = [manifest.checked(name) for name in _TORCH_FILES]
+        return weights
     if variant.file.endswith(".xml"):  # OpenVINO takes the weights from beside it
         manifest.checked(f"onnx/{variant.file.removesuffix('.xml')}.bin")
     return manifest.checked(f"onnx/{variant.file}")

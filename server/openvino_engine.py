@@ -21,6 +21,7 @@ class OpenVinoEngine:
     """One stream of one thread for each worker, and a request for each thread that calls; bf16 where the processor has it."""
 
     batches = True
+    gpu = False
 
     def __init__(self, file: Path, *, max_length: int, workers: int) -> None:
         core = openvino.Core()

@@ -15,7 +15,7 @@ from server.addresses import HttpUrl, NamedOrigins, Networks, Origins
 from server.api_keys import parse_api_keys, read_api_keys
 from server.cpus import available_cpus
 
-EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32"]
+EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32", "torch"]
 PREFIX = "DISTRINEWS_"
 _NOT_OURS = {"DISTRINEWS_TERMINAL", "DISTRINEWS_API_KEY"}  # read by the command line, which may start the server
 _SERVICE_LINK = re.compile(
@@ -61,10 +61,10 @@ class Settings(BaseSettings):
     """Port at which Prometheus finds /metrics: by default 1,000 above --port (9080), 0 for a free one, which the first line of output names, or off."""
 
     engine: EngineName = "auto"
-    """What runs the model: openvino (int8, the fastest in batches), onnx (int8, the smallest), or the same in fp32; auto takes the first of them that is installed and in the folder."""
+    """What runs the model: openvino (int8, the fastest in batches), onnx (int8, the smallest), the same in fp32, or torch (bf16 on a CUDA device, else slow); auto takes torch on a CUDA device, else the first of them that is installed and in the folder."""
 
     workers: int = Field(default_factory=available_cpus, ge=1, le=256)
-    """Batches computed at the same time, one thread each, 1 to 256. By default the CPUs that this process may use."""
+    """Batches computed at the same time, one thread each, 1 to 256. By default the CPUs that this process may use; a GPU gets no more than 2."""
 
     max_text_characters: int = Field(default=10_000, ge=1, le=1_000_000)
     """Characters of a text at most, 1 to 1,000,000; a longer one is refused. The model reads only its first tokens."""

@@ -142,7 +142,7 @@ def test_a_folder_without_the_variant_is_served_by_onnx_with_the_reason_and_refu
     tmp_path: Path,
 ) -> None:
     folder = write_model_folder(tmp_path / "model")
-    command = [sys.executable, "-m", "server.main", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", "--drain-seconds", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         line = process.stdout.readline()

@@ -325,6 +325,7 @@ class Watched:
 
     name = "watched"
     batches = False
+    gpu = False
 
     def __init__(self, folder: Path) -> None:
         self._engine = OnnxEngine(folder / "onnx" / "model.onnx")

@@ -33,6 +33,7 @@ class Gated:
 
     name = "gated"
     batches = False
+    gpu = False
 
     def __init__(self) -> None:
         self.open = threading.Event()

@@ -93,7 +93,7 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
         (["folder", "--prot", "1"], "did you mean --port?"),
         (["folder", "--port"], "--port"),
         (["folder", "--port", "65536"], "less than or equal to 65535"),
-        (["folder", "--engine", "int4"], "'auto', 'openvino', 'onnx' or 'onnx-fp32'"),
+        (["folder", "--engine", "int4"], "'auto', 'openvino', 'onnx', 'onnx-fp32' or 'torch'"),
         (["folder", "--workers", "0"], "DISTRINEWS_WORKERS, '0'"),
         (["folder", "--max-text-characters", "many"], "--max-text-characters"),
     ],
