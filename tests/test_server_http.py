@@ -79,6 +79,23 @@ def test_a_body_without_end_is_refused_once_it_is_too_big(client: httpx.Client, 
         assert answer.startswith(b"HTTP/1.1 413 ")
 
 
+TWICE = {
+    "/predict": b'{"text": 5, "text": "bank", "text": "goal"}',
+    "/v2/models/distrinews/infer": b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["bank"], "data": ["goal"]}], '
+    b'"parameters": {"priority": 1%b}}' % (b"0" * 400),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), TWICE.items(), ids=TWICE)
+def test_of_a_key_that_stands_twice_the_last_counts_and_no_number_is_too_big(
+    client: httpx.Client, path: str, body: bytes
+) -> None:
+    answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200, answer.text
+    label = client.post("/predict", json={"text": "goal"}).json()["label"]
+    assert label in (answer.json().get("label"), answer.json().get("outputs", [{"data": [None]}])[0]["data"][0])
+
+
 ENDLESS = {
     "request line": (b"GET /", b"a" * 65536),
     "header": (b"GET /health HTTP/1.1\r\nX: ", b"a" * 65536),

@@ -157,6 +157,7 @@ BAD: dict[str, tuple[object, str]] = {
     "two inputs": ({"inputs": [ask()] * 2}, "inputs: List should have at most 1 item"),
     "other input": (ask(name="txet"), "inputs/0/name: Input should be 'text'"),
     "numbers": (ask(datatype="FP32", data=[1.5]), "inputs/0/datatype: Input should be 'BYTES'"),
+    "not a number": (ask(data=[float("nan")]), "inputs/0/data/0: Input should be a valid string"),
     "number": (ask(data=[5]), "inputs/0/data/0: Input should be a valid string"),
     "blank": (ask(data=["goal", " "], shape=[2]), "inputs/0/data/1: Text should have a visible character"),
     "nul": (ask(data=["\0a"]), "inputs/0/data/0: Text should have no NUL"),
