@@ -38,7 +38,7 @@ class Tokens:
             kid = jwt.get_unverified_header(token).get("kid")
             key = await self._keys.find(kid) if kid else None
             return self._check(token, key) if key else None
-        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError) as error:
+        except (jwt.PyJWTError, ValueError) as error:
             # Only its kind: the message may hold a part of the token.
             _log.debug("a token was refused: %s", type(error).__name__)
             return None

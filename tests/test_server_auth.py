@@ -62,7 +62,7 @@ def app_of(classifier: Classifier, **settings: Any) -> FastAPI:  # noqa: ANN401 
 
 def ask(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers: str) -> httpx.Response:
     """An answer of the app; underscores in the names of headers stand for dashes."""
-    named = {name.replace("_", "-"): value.encode() for name, value in headers.items()}
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
 
     async def asked() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:

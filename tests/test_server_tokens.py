@@ -26,6 +26,7 @@ AUDIENCE = "news"
 FIRST, SECOND, STRANGER = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(3))
 CURVE = ec.generate_private_key(ec.SECP256R1())
 SHARED_SECRET = "a secret of 32 bytes, symmetric!"  # noqa: S105 - one that must never open anything
+SHARED = {"kty": "oct", "kid": "shared", "k": base64.urlsafe_b64encode(SHARED_SECRET.encode()).decode()}
 
 
 class Issuer:
@@ -122,7 +123,7 @@ def forged(issuer: Issuer, *, algorithm: str, secret: bytes = b"") -> str:
 
 def test_a_token_that_is_not_right_in_everything_is_refused(issuer: Issuer) -> None:
     now, right = int(time.time()), signed(issuer)
-    issuer.keys.append({"kty": "oct", "kid": "shared", "k": base64.urlsafe_b64encode(SHARED_SECRET.encode()).decode()})
+    issuer.keys.append(SHARED)
     issuer.keys.append(public(SECOND, "encryption", use="enc"))
     pem = FIRST.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     header, claims, signature = right.split(".")
@@ -245,7 +246,7 @@ def test_a_silent_issuer_is_not_the_caller_s_fault(
     assert post(app).status_code == 401, "a call without a token needs no issuer"
     issuer.up, issuer.name = True, "https://elsewhere.example"
     assert post(app, Authorization=token).status_code == 503
-    issuer.name, issuer.keys = issuer.url, [public(FIRST, "first", use="enc")]
+    issuer.name, issuer.keys = issuer.url, [public(FIRST, "first", use="enc"), SHARED]
     assert post(app, Authorization=token).status_code == 503
     issuer.keys = [public(FIRST, "first")]
     assert post(app, Authorization=token).status_code == 200
