@@ -1,6 +1,7 @@
 """Who may call the server: keys, rates, other origins, and what pages may do."""
 
 import asyncio
+import base64
 import re
 import subprocess
 import time
@@ -296,6 +297,13 @@ def test_every_page_says_what_a_browser_may_do_and_loads_nothing_from_elsewhere(
         assert (page.headers["X-Frame-Options"], page.headers["Referrer-Policy"]) == ("DENY", "no-referrer")
         for link in re.findall(r"(?:src|href)=[\"']([^\"']+)", page.text):
             assert ask(app, str(page.url.join(link).path), method="GET").status_code == 200, link
+
+
+def test_of_a_page_s_scripts_only_those_written_in_it_run_by_their_hash() -> None:
+    html = '<script src="a.js"></script><script>one()</script><script type="module">two()</script>'
+    scripts = page_headers(html, frame_origins=())["Content-Security-Policy"].split("; ")[1]
+    hashes = [base64.b64encode(sha256(script).digest()).decode() for script in (b"one()", b"two()")]
+    assert scripts == f"script-src 'self' 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'"
 
 
 def test_a_page_may_stand_in_the_frames_that_are_named() -> None:
