@@ -14,6 +14,7 @@ from server.classifier import Answered, Classifier, Prediction
 from server.guard import guard
 from server.http_protocol import answer_head
 from server.lifecycle import Lifecycle, close_connections_when_draining
+from server.logs import request_log
 from server.metrics import Metrics
 from server.pages import add_docs
 from server.problems import (
@@ -89,7 +90,8 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
     _add_service_routes(app, classifier, settings)
     _add_probes(app, lifecycle)
     add_docs(app, frame_origins=settings.frame_origins)
-    app.add_middleware(Watched, routes=app.routes, metrics=app.state.metrics, tell=())  # the outermost comes last
+    tell = [request_log(texts=settings.log_texts)]
+    app.add_middleware(Watched, routes=app.routes, metrics=app.state.metrics, tell=tell)  # the outermost comes last
     return app
 
 

@@ -22,6 +22,7 @@ from server.classifier import Classifier
 from server.engine import load_engine, wanted_variants, why
 from server.http_protocol import BoundedProtocol
 from server.lifecycle import Lifecycle
+from server.logs import first_line, start_logs
 from server.metrics import Exporter, Metrics
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import PREFIX, Settings
@@ -46,6 +47,7 @@ def main(args: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     settings = _read_settings(args)
+    start_logs(settings)
     try:
         folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
         engine = load_engine(folder, workers=settings.workers)
@@ -65,8 +67,8 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
         app,
         http=BoundedProtocol,
         ws="none",
-        log_level=settings.log_level,
-        access_log=settings.log_level in {"debug", "info"},
+        log_config=None,  # the logs are set up already, for its records and ours
+        access_log=False,
         proxy_headers=bool(settings.forwarded_allow_ips),
         forwarded_allow_ips=list(settings.forwarded_allow_ips),
         headers=[("X-Content-Type-Options", "nosniff")],
@@ -75,7 +77,7 @@ def _serve(classifier: Classifier, settings: Serve) -> None:
     listener = _listen(settings)
     with _exported(settings, app.state.metrics) as metrics_port:
         announce = _ready_line(listener.getsockname()[1], metrics_port, settings, classifier)
-        _Server(config, lifecycle, announce=announce).run(sockets=[listener])
+        _Server(config, lifecycle, announce=first_line(announce, settings)).run(sockets=[listener])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What Prometheus is told: every name with its meaning and labels, and where the numbers come from."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,7 +17,7 @@ from prometheus_client import (
 from server.classifier import Classifier, Prediction
 from server.lifecycle import Lifecycle
 from server.observer import Observer
-from server.record import UNMATCHED, Record, Rejection
+from server.record import Record, Rejection
 from server.scheduler import Dropped, Job
 from server.settings import Settings
 
@@ -57,13 +58,6 @@ HISTOGRAMS = {
 }  # fmt: skip
 NAMES = frozenset(PREFIX + name for name in (*COUNTERS, *GAUGES, *HISTOGRAMS))
 
-_REASONS: Mapping[int, Rejection] = {
-    **dict.fromkeys((400, 404, 405, 413, 415, 422), "invalid"),
-    **dict.fromkeys((401, 403), "unauthorized"),
-    429: "rate_limited",
-    499: "client_left",
-    504: "deadline",
-}
 _DROPPED: Mapping[Dropped, Rejection] = {"deadline": "deadline", "left": "client_left"}
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter and histogram, which hardly anybody reads
@@ -93,9 +87,8 @@ class Metrics(Observer):
         """A request is over."""
         self._counters["http_requests_total"].labels(record.route, record.status).inc()
         self._histograms["http_request_duration_seconds"].labels(record.route).observe(record.seconds)
-        reason = record.rejected or _REASONS.get(record.status)
-        if reason and record.route != UNMATCHED:
-            self._counters["rejected_requests_total"].labels(reason).inc()
+        if record.rejected:
+            self._counters["rejected_requests_total"].labels(record.rejected).inc()
 
     def tokenized(self, seconds: float) -> None:
         self._histograms["tokenize_duration_seconds"].observe(seconds)
@@ -143,7 +136,7 @@ class Metrics(Observer):
             self._counters["predictions_total"].labels(label)
         for kind in ("text", "padding"):
             self._counters["tokens_total"].labels(kind)
-        for reason in sorted({"queue_full", *_REASONS.values()}):
+        for reason in get_args(Rejection):
             self._counters["rejected_requests_total"].labels(reason)
         for dropped in _DROPPED.values():
             self._counters["dropped_texts_total"].labels(dropped)

@@ -24,6 +24,8 @@ class Record:
     method: str
     traceparent: str | None = None
     """Of the W3C trace that the request belongs to, as the client sent it."""
+    trace_id: str | None = None
+    """From there, or of the trace that begins here."""
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     route: str = UNMATCHED
@@ -34,7 +36,7 @@ class Record:
     texts: Sequence[str] = ()
     answered: Answered | None = None
     rejected: Rejection | None = None
-    """Why there was no answer, where the status alone does not say it."""
+    """Noted on the way where the status alone will not say it, else taken from that."""
 
 
 CURRENT: ContextVar[Record | None] = ContextVar("current_request", default=None)

@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi.routing import iter_route_contexts
@@ -12,11 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics import Metrics
 from server.problems import problem
-from server.record import CURRENT, UNMATCHED, Record
+from server.record import CURRENT, UNMATCHED, Record, Rejection
 from server.v2 import tell_errors_as_v2
 
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}", re.ASCII)  # what every log and every header can hold
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_REASONS: Mapping[int, Rejection] = {
+    **dict.fromkeys((400, 404, 405, 413, 415, 422), "invalid"),
+    **dict.fromkeys((401, 403), "unauthorized"),
+    429: "rate_limited",
+    499: "client_left",
+    504: "deadline",
+}
 _CLIENT_LEFT = 499  # or the server was forced to stop: nobody got an answer
 
 
@@ -61,6 +68,8 @@ class Watched:
         record.seconds = time.monotonic() - record.started
         record.status = record.status or _CLIENT_LEFT
         record.route = self._route(scope["path"])
+        if record.route != UNMATCHED:
+            record.rejected = record.rejected or _REASONS.get(record.status)
         record.caller = scope.get("state", {}).get("caller")
         self._metrics.answered(record)
         for tell in self._tell:
@@ -75,9 +84,10 @@ class Watched:
 
 def _begin(scope: Scope) -> Record:
     headers: dict[bytes, bytes] = dict(scope["headers"])
-    given, trace = headers.get(b"x-request-id", b""), headers.get(b"traceparent", b"")
+    given, trace = headers.get(b"x-request-id", b""), _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     return Record(
         request_id=given.decode() if _SANE_ID.fullmatch(given) else str(uuid.uuid4()),
         method=scope["method"],
-        traceparent=trace.decode() if _TRACEPARENT.fullmatch(trace) else None,
+        traceparent=trace[0].decode() if trace else None,
+        trace_id=trace[1].decode() if trace else None,
     )

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliImplicitFlag, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.addresses import HttpUrl, NamedOrigins, Networks, Origins
 from server.api_keys import parse_api_keys, read_api_keys
 from server.cpus import available_cpus
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32", "torch"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 PREFIX = "DISTRINEWS_"
 _NOT_OURS = {"DISTRINEWS_TERMINAL", "DISTRINEWS_API_KEY"}  # read by the command line, which may start the server
 _SERVICE_LINK = re.compile(
@@ -23,9 +24,13 @@ _SERVICE_LINK = re.compile(
 )
 
 
-def _metrics_port(data: dict[str, Any]) -> int:
+def above_port(data: dict[str, Any]) -> int:
     port: int = data["port"]
     return port and (port + 1000 if port <= 64_535 else port - 1000)
+
+
+def by_log_format(data: dict[str, Any]) -> LogLevel:
+    return "info" if data["log_format"] == "json" else "warning"
 
 
 def _with_keys(file: Path) -> Path:
@@ -57,7 +62,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names. Without this setting, that of the variable PORT, which hosts such as Hugging Face Spaces set."""
 
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = Field(default_factory=_metrics_port)
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = Field(default_factory=above_port)
     """Port at which Prometheus finds /metrics: by default 1,000 above --port (9080), 0 for a free one, which the first line of output names, or off."""
 
     engine: EngineName = "auto"
@@ -90,8 +95,14 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=5.0, ge=0, le=600)
     """Seconds, up to 600, for which a server that is told to stop still answers, while others learn that it is not ready."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = "warning"
-    """The least severe messages that are written; info adds a line for each request."""
+    log_format: Literal["text", "json"] = "text"
+    """What is written to standard error: text to read, or json, one object a line, to collect."""
+
+    log_level: LogLevel = Field(default_factory=by_log_format)
+    """The least severe messages that are written; info, which json has by default, adds a line for each request, text has warning."""
+
+    log_texts: CliImplicitFlag[bool] = False
+    """Whether the line of a request holds its texts. They may be private: off unless asked for."""
 
     api_keys_file: Annotated[Path, AfterValidator(_with_keys)] | None = None
     """File with a line NAME:SHA256 for each key that may call in the header X-API-Key, as distrinews key NAME prints it; read again when it changes. The variable DISTRINEWS_API_KEYS may hold such lines instead; it is no flag, since others could read that."""

@@ -86,6 +86,17 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert Settings().port == 8080
 
 
+def test_a_log_of_json_has_a_line_for_each_request_unless_the_level_says_otherwise() -> None:
+    assert Settings().log_level == "warning"
+    assert Settings(log_format="json").log_level == "info"
+    assert Settings(log_format="json", log_level="error").log_level == "error"
+
+
+def test_the_port_of_the_metrics_follows_the_port() -> None:
+    assert [Settings(port=port).metrics_port for port in (8080, 0, 65_535)] == [9080, 0, 64_535]
+    assert _read_settings(["folder", "--metrics-port", "off"]).metrics_port == "off"
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [
@@ -94,6 +105,7 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
         (["folder", "--port"], "--port"),
         (["folder", "--port", "65536"], "less than or equal to 65535"),
         (["folder", "--engine", "int4"], "'auto', 'openvino', 'onnx', 'onnx-fp32' or 'torch'"),
+        (["folder", "--metrics-port", "on"], "--metrics-port or DISTRINEWS_METRICS_PORT, 'on'"),
         (["folder", "--workers", "0"], "DISTRINEWS_WORKERS, '0'"),
         (["folder", "--max-text-characters", "many"], "--max-text-characters"),
     ],
