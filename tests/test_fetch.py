@@ -201,7 +201,7 @@ def test_a_folder_can_be_checked_where_it_is(model: Path, capsys: pytest.Capture
 def test_the_smoke_test_shows_a_prediction(model: Path, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("unguessable\n", encoding="utf-8")
     with serving(model) as (_, client):
-        asked = [sys.executable, "-m", "server.smoke", str(client.base_url), "--key-file", tmp_path / "key"]
+        asked = [sys.executable, "-m", "server.smoke", str(client.base_url), "--key-file", str(tmp_path / "key")]
         done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("'Late goal wins the cup' is ")

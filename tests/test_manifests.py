@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from pipelines.job.lint import lint
 from tests.kubernetes_tools import kubectl
-from trainer.config import Settings
 from trainer.evaluate import EvaluateArguments
 from trainer.export import ExportArguments
 from trainer.flags import parse
@@ -22,11 +22,18 @@ from trainer.train import TrainArguments
 ROOT = Path(__file__).parent.parent
 OVERLAYS = ("overlays/cpu", "overlays/gpu", "overlays/elastic")
 STEPS = ("steps/preprocess", "steps/export")
+ARGUMENTS: list[tuple[str, list[type[BaseModel]], int]] = [
+    ("overlays/cpu", [TrainArguments], 2),
+    ("overlays/gpu", [TrainArguments], 2),
+    ("overlays/elastic", [TrainArguments], 2),
+    ("steps/preprocess", [PreprocessArguments], 0),
+    ("steps/export", [EvaluateArguments, ExportArguments], 0),
+]
 
 
 @functools.cache
 def text(folder: str) -> str:
-    command = [kubectl("v35"), "kustomize", ROOT / "manifests" / folder]
+    command = [str(kubectl("v35")), "kustomize", str(ROOT / "manifests" / folder)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
@@ -136,13 +143,9 @@ def test_the_elastic_job_has_no_master_and_its_workers_are_within_its_bounds() -
 
 @pytest.mark.parametrize(
     ("folder", "settings", "skipped"),
-    [
-        *[(folder, [TrainArguments], 2) for folder in OVERLAYS],
-        ("steps/preprocess", [PreprocessArguments], 0),
-        ("steps/export", [EvaluateArguments, ExportArguments], 0),
-    ],
+    ARGUMENTS,
 )
-def test_the_arguments_are_settings_of_the_step(folder: str, settings: list[type[Settings]], skipped: int) -> None:
+def test_the_arguments_are_settings_of_the_step(folder: str, settings: list[type[BaseModel]], skipped: int) -> None:
     for template in templates(render(folder)):
         for kind in settings:
             found = parse(kind, template["spec"]["containers"][0]["args"][skipped:], prog=folder)
