@@ -37,6 +37,9 @@ bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, and
 	$(BIN)/python -m tests.benchmarks.serve_profile
 	$(BIN)/python -m tests.benchmarks.soak
 
+charts: venv ## write what is generated in helm/: README tables, the schema of settings
+	$(BIN)/python -m tests.chart_files
+
 lock: ## renew images/constraints.txt from the newest versions that pyproject allows
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH)' '.[trainer,server,oidc,pipelines,dev]'
@@ -46,4 +49,4 @@ lock: ## renew images/constraints.txt from the newest versions that pyproject al
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test bench-data bench-engines bench-serve bench-serve-more lock clean
+.PHONY: help venv run test charts bench-data bench-engines bench-serve bench-serve-more lock clean
