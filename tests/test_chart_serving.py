@@ -118,13 +118,19 @@ def test_settings_reach_the_server_as_they_were_written(monkeypatch: pytest.Monk
         "drain_seconds": 0,
         "engine": "onnx",
         "log_level": "info",
+        "cors_origins": ["https://news.example", "https://other.example"],
+        "oidc_issuer": None,
     }
     for name, value in environment(pod(f"settings={json.dumps(wanted)}")).items():
         assert "e+" not in value
         monkeypatch.setenv(name, value)
     settings = Settings()
-    assert {name: getattr(settings, name) for name in wanted} == wanted
+    assert {name: _plain(getattr(settings, name)) for name in wanted} == wanted
     assert (settings.host, settings.port, settings.metrics_port) == ("0.0.0.0", 8080, 9080)  # noqa: S104 - compared
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize(
@@ -301,6 +307,12 @@ def test_a_server_that_fetches_reaches_names_and_the_store() -> None:
     dns, store = only(template("serving", "s3-keda-values.yaml"), "NetworkPolicy")["spec"]["egress"]
     assert [port["port"] for port in dns["ports"]] == [53, 53]
     assert [port["port"] for port in store["ports"]] == [443, 9000]
+
+
+def test_a_server_that_asks_an_issuer_of_tokens_can_reach_it() -> None:
+    settings = '{"oidc_issuer": "https://login.example", "oidc_audience": "news"}'
+    policy = only(template("serving", "default-values.yaml", f"settings={settings}"), "NetworkPolicy")
+    assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [53, 53, 443]
 
 
 def test_who_may_ask_can_be_limited_but_helm_test_always_may() -> None:

@@ -26,8 +26,16 @@
 - name: DISTRINEWS_METRICS_PORT
   value: {{ .Values.metricsPort | quote }}
 {{- range $name, $value := mergeOverwrite (dict "host" "0.0.0.0") .Values.settings }}
+{{- if not (kindIs "invalid" $value) }}
 - name: DISTRINEWS_{{ upper $name }}
-  value: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}
+  {{- if kindIs "slice" $value }}
+  value: {{ join "," $value | quote }}
+  {{- else if kindIs "string" $value }}
+  value: {{ $value | quote }}
+  {{- else }}
+  value: {{ toJson $value | quote }}
+  {{- end }}
+{{- end }}
 {{- end }}
 {{- if .Values.apiKeys.existingSecret }}
 - name: DISTRINEWS_API_KEYS_FILE
