@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from server.classifier import Answered, Classifier, Prediction
@@ -31,6 +31,7 @@ from server.record import note
 from server.requests import Watched
 from server.scheduler import QueueFullError
 from server.settings import Settings
+from server.ui import add_ui
 from server.v2 import Ask, add_open_inference
 
 _BYTES_PER_CHARACTER = 12  # of JSON at most: an escaped surrogate pair, such as \ud83d\ude00
@@ -90,6 +91,7 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
     _add_service_routes(app, classifier, settings)
     _add_probes(app, lifecycle)
     add_docs(app, frame_origins=settings.frame_origins)
+    add_ui(app, frame_origins=settings.frame_origins)
     tell = [request_log(texts=settings.log_texts)]
     app.add_middleware(Watched, routes=app.routes, metrics=app.state.metrics, tell=tell)  # the outermost comes last
     return app
@@ -186,10 +188,6 @@ def _add_service_routes(app: FastAPI, classifier: Classifier, settings: Settings
     @app.get("/health", summary="Whether the server can answer, and with which model")
     async def health() -> Health:
         return health_now
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
 
 
 def _add_probes(app: FastAPI, lifecycle: Lifecycle) -> None:

@@ -158,7 +158,7 @@ def predict(client: httpx.Client, text: str) -> dict[str, Any]:
 def test_the_front_page_is_the_documentation(client: httpx.Client) -> None:
     response = client.get("/")
     assert response.is_redirect
-    assert response.headers["location"] == "/docs"
+    assert response.headers["location"] == "ui"
     assert client.get("/docs").status_code == 200
     described = client.get("/openapi.json").json()["components"]["schemas"]
     assert described["OneText"]["properties"]["text"]["maxLength"] == 10_000
