@@ -10,7 +10,7 @@ import yaml
 from server.settings import Settings
 
 HELM = Path(__file__).parent.parent / "helm"
-CHARTS = ("serving",)
+CHARTS = ("serving", "training")
 CHART_OWNED = {"port", "metrics_port", "api_keys", "api_keys_file"}
 """Settings for which the chart has values of its own."""
 _TABLE = re.compile(r"(<!-- values: make charts -->\n).*(<!-- end -->\n)", re.DOTALL)
