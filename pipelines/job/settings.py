@@ -1,0 +1,159 @@
+"""Every setting of a training job on a cluster: its meaning, unit and range."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipelines.images import TRAINER
+from trainer.config import Names, Settings
+
+Object = dict[str, Any]
+
+
+def _pairs(value: object) -> object:
+    if isinstance(value, str):
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if bad := [name for name, sign, _ in pairs if not (name.strip() and sign)]:
+            raise ValueError(f"{bad[0]!r} is no name=value; write name=value,other=value")
+        return {name.strip(): text.strip() for name, _, text in pairs}
+    return value
+
+
+def _tolerations(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(_toleration(part.strip()) for part in value.split(",") if part.strip())
+    return value
+
+
+def _toleration(text: str) -> Object:
+    taint, _, effect = text.partition(":")
+    key, sign, value = taint.partition("=")
+    toleration = {"key": key, "operator": "Equal", "value": value} if sign else {"key": key, "operator": "Exists"}
+    return toleration | ({"effect": effect} if effect else {})
+
+
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
+Tolerations = Annotated[tuple[Object, ...], BeforeValidator(_tolerations)]
+
+
+class JobConfig(Settings):
+    image: str = Field(default=TRAINER, min_length=1)
+    """Image of the pods, with a tag or a digest."""
+
+    nodes: int = Field(default=1, ge=1, le=1000)
+    """Pods that train together: a Master and Workers, or Workers alone where the job is elastic."""
+
+    gpus: int = Field(default=0, ge=0, le=16)
+    """GPUs of each pod, with a process for each; 0 trains on CPUs."""
+
+    gpu_resource: str = "nvidia.com/gpu"
+    """What the cluster calls a GPU."""
+
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes of each pod without GPUs."""
+
+    elastic: bool = False
+    """Workers alone, which find each other again when some are lost; needed under Pod Security `restricted`, and on spot nodes."""
+
+    cpu: str | None = None
+    """Cores of each pod, such as 4 or 500m. By default as in manifests/."""
+
+    memory: str | None = None
+    """Memory of each pod, such as 16Gi. By default as in manifests/."""
+
+    claim: str | None = None
+    """Claim of the volume with the runs. By default as in manifests/."""
+
+    mount_path: str = Field(default="/workspace", pattern="^/.+")
+    """Where that volume is mounted in the pods."""
+
+    queue: str | None = None
+    """Kueue's queue that starts the job. By default it starts at once."""
+
+    priority_class: str | None = None
+    """Priority class of the pods."""
+
+    service_account: str | None = None
+    """Service account of the pods. By default as in manifests/."""
+
+    image_pull_secrets: Names = ()
+    """Secrets that the image is pulled with, with commas between them."""
+
+    node_selector: Pairs = Field(default_factory=dict)
+    """Labels that a node needs, as name=value with commas between them."""
+
+    tolerations: Tolerations = ()
+    """Taints that a node may have, as key:effect or key=value:effect with commas between them."""
+
+    env: Pairs = Field(default_factory=dict)
+    """Environment of the processes, as NAME=value with commas between them; no secrets, which anyone who sees the job could read."""
+
+    backoff_limit: int | None = Field(default=None, ge=0)
+    """Restarts of all containers together after which the job has failed. By default as in manifests/."""
+
+    keep_failed: bool = False
+    """Leave a job that failed on the cluster, to look at."""
+
+    @model_validator(mode="after")
+    def _shape(self) -> Self:
+        if self.gpus and self.processes != 1:
+            raise ValueError(f"processes = {self.processes} contradicts gpus = {self.gpus}: there is one for each GPU")
+        if ":" not in self.image.rpartition("/")[2] and "@" not in self.image:
+            raise ValueError(f"image = {self.image!r} names no version: add a tag or a digest")
+        return self
+
+
+class Deadlines(Settings):
+    schedule_minutes: float | None = Field(default=60, gt=0)
+    """Minutes that pods may wait for a node, a queue or their image. Empty for no end."""
+
+    run_minutes: float | None = Field(default=24 * 60, gt=0)
+    """Minutes from the first to the last that all is given. Empty for no end."""
+
+    progress_minutes: float | None = Field(default=30, gt=0)
+    """Minutes that running pods may say nothing of progress. Empty for no end."""
+
+    def __str__(self) -> str:
+        parts = [(self.schedule_minutes, "to be scheduled"), (self.run_minutes, "in all"), (self.progress_minutes, "without progress")]  # fmt: skip
+        return ", ".join(f"{minutes:g} min {what}" if minutes else f"no end {what}" for minutes, what in parts)
+
+
+class PodExtras(Settings):
+    """What is put on each pod besides, as fragments of its spec: what a user has set on the Kubeflow task."""
+
+    resources: Object | None = None
+    tolerations: tuple[Object, ...] = ()
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    affinity: Object | None = None
+    env: tuple[Object, ...] = ()
+    volumes: tuple[Object, ...] = ()
+    volume_mounts: tuple[Object, ...] = ()
+
+
+class StepPod(BaseSettings):
+    """The pod that the launcher runs in, as Kubeflow tells it; empty elsewhere."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="KFP_")
+
+    pod_name: str = ""
+    pod_uid: str = ""
+
+
+class Pace(Settings):
+    """How often the API server is asked; tests are in a hurry."""
+
+    interval_seconds: float = Field(default=5, gt=0)
+    """Least time from one request for a thing to the next one for it."""
+
+    longest_seconds: float = Field(default=60, gt=0)
+    """Longest time between two tries, besides the random part."""
+
+    silence_seconds: float = Field(default=75, gt=0)
+    """Time after which a connection on which nothing comes is given up and made anew."""
+
+    patience_seconds: float = Field(default=900, gt=0)
+    """Time for which an API server may fail to answer before we give up."""
+
+    heartbeat_seconds: float = Field(default=60, gt=0)
+    """Time from one line on how the job stands to the next, where nothing changed."""

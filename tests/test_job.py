@@ -1,0 +1,293 @@
+"""`distrinews job`: manifests rendered from settings, jobs driven from a laptop through kubeconfig, and those that runs left reaped."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.job import commands, kind
+from pipelines.job.hints import hints
+from pipelines.job.lint import lint
+from pipelines.job.model_check import what_is_wrong
+from pipelines.job.patches import apply_patch
+from pipelines.job.render import manifests, render, task_extras
+from pipelines.job.settings import JobConfig, PodExtras
+from tests.api_server import Object, Store, serving
+from tests.conftest import distrinews
+from tests.operator import Operator
+from trainer.config import TrainConfig
+from trainer.errors import UserError
+
+TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
+
+
+def rendered(**settings: Any) -> Object:  # noqa: ANN401 - settings of a job
+    return render(JobConfig(**settings), TRAIN, run="20260101-120000")
+
+
+def pod_of(job: Object, replica: str = "Worker") -> Object:
+    pod: Object = job["spec"]["pytorchReplicaSpecs"][replica]["template"]["spec"]
+    return pod
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"nodes": 3}, {"nodes": 2, "gpus": 4, "queue": "gpu"}, {"nodes": 3, "elastic": True}, {"nodes": 3, "gpus": 1, "elastic": True}],
+)  # fmt: skip
+def test_a_rendered_job_has_no_finding_and_loses_nothing_to_the_typed_models(settings: dict[str, Any]) -> None:
+    job = rendered(**settings)
+    assert lint(yaml.safe_dump(job)) == []
+    assert kind.plain(kind.read(job)) == job
+    assert kind.pod_count(kind.read(job)) == settings.get("nodes", 1)
+
+
+def test_the_base_manifest_comes_through_unchanged_but_for_what_is_filled_in() -> None:
+    base = yaml.safe_load((manifests() / "base" / "pytorchjob.yaml").read_text(encoding="utf-8"))
+    job = rendered(nodes=2)
+    for replica, spec in base["spec"]["pytorchReplicaSpecs"].items():
+        expected, found = json.loads(json.dumps(spec["template"]["spec"])), pod_of(job, replica)
+        expected["containers"][0]["args"] = found["containers"][0]["args"]
+        assert found == expected
+
+
+def test_master_and_worker_are_not_one_object_and_their_arguments_are_the_trainers_flags() -> None:
+    job = rendered(nodes=3, processes=2)
+    specs = job["spec"]["pytorchReplicaSpecs"]
+    assert (specs["Master"]["replicas"], specs["Worker"]["replicas"]) == (1, 2)
+    assert pod_of(job, "Master") is not pod_of(job, "Worker")
+    assert job["spec"]["nprocPerNode"] == "2"
+    assert pod_of(job)["containers"][0]["args"] == [
+        "--module", "trainer.train", "--dataset=/workspace/20260101-120000/dataset", "--output=/workspace/20260101-120000",
+        "--epochs=2", "--learning-rate=2e-05",
+    ]  # fmt: skip
+
+
+def test_a_name_is_the_same_for_the_same_settings_and_another_for_others() -> None:
+    name = rendered()["metadata"]["name"]
+    assert rendered()["metadata"]["name"] == name
+    assert name.startswith("train-20260101-120000-")
+    others = [
+        render(JobConfig(), TRAIN, run="20260101-120001"), render(JobConfig(), TRAIN, run="20260101-120000", step="tune"),
+        render(JobConfig(nodes=2), TRAIN, run="20260101-120000"), render(JobConfig(), TrainConfig(), run="20260101-120000"),
+    ]  # fmt: skip
+    assert len({name, *(other["metadata"]["name"] for other in others)}) == 5
+    long = render(JobConfig(), TRAIN, run="A_Run.With-" + "x" * 52)["metadata"]["name"]
+    assert len(long) <= 52
+    assert long.startswith("train-a-run-with-x")
+    assert rendered(keep_failed=True)["metadata"]["name"] == name
+
+
+def test_settings_reach_the_pods() -> None:
+    pod = pod_of(rendered(
+        nodes=2, gpus=2, gpu_resource="amd.com/gpu", cpu="6", memory="24Gi", claim="news", mount_path="/runs", priority_class="low",
+        service_account="trainer", image_pull_secrets="one,two", node_selector="pool=gpu,zone=a", tolerations="spot:NoSchedule,team=news",
+        env="NCCL_DEBUG=INFO,HF_HUB_OFFLINE=1",
+    ))  # fmt: skip
+    container = pod["containers"][0]
+    assert container["resources"] == {
+        "requests": {"cpu": "6", "memory": "24Gi"}, "limits": {"cpu": "6", "memory": "24Gi", "amd.com/gpu": "2"},
+    }  # fmt: skip
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "news"}
+    assert {"name": "workspace", "mountPath": "/runs"} in container["volumeMounts"]
+    assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("low", "trainer")
+    assert pod["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    assert pod["nodeSelector"] == {"pool": "gpu", "zone": "a"}
+    assert pod["tolerations"][-2:] == [
+        {"key": "spot", "operator": "Exists", "effect": "NoSchedule"}, {"key": "team", "operator": "Equal", "value": "news"},
+    ]  # fmt: skip
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert (values["NCCL_DEBUG"], values["HF_HUB_OFFLINE"]) == ("INFO", "1")
+    assert len(values) == len(container["env"])
+
+
+def test_spot_and_gpu_tolerations_stand_together() -> None:
+    keys = {toleration["key"] for toleration in pod_of(rendered(nodes=2, gpus=1, elastic=True))["tolerations"]}
+    assert {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= keys
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus": 2, "processes": 2}, "contradicts gpus"),
+        ({"image": "trainer"}, "names no version"),
+        ({"env": "A"}, "is no name=value"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JobConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("extras", "message"),
+    [
+        ({"volumes": [{"name": "x", "emptyDirr": {}}]}, "that no V1Volume"),
+        ({"resources": {"limits": {"nvidia.com/gpu": "1", "amd.com/gpu": "1"}}}, "set one of the two"),
+    ],
+)
+def test_what_is_passed_through_is_refused_rather_than_lost(extras: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        render(JobConfig(), TRAIN, run="r", extras=PodExtras(**extras))
+    assert task_extras(None) == PodExtras()
+
+
+def test_patches_add_replace_and_remove_as_kustomize_does() -> None:
+    value: Object = {"a": {"b/c": [1, 2]}, "d": 1}
+    apply_patch(value, [
+        {"op": "add", "path": "/a/b~1c/-", "value": 3}, {"op": "replace", "path": "/a/b~1c/0", "value": 0},
+        {"op": "remove", "path": "/a/b~1c/1"}, {"op": "remove", "path": "/d"}, {"op": "add", "path": "/e", "value": {}},
+    ])  # fmt: skip
+    assert value == {"a": {"b/c": [0, 3]}, "e": {}}
+    with pytest.raises(UserError, match="replaces /x, which is not there"):
+        apply_patch(value, [{"op": "replace", "path": "/x", "value": 1}])
+    with pytest.raises(UserError, match="says 'move'"):
+        apply_patch(value, [{"op": "move", "path": "/e"}])
+
+
+def test_a_model_folder_is_whole_or_what_is_wrong_with_it_is_told(finished_run: Path, tmp_path: Path) -> None:
+    model = finished_run / "model"
+    made_with = json.loads((model / "train_config.json").read_text(encoding="utf-8"))["settings"]
+    train = TrainConfig(**{name: made_with[name] for name in TrainConfig.model_fields})
+    assert what_is_wrong(model, train) == ""
+    assert "was made with epochs = 2, not 3" in what_is_wrong(model, train.model_copy(update={"epochs": 3}))
+    assert what_is_wrong(model, train.model_copy(update={"log_steps": 3})) == ""
+    assert "is not there" in what_is_wrong(tmp_path / "model", train)
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for name in ("config.json", "tokenizer.json", "train_config.json"):
+        (broken / name).write_bytes((model / name).read_bytes())
+    assert "model.safetensors is missing or broken" in what_is_wrong(broken, train)
+    weights = (model / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:-1])
+    assert "it is cut off" in what_is_wrong(broken, train)
+    (broken / "model.safetensors").write_bytes(weights[:5])
+    assert "model.safetensors is cut off" in what_is_wrong(broken, train)
+    (broken / "config.json").write_text("{", encoding="utf-8")
+    assert "config.json is missing or broken" in what_is_wrong(broken, train)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("worker-0: exit code 137, OOMKilled", "out of memory"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "the GPU is out of memory"),
+        ("Pod x: Failed: Failed to pull image", "cannot be pulled"),
+        ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "no node fits"),
+        ("Watchdog caught collective operation timeout: NCCL", "NCCL"),
+        ("ended: PreemptionByScheduler: preempted by a higher priority", "preempted or evicted"),
+        ("/data/train.csv line 3: label 'x' is an unknown class", "data is at fault"),
+        ("exceeded quota: compute", "quota"),
+        ('violates PodSecurity "restricted:latest"', "--elastic true"),
+    ],
+)
+def test_a_failure_gets_the_hint_that_fits(said: str, hint: str) -> None:
+    assert any(hint in found for found in hints([said]))
+
+
+def test_a_failure_without_a_known_sign_gets_no_hint() -> None:
+    assert hints(["exit code 1", "ZeroDivisionError"]) == []
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A cluster that kubeconfig knows, with what a job needs in the namespace of its context."""
+    store = Store()
+    store.put(
+        "persistentvolumeclaims",
+        {"metadata": {"name": "distrinews-workspace"}, "spec": {"accessModes": ["ReadWriteMany"]}},
+    )
+    with serving(store) as port:
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "news"}}],
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "users": [{"name": "u", "user": {"token": "secret"}}],
+        }  # fmt: skip
+        (tmp_path / "config").write_text(yaml.safe_dump(config), encoding="utf-8")
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+        yield store
+
+
+def call(*args: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        commands.main(list(args))
+    return int(ended.value.code or 0)
+
+
+def test_a_job_is_driven_from_a_laptop(laptop: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    operator = Operator(laptop)
+    assert call("submit", "--run", "first", "--nodes", "2", "--epochs", "2", "--dry-run") == 0
+    assert lint(capsys.readouterr().out) == []
+    assert not laptop.requests
+    assert call("submit", "--run", "first", "--nodes", "2", "--epochs", "2") == 0
+    assert call("submit", "--run", "first", "--nodes", "2", "--epochs", "2") == 0
+    name = operator.job["metadata"]["name"]
+    said = capsys.readouterr().out
+    assert f"job {name} started in namespace news" in said
+    assert f"job {name} attached in namespace news" in said
+    assert "ownerReferences" not in operator.job["metadata"]
+    master, worker = operator.pods()
+    operator.run(master)
+    operator.say(master, "hello")
+    operator.wait(worker, "ImagePullBackOff")
+    assert call("status") == 0
+    assert call("status", name) == 0
+    assert call("logs", name) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"{name}: waiting, 2 pods") == 2
+    assert "master-0     running, on node-1, 0 restarts" in said
+    assert "worker-0     ImagePullBackOff, on no node" in said
+    assert "master-0 | hello" in said
+    assert call("delete", name, "--dry-run") == 0
+    assert list(laptop.objects["pytorchjobs"]) == [name]
+    assert call("delete", name) == 0
+    assert not laptop.objects["pytorchjobs"]
+    assert call("logs", name) == 1
+    assert "there is no job" in capsys.readouterr().err
+
+
+def test_what_runs_left_is_reaped_and_nothing_else(laptop: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    def left(name: str, *, condition: str = "Running", pod: str = "", labels: dict[str, str] | None = None) -> None:
+        job = render(JobConfig(), TRAIN, run=name)
+        job["metadata"] |= {"name": name, "annotations": {"distrinews.io/step-pod": pod} if pod else {}}
+        job["metadata"]["labels"] = job["metadata"]["labels"] if labels is None else labels
+        job["status"] = {
+            "conditions": [{"type": condition, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
+        }
+        laptop.put("pytorchjobs", job)
+
+    laptop.put("pods", {"metadata": {"name": "alive", "uid": "1"}, "spec": {}, "status": {"phase": "Running"}})
+    laptop.put("pods", {"metadata": {"name": "over", "uid": "2"}, "spec": {}, "status": {"phase": "Failed"}})
+    left("finished", condition="Failed")
+    left("lost", pod="gone/9")
+    left("replaced", pod="alive/0")
+    left("ended", pod="over/2")
+    left("followed", pod="alive/1")
+    left("of-a-laptop")
+    left("of-others", condition="Failed", labels={})
+    assert call("reap", "--dry-run") == 0
+    assert len(laptop.objects["pytorchjobs"]) == 7
+    assert "would delete lost: its launcher gone is gone" in capsys.readouterr().out
+    assert call("reap") == 0
+    assert set(laptop.objects["pytorchjobs"]) == {"followed", "of-a-laptop", "of-others"}
+    capsys.readouterr()
+    assert call("reap") == 0
+    assert capsys.readouterr().out == "nothing to delete\n"
+
+
+def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path) -> None:
+    done = distrinews("job", "render", "--run", "x", "--nods", "2")
+    assert done.returncode == 2
+    assert "did you mean --nodes?" in done.stderr
+    done = subprocess.run(
+        [Path(sys.executable).with_name("distrinews"), "job", "status"], env={"KUBECONFIG": str(tmp_path / "none")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("distrinews job status: error: no cluster: ")
+    assert done.stderr.count("\n") == 1
