@@ -19,6 +19,7 @@ from pipelines.job.render import manifests, render, task_extras
 from pipelines.job.settings import JobConfig, PodExtras
 from tests.api_server import Object, Store, serving
 from tests.conftest import distrinews
+from tests.kubernetes_tools import kubectl
 from tests.operator import Operator
 from trainer.config import TrainConfig
 from trainer.errors import UserError
@@ -291,3 +292,22 @@ def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path
     assert done.returncode == 1
     assert done.stderr.startswith("distrinews job status: error: no cluster: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overlay", "settings"), [("gpu", {"nodes": 4, "gpus": 1}), ("elastic", {"nodes": 2, "elastic": True})]
+)
+def test_an_overlay_gives_the_pods_that_kubectl_makes_of_it(overlay: str, settings: dict[str, Any]) -> None:
+    command = [kubectl("v35"), "kustomize", manifests() / "overlays" / overlay]
+    made = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout)
+    job = rendered(**settings)
+    for replica, spec in made["spec"]["pytorchReplicaSpecs"].items():
+        found = job["spec"]["pytorchReplicaSpecs"][replica]
+        assert found["replicas"] == spec["replicas"]
+        spec["template"]["spec"]["containers"][0]["args"] = found["template"]["spec"]["containers"][0]["args"]
+        limits = spec["template"]["spec"]["containers"][0]["resources"]["limits"]
+        spec["template"]["spec"]["containers"][0]["resources"]["limits"] = {
+            name: str(count) for name, count in limits.items()
+        }
+        assert found["template"]["spec"] == spec["template"]["spec"]
+    assert job["spec"].get("elasticPolicy") == made["spec"].get("elasticPolicy")

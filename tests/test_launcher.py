@@ -381,7 +381,8 @@ def test_a_deadline_of_ours_ends_the_job_and_says_which(stage: Stage, said: Said
     assert stage.jobs() == []
 
 
-def test_noise_is_no_progress(stage: Stage) -> None:
+def test_noise_is_no_progress_and_neither_is_a_connection_that_is_made_anew(stage: Stage) -> None:
+    stage.pace = HURRY.model_copy(update={"silence_seconds": 0.4})
     running = stage.launch(NO_END.model_copy(update={"progress_minutes": 1.5 * SECOND}), nodes=1)
     (pod,) = stage.operator.pods()
     stage.operator.run(pod)
@@ -432,10 +433,10 @@ def test_watches_survive_disconnects_410_gone_errors_and_a_restart_of_the_api_se
     assert said.text.count("master-0 is on node") == 1
 
 
-def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage, said: Said) -> None:
+def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage) -> None:
     stage.pace = HURRY.model_copy(update={"patience_seconds": 1})
     running = stage.launch()
-    said.until("is made")
+    stage.store.wait_for(lambda: len(stage.asked("GET", "watch=true")) >= 3)
     stage.store.fail("GET", 503, times=10_000)
     assert "the API server has not answered for 1 s: 503 injected" in failure_of(running)
 

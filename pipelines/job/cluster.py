@@ -138,10 +138,10 @@ class Tries:
             self._cluster.answering(self)
             raise UserError(f"the API server has not answered for {self._patience:.0f} s: {error}") from error
         pace = self._cluster.pace
-        if now - self._failing_since <= pace.patience_seconds:
-            self._cluster.failing(self)
-        else:
+        if now - self._failing_since > pace.patience_seconds:
             self._cluster.answering(self)  # the others do not wait for this one
+        elif self._count:  # a lost connection is nothing yet; one that cannot be made again is
+            self._cluster.failing(self)
         seconds = min(pace.interval_seconds * 2**self._count, pace.longest_seconds)
         self._count += 1
         seconds = max(seconds, min(getattr(error, "retry_after", 0), pace.patience_seconds)) * random.uniform(1, 1.5)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from pipelines.job.cluster import Cluster, Refused, Tries, Unanswered
 from pipelines.job.kind import CONTAINER
@@ -59,7 +59,7 @@ class PodLog(threading.Thread):
     def read_what_is_there(self) -> None:
         """Hand over the log so far, in this thread."""
         if self._has_begun():
-            self._read()
+            self._read(Tries(self._cluster))
 
     def run(self) -> None:
         tries, restarts_read = Tries(self._cluster, stop=self._stopped, patience_seconds=math.inf), 0
@@ -69,16 +69,17 @@ class PodLog(threading.Thread):
                 running = "running" in (self._status.get("state") or {})
             try:
                 if restarts > restarts_read:
-                    self._read(previous=True)
+                    self._read(tries, previous=True)
                     restarts_read = restarts
-                self._read(follow=running and not over)
+                self._read(tries, follow=running and not over)
             except Refused as error:
                 if over or error.status == _GONE:
                     return
+            except ReadTimeoutError:
+                continue  # the rank says nothing; or the connection is dead, and is made anew
             except (Unanswered, HTTPError) as error:
                 tries.pause(error)
                 continue
-            tries.succeeded()
             if over:
                 return
             self._pause_for_change(running=running)
@@ -104,7 +105,7 @@ class PodLog(threading.Thread):
                     lambda: self._stopped.is_set() or self._pod_over or self._status is not before, pace.longest_seconds
                 )
 
-    def _read(self, *, follow: bool = False, previous: bool = False) -> None:
+    def _read(self, tries: Tries, *, follow: bool = False, previous: bool = False) -> None:
         query = [("container", self._container), ("timestamps", "true"), ("follow", str(follow).lower())]
         query += [("previous", "true")] if previous else []
         if self._last > (0, 0):
@@ -112,15 +113,16 @@ class PodLog(threading.Thread):
         skip, again = self._same, self._last
         try:
             with self._cluster.stream(self._path, query=query) as response:
+                tries.succeeded()
                 for line in _short_lines(response):
+                    if self._stopped.is_set():
+                        return
                     stamp, text = _split(line)
                     if stamp is not None and (stamp < again or (stamp == again and skip > 0)):
                         skip -= stamp == again
                         continue
                     self._note(stamp)
                     self._heard(text)
-                    if self._stopped.is_set():
-                        return
         except Refused as error:
             if previous and error.status in (_NOT_YET, _GONE):
                 self._heard("(the last lines before its restart are gone)")

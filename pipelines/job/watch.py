@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from pipelines.job.cluster import Cluster, Query, Refused, Tries, Unanswered
 from pipelines.job.settings import Object
@@ -48,13 +48,13 @@ class Watch(threading.Thread):
             try:
                 if not self._version:
                     self._list()
-                tries.succeeded()
-                self._follow()
+                self._follow(tries)
             except Refused as error:
-                if error.status == _GONE:
-                    self._version = ""  # what happened meanwhile is told by a new list
-                elif not self._pause(tries, error):
+                self._version = ""  # 410: what happened meanwhile is told by a new list
+                if error.status != _GONE and not self._pause(tries, error):
                     return
+            except ReadTimeoutError:
+                pass  # nothing came for long: the connection may be dead, and is made anew
             except (Unanswered, HTTPError, json.JSONDecodeError) as error:
                 if not self._pause(tries, error):
                     return
@@ -82,11 +82,12 @@ class Watch(threading.Thread):
                 self._tell(item)
         self._version = listed["metadata"]["resourceVersion"]
 
-    def _follow(self) -> None:
+    def _follow(self, tries: Tries) -> None:
         """Until the server ends the watch, as it does from time to time."""
         seconds = max(1, int(self._cluster.pace.silence_seconds * 0.8))
         query = [*self._query, ("watch", "true"), ("allowWatchBookmarks", "true"), ("resourceVersion", self._version), ("timeoutSeconds", str(seconds))]  # fmt: skip
         with self._cluster.stream(self._path, query=query) as response:
+            tries.succeeded()
             for line in lines(response):
                 if self._stopped.is_set():
                     return
