@@ -37,7 +37,8 @@ class Store:
         }
         self.failures: list[tuple[str, int, dict[str, str]]] = []
         self.requests: list[tuple[float, str, str]] = []
-        self.slow_deletion = False
+        self.slow_deletion = self.short_watches = False
+        self.tokens: set[str] = set()
 
     # What a test does
 
@@ -142,6 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         store, url = self.server.store, urlsplit(self.path)
         with store.changed:
             store.requests.append((time.monotonic(), self.command, self.path))
+            store.tokens.add(self.headers.get("Authorization", ""))
             store.changed.notify_all()
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or b"{}")
@@ -215,6 +217,8 @@ class Handler(BaseHTTPRequestHandler):
             if item is None:
                 raise Failure(404, "NotFound", f"{plural} {name!r} not found")
             if self.command == "PATCH":
+                if self.headers["Content-Type"] != "application/merge-patch+json":
+                    raise Failure(415, "UnsupportedMediaType")  # a custom resource takes no strategic merge
                 version = body["metadata"].get("resourceVersion")
                 if version not in (None, item["metadata"]["resourceVersion"]):
                     raise Failure(409, "Conflict")
@@ -222,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.command == "DELETE":
                 if body.get("preconditions", {}).get("uid") not in (None, item["metadata"]["uid"]):
                     raise Failure(409, "Conflict")
-                if store.slow_deletion:
+                if store.slow_deletion and body.get("propagationPolicy") == "Foreground":  # until the pods are gone
                     store.put(
                         plural, {**item, "metadata": {**item["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}}
                     )
@@ -253,6 +257,8 @@ class Handler(BaseHTTPRequestHandler):
                     if _selected(item, query):
                         send({"type": kind, "object": item})
                 send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(seen)}}})
+                if store.short_watches:
+                    return
                 store.changed.wait(min(0.5, max(0.01, end - time.monotonic())))
                 if store.connections != connections:
                     raise ConnectionError

@@ -232,6 +232,7 @@ def test_a_job_is_driven_from_a_laptop(laptop: Store, capsys: pytest.CaptureFixt
     assert f"job {name} started in namespace news" in said
     assert f"job {name} attached in namespace news" in said
     assert "ownerReferences" not in operator.job["metadata"]
+    assert laptop.tokens == {"Bearer secret"}
     master, worker = operator.pods()
     operator.run(master)
     operator.say(master, "hello")
@@ -286,7 +287,7 @@ def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path
     assert done.returncode == 2
     assert "did you mean --nodes?" in done.stderr
     done = subprocess.run(
-        [Path(sys.executable).with_name("distrinews"), "job", "status"], env={"KUBECONFIG": str(tmp_path / "none")},
+        [str(Path(sys.executable).with_name("distrinews")), "job", "status"], env={"KUBECONFIG": str(tmp_path / "none")},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -298,7 +299,7 @@ def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path
     ("overlay", "settings"), [("gpu", {"nodes": 4, "gpus": 1}), ("elastic", {"nodes": 2, "elastic": True})]
 )
 def test_an_overlay_gives_the_pods_that_kubectl_makes_of_it(overlay: str, settings: dict[str, Any]) -> None:
-    command = [kubectl("v35"), "kustomize", manifests() / "overlays" / overlay]
+    command = [str(kubectl("v35")), "kustomize", str(manifests() / "overlays" / overlay)]
     made = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout)
     job = rendered(**settings)
     for replica, spec in made["spec"]["pytorchReplicaSpecs"].items():

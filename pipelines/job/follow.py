@@ -107,7 +107,7 @@ class Follower:
         if self.ranks.running >= self._expected:
             if self._waiting_since is not None:
                 self._progress.restart()
-                self._console.say("launch", f"all {self._expected} pods run")
+                self._console.say("launch", f"{self._expected} of {self._expected} pods run")
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = now

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 
 from pipelines.job.cluster import Cluster, Refused, Tries, Unanswered
 from pipelines.job.kind import CONTAINER
@@ -75,8 +75,6 @@ class PodLog(threading.Thread):
             except Refused as error:
                 if over or error.status == _GONE:
                     return
-            except ReadTimeoutError:
-                continue  # the rank says nothing; or the connection is dead, and is made anew
             except (Unanswered, HTTPError) as error:
                 tries.pause(error)
                 continue

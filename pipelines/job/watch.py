@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 
 from pipelines.job.cluster import Cluster, Query, Refused, Tries, Unanswered
 from pipelines.job.settings import Object
@@ -53,8 +53,6 @@ class Watch(threading.Thread):
                 self._version = ""  # 410: what happened meanwhile is told by a new list
                 if error.status != _GONE and not self._pause(tries, error):
                     return
-            except ReadTimeoutError:
-                pass  # nothing came for long: the connection may be dead, and is made anew
             except (Unanswered, HTTPError, json.JSONDecodeError) as error:
                 if not self._pause(tries, error):
                     return
