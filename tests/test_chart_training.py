@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.job import preflight
 from tests.chart_files import HELM
 from tests.charts import RELEASES, VALUE_SETS, HelmError, only, run_helm, template
 from tests.kubernetes_tools import Release
@@ -41,14 +42,9 @@ def test_the_jobs_of_manifests_find_their_account_and_their_claim() -> None:
 
 def test_who_starts_jobs_may_do_that_and_no_more() -> None:
     objects = training()
-    assert rights(only(objects, "Role", "distrinews-launcher")) == {
-        ("kubeflow.org", "pytorchjobs"): {"get", "list", "watch", "create", "patch", "delete"},
-        ("", "pods"): {"get", "list", "watch"},
-        ("", "pods/log"): {"get"},
-        ("", "events"): {"list", "watch"},
-        ("", "persistentvolumeclaims"): {"get"},
-        ("kueue.x-k8s.io", "localqueues"): {"get"},
-    }
+    needs = [*preflight._MAKE, preflight.Need("kueue.x-k8s.io", "localqueues", ("get",))]
+    wanted = {(need.group, need.resource): set(need.verbs) for need in needs}
+    assert rights(only(objects, "Role", "distrinews-launcher")) == wanted
     (binding,) = (entry for entry in objects if entry["kind"] == "RoleBinding")
     assert binding["roleRef"]["name"] == "distrinews-launcher"
     assert [subject["name"] for subject in binding["subjects"]] == ["distrinews-launcher"]
