@@ -17,7 +17,8 @@ import pytest
 from server import fetch
 from server.main import _ANSWER_SECONDS
 from server.settings import Settings
-from tests.charts import RELEASES, HelmError, only, template
+from tests.chart_files import HELM
+from tests.charts import RELEASES, HelmError, only, run_helm, template
 from tests.kubernetes_tools import Release
 from tests.test_server import write_model_folder
 
@@ -330,3 +331,28 @@ def test_a_digest_wins_over_a_tag() -> None:
     assert server_of(pod())["image"].startswith("distrinews-server:")
     assert server_of(pod('image={"tag": "1"}'))["image"] == "distrinews-server:1"
     assert server_of(pod(f'image={{"tag": "1", "digest": "{digest}"}}'))["image"] == f"distrinews-server@{digest}"
+
+
+def notes(values: str) -> str:
+    chart = HELM / "serving"
+    flags = ("--namespace", "prod", "--values", str(chart / "ci" / values), "--dry-run=client")
+    return run_helm("v37", "install", "news", str(chart), *flags).partition("NOTES:")[2]
+
+
+def test_the_notes_say_what_to_type_next() -> None:
+    said = notes("default-values.yaml")
+    assert "kubectl -n prod rollout status deployment/news-distrinews-serving" in said
+    assert "helm -n prod test news --logs" in said
+    assert "port-forward service/news-distrinews-serving 8080:80" in said
+    assert "ReadWriteMany" in said
+    assert "X-API-Key" in notes("s3-keda-values.yaml")
+    assert "curl https://news.example.com/predict" in notes("oci-everything-values.yaml")
+    canary = notes("canary-values.yaml")
+    assert "curl http://news.example.com/predict" in canary
+    assert "--set canary.enabled=false" in canary
+    assert "--set model.uri=gs://models/news/next --set model.version=next" in canary
+
+
+def test_openshift_can_choose_the_user() -> None:
+    context = pod('podSecurityContext={"runAsUser": null, "runAsGroup": null}')["securityContext"]
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
