@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipelines.job.lint import lint
 from pipelines.job.model_check import what_is_wrong
 from pipelines.job.patches import apply_patch
 from pipelines.job.render import manifests, render, task_extras
-from pipelines.job.settings import JobConfig, PodExtras
+from pipelines.job.settings import JobConfig, Pace, PodExtras
 from tests.api_server import Object, Store, serving
 from tests.conftest import distrinews
 from tests.kubernetes_tools import kubectl
@@ -210,6 +211,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
             "users": [{"name": "u", "user": {"token": "secret"}}],
         }  # fmt: skip
         (tmp_path / "config").write_text(yaml.safe_dump(config), encoding="utf-8")
+        monkeypatch.setattr("pipelines.job.cluster.Pace", lambda: Pace(interval_seconds=0.05))
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
         yield store
 
@@ -251,6 +253,34 @@ def test_a_job_is_driven_from_a_laptop(laptop: Store, capsys: pytest.CaptureFixt
     assert not laptop.objects["pytorchjobs"]
     assert call("logs", name) == 1
     assert "there is no job" in capsys.readouterr().err
+
+
+def test_a_job_is_followed_from_a_laptop_and_runs_on_when_one_leaves(
+    laptop: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator = Operator(laptop)
+
+    def fail_in_the_end() -> None:
+        (pod,) = operator.pods()
+        operator.run(pod)
+        operator.say(pod, "hello")
+        operator.end(pod, 1)
+        operator.condition("Failed", "BackoffLimitExceeded", "too many restarts")
+
+    with ThreadPoolExecutor() as pool:
+        failing = pool.submit(fail_in_the_end)
+        assert call("submit", "--run", "first", "--follow") == 1
+        failing.result(10)
+    told = capsys.readouterr()
+    assert "master-0 | hello\n" in told.out
+    assert "failed: BackoffLimitExceeded: too many restarts" in told.err
+    name = operator.job["metadata"]["name"]
+    assert call("logs", "--follow", name) == 0
+    assert call("status", name) == 0
+    told = capsys.readouterr()
+    assert "master-0 | hello\n" in told.out
+    assert "ended: exit code 1" in told.out
+    assert list(laptop.objects["pytorchjobs"]) == [name]
 
 
 def test_what_runs_left_is_reaped_and_nothing_else(laptop: Store, capsys: pytest.CaptureFixture[str]) -> None:

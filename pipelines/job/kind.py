@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from kubeflow.training.api_client import ApiClient
-from kubeflow.training.models import KubeflowOrgV1PyTorchJob
+from kubeflow.training.models import KubeflowOrgV1PyTorchJob as Job
 from kubernetes.client import V1PodTemplateSpec
 
 Object = dict[str, Any]
@@ -26,6 +26,9 @@ ISTIO = "sidecar.istio.io/inject"
 JOB_LABEL = "training.kubeflow.org/job-name"
 REPLICA_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index")
 
+BASE = "base/pytorchjob.yaml"
+"""The manifest that a run's job is made of, in manifests/."""
+
 _MODELS = ApiClient()  # turns JSON into models and back; it asks no server
 
 OPERATOR_ENVIRONMENT = (
@@ -44,7 +47,7 @@ def gpus_of(resources: Any) -> int:  # noqa: ANN401 - whatever a manifest holds
     return sum(int(count) for count in counts if count.isdigit())
 
 
-def read(manifest: Object) -> KubeflowOrgV1PyTorchJob:
+def read(manifest: Object) -> Job:
     """A manifest, or what the API server answers, as a typed model."""
     return typed(manifest, "KubeflowOrgV1PyTorchJob")
 
@@ -59,8 +62,10 @@ def plain(model: object) -> Any:  # noqa: ANN401 - whatever the model holds
     return _MODELS.sanitize_for_serialization(model)
 
 
-def shape(job: KubeflowOrgV1PyTorchJob, *, nodes: int, processes: int, elastic: bool) -> None:
-    """Make it a job of so many pods, of so many processes each."""
+def shape(job: Job, *, nodes: int, processes: int, elastic: bool, backoff_limit: int | None) -> None:
+    """Make it a job of so many pods, of so many processes each, and of so many restarts."""
+    if backoff_limit is not None:
+        job.spec.run_policy.backoff_limit = backoff_limit
     job.spec.nproc_per_node = str(processes)
     specs = job.spec.pytorch_replica_specs
     if elastic:
@@ -72,11 +77,16 @@ def shape(job: KubeflowOrgV1PyTorchJob, *, nodes: int, processes: int, elastic: 
         specs["Worker"].replicas = nodes - 1
 
 
-def pod_templates(job: KubeflowOrgV1PyTorchJob) -> list[V1PodTemplateSpec]:
+def pod_specs(manifest: Object) -> list[Object]:
+    """The specs of the pods in a manifest, to change."""
+    return [replica["template"]["spec"] for replica in manifest["spec"]["pytorchReplicaSpecs"].values()]
+
+
+def pod_templates(job: Job) -> list[V1PodTemplateSpec]:
     return [spec.template for spec in job.spec.pytorch_replica_specs.values()]
 
 
-def pod_count(job: KubeflowOrgV1PyTorchJob) -> int:
+def pod_count(job: Job) -> int:
     """Pods that the job has when all of them are there."""
     return sum(spec.replicas or 1 for spec in job.spec.pytorch_replica_specs.values())
 

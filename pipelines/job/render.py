@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kubeflow.training.models import KubeflowOrgV1PyTorchJob
 from kubernetes.client import V1Container, V1EnvVar, V1LocalObjectReference, V1OwnerReference, V1PodSpec
 
 from pipelines.job import kind
@@ -52,9 +51,13 @@ def render(
         model.metadata.labels[kind.QUEUE_LABEL] = job.queue
     if owner and owner.pod_uid:
         own(model, owner)
-    if job.backoff_limit is not None:
-        model.spec.run_policy.backoff_limit = job.backoff_limit
-    kind.shape(model, nodes=job.nodes, processes=job.gpus or job.processes, elastic=job.elastic)
+    kind.shape(
+        model,
+        nodes=job.nodes,
+        processes=job.gpus or job.processes,
+        elastic=job.elastic,
+        backoff_limit=job.backoff_limit,
+    )
     folder = f"{job.mount_path}/{run}"
     args = ["--module", "trainer.train", f"--dataset={folder}/dataset", f"--output={folder}", *as_flags(train)]
     for template in kind.pod_templates(model):
@@ -75,7 +78,7 @@ def job_name(run: str, step: str, job: JobConfig, train: TrainConfig, extras: Po
     return f"{_slug(f'{step}-{run}', min(room, _SLUG))}-{digest}"
 
 
-def own(model: KubeflowOrgV1PyTorchJob, owner: StepPod) -> None:
+def own(model: kind.Job, owner: StepPod) -> None:
     """Let the job go when the step's pod goes, and note who follows it."""
     model.metadata.owner_references = [
         V1OwnerReference(api_version="v1", kind="Pod", name=owner.pod_name, uid=owner.pod_uid)
@@ -113,12 +116,11 @@ def _with_gpus(job: JobConfig, extras: PodExtras) -> JobConfig:
 
 def _base(job: JobConfig) -> Object:
     """The base manifest with the overlays that fit; Master and Worker, which an anchor makes one, are two from here on."""
-    base: Object = json.loads(json.dumps(_load("base/pytorchjob.yaml")))
+    base: Object = json.loads(json.dumps(_load(kind.BASE)))
     for overlay in [name for name, wanted in (("gpu", job.gpus), ("elastic", job.elastic)) if wanted]:
-        before = _tolerations(base)
+        before = list(kind.pod_specs(base)[0].get("tolerations", []))
         apply_patch(base, json.loads(json.dumps(_load(f"overlays/{overlay}/patch.yaml"))))
-        for spec in base["spec"]["pytorchReplicaSpecs"].values():
-            pod = spec["template"]["spec"]
+        for pod in kind.pod_specs(base):
             pod["tolerations"] = [*before, *(new for new in pod.get("tolerations", []) if new not in before)]
     return base
 
@@ -128,11 +130,6 @@ def _load(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
     if not file.is_file():
         raise UserError(f"{file} is missing: the package was built without manifests/")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
-
-
-def _tolerations(base: Object) -> list[Object]:
-    spec = next(iter(base["spec"]["pytorchReplicaSpecs"].values()))
-    return list(spec["template"]["spec"].get("tolerations", []))
 
 
 def _fill(pod: V1PodSpec, job: JobConfig, args: Sequence[str]) -> None:
