@@ -3,10 +3,10 @@
 import json
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from kubeflow.training.api_client import ApiClient
-from kubeflow.training.models import KubeflowOrgV1PyTorchJob as Job
+from kubeflow.training.models import KubeflowOrgV1PyTorchJob
 from kubernetes.client import V1PodTemplateSpec
 
 Object = dict[str, Any]
@@ -29,6 +29,7 @@ REPLICA_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/r
 BASE = "base/pytorchjob.yaml"
 """The manifest that a run's job is made of, in manifests/."""
 
+Job: TypeAlias = KubeflowOrgV1PyTorchJob
 _MODELS = ApiClient()  # turns JSON into models and back; it asks no server
 
 OPERATOR_ENVIRONMENT = (

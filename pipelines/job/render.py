@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
+import sysconfig
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,9 @@ def task_extras(task_config: object | None) -> PodExtras:
 
 
 def manifests() -> Path:
-    """The folder manifests/, in an installed package or a checkout."""
-    installed = Path(str(files("pipelines"))) / "manifests"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "manifests"
+    """The folder manifests/: beside our packages, as in a checkout and in an image, or among the data of an installed package."""
+    beside = Path(__file__).parents[2] / "manifests"
+    return beside if beside.is_dir() else Path(sysconfig.get_path("data"), "share", "distrinews", "manifests")
 
 
 def _with_gpus(job: JobConfig, extras: PodExtras) -> JobConfig:
