@@ -37,7 +37,7 @@ class Store:
         }
         self.failures: list[tuple[str, int, dict[str, str]]] = []
         self.requests: list[tuple[float, str, str]] = []
-        self.slow_deletion = self.short_watches = False
+        self.slow_deletion = self.short_watches = self.kueue = False
         self.tokens: set[str] = set()
 
     # What a test does
@@ -208,6 +208,8 @@ class Handler(BaseHTTPRequestHandler):
         with store.changed:
             if body["metadata"]["name"] in store.objects[plural]:
                 raise Failure(409, "AlreadyExists")
+            if store.kueue:  # its webhook holds back what has a queue
+                body["spec"]["runPolicy"]["suspend"] = True
             self.answer(store.put(plural, body), 201)
 
     def one(self, plural: str, name: str, body: Object) -> None:

@@ -1,5 +1,6 @@
 """What the training operator, the kubelets and Kueue do to a job, done to the store of the API server of the tests."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 from tests.api_server import Log, Object, Store
@@ -74,6 +75,12 @@ class Operator:
             "lastState": {},
         }
         self._set(pod, {"phase": "Pending", "containerStatuses": [container]})
+
+    def suspend(self, *, suspended: bool) -> None:
+        """Kueue lets the job go on, or takes its place away."""
+        job = json.loads(json.dumps(self.job))
+        job["spec"]["runPolicy"]["suspend"] = suspended
+        self.store.put("pytorchjobs", job)
 
     def condition(self, kind: str, reason: str = "", message: str = "", **status: str) -> None:
         job = dict(self.job)

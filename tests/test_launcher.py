@@ -300,18 +300,41 @@ def test_events_of_the_job_are_told_once_and_those_of_others_not(stage: Stage, s
     assert "of an earlier job" not in said.text
 
 
-def test_a_suspended_job_waits_for_its_queue(stage: Stage, said: Said) -> None:
+def test_a_job_waits_for_its_queue_which_may_take_its_place_away(stage: Stage, said: Said) -> None:
     stage.store.put("localqueues", {"metadata": {"name": "gpu"}})
+    stage.store.kueue = True
     running = stage.launch(queue="gpu")
     assert stage.operator.job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
-    stage.operator.condition("Suspended")
     said.until("is suspended: its queue starts it when there is room")
-    stage.operator.condition("Running")
+    said.until("0 of 2 pods run; its queue has not started it")
+    stage.operator.suspend(suspended=False)
     said.until("is admitted")
+    pods = stage.operator.pods()
+    stage.operator.run(*pods)
+    said.until("2 of 2 pods run")
+    stage.operator.suspend(suspended=True)
+    for pod in pods:
+        stage.store.remove("pods", pod)
+    said.until("is suspended", times=2)
+    stage.operator.suspend(suspended=False)
     stage.operator.run(*stage.operator.pods())
+    said.until("master-0 starts again as a new pod")
     stage.train()
     stage.operator.succeed()
     running.result(10)
+
+
+def test_a_job_that_its_queue_does_not_start_in_time_is_ended(stage: Stage) -> None:
+    stage.store.put("localqueues", {"metadata": {"name": "gpu"}})
+    stage.store.kueue = True
+    message = failure_of(stage.launch(NO_END.model_copy(update={"schedule_minutes": SECOND / 2}), queue="gpu"))
+    assert "min to be scheduled has passed: its queue has not started it" in message
+    assert stage.jobs() == []
+
+
+def test_a_run_that_the_pods_would_not_see_is_refused(stage: Stage, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not in /workspace, where the pods of the job have the runs"):
+        launch(TRAIN, JobConfig(), run_folder=tmp_path / "first", cluster=stage.cluster())
 
 
 def test_a_job_that_succeeded_without_a_whole_model_is_a_failure(stage: Stage) -> None:
@@ -436,11 +459,11 @@ def test_watches_survive_disconnects_410_gone_errors_and_a_restart_of_the_api_se
 
 
 def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage) -> None:
-    stage.pace = HURRY.model_copy(update={"patience_seconds": 1})
+    stage.pace = HURRY.model_copy(update={"patience_seconds": 0.5})
     running = stage.launch()
     stage.store.wait_for(lambda: len(stage.asked("GET", "watch=true")) >= 3)
     stage.store.fail("GET", 503, times=10_000)
-    assert "the API server has not answered for 1 s: 503 injected" in failure_of(running)
+    assert "the API server has not answered for 0.5 s: 503 injected" in failure_of(running)
 
 
 def test_nothing_is_asked_more_often_than_the_interval(stage: Stage, said: Said) -> None:

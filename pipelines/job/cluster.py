@@ -136,7 +136,7 @@ class Tries:
         self._failing_since = now if self._failing_since is None else self._failing_since
         if now - self._failing_since > self._patience:
             self._cluster.answering(self)
-            raise UserError(f"the API server has not answered for {self._patience:.0f} s: {error}") from error
+            raise UserError(f"the API server has not answered for {self._patience:g} s: {error}") from error
         pace = self._cluster.pace
         if now - self._failing_since > pace.patience_seconds:
             self._cluster.answering(self)  # the others do not wait for this one

@@ -54,6 +54,8 @@ class Follower:
         self._spoken, self._said = time.monotonic(), ""
 
     def __enter__(self) -> Self:
+        if kind.state(self._job).suspended:  # as Kueue makes it before we see it
+            self._say_suspended()
         for watch in self._watches:
             watch.start()
         return self
@@ -97,9 +99,17 @@ class Follower:
         before, now = kind.state(self._job), kind.state(change.item)
         self._job = change.item
         if now.suspended and not before.suspended:
-            self._console.say("launch", f"job {self.name} is suspended: its queue starts it when there is room")
+            self._say_suspended()
         if before.suspended and not now.suspended:
             self._console.say("launch", f"job {self.name} is admitted")
+
+    def _say_suspended(self) -> None:
+        self._console.say("launch", f"job {self.name} is suspended: its queue starts it when there is room")
+
+    def _waits_for(self) -> str:
+        if kind.state(self._job).suspended:
+            return "its queue has not started it"
+        return self.ranks.waiting() or "its pods are not there yet"
 
     def _check_deadlines(self) -> None:
         now, ends = time.monotonic(), self._deadlines
@@ -116,7 +126,7 @@ class Follower:
         self._check("to run", ends.run_minutes, self._begun, "it took too long")
         if self._waiting_since is not None:
             since = max(self._waiting_since, answering_since)
-            self._check("to be scheduled", ends.schedule_minutes, since, self.ranks.waiting() or "it has no pods")
+            self._check("to be scheduled", ends.schedule_minutes, since, self._waits_for())
         else:
             since = max(self._progress.moved, answering_since)
             training = self._progress.training
@@ -139,7 +149,7 @@ class Follower:
             return
         self._spoken = now
         if self._waiting_since is not None:
-            line = f"{self.ranks.running} of {self._expected} pods run; {self.ranks.waiting() or 'the others are not there yet'}"
+            line = f"{self.ranks.running} of {self._expected} pods run; {self._waits_for()}"
         else:
             line = str(self._progress.training or "the pods run; no progress told yet")
         if line != self._said:
