@@ -1,34 +1,23 @@
 """The command `distrinews serve`."""
 
-import asyncio
 import difflib
 import re
 import signal
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
-import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from server.api import create_app
 from server.classifier import Classifier
-from server.engine import load_engine, wanted_variants, why
-from server.http_protocol import BoundedProtocol
-from server.lifecycle import Lifecycle
-from server.logs import first_line, start_logs
-from server.metrics import Exporter, Metrics
+from server.engine import load_engine, wanted_variants
+from server.logs import start_logs
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import PREFIX, Settings
 
 _PROGRAM = "distrinews serve"
-_ANSWER_SECONDS = 20  # for what is in flight: with the pause before, within the 30 s after which Kubernetes kills
 
 
 class Serve(Settings):
@@ -48,102 +37,26 @@ def main(args: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, _stop)
     settings = _read_settings(args)
     start_logs(settings)
+    with ThreadPoolExecutor(1) as threads:
+        loading = threads.submit(_load, settings)
+        # The library that speaks HTTP takes half a second to import, and the model as long to compile: side by side.
+        from server.listen import CannotListenError, listen
+
+        try:
+            classifier = loading.result()
+        except (ModelFolderError, OSError) as error:  # OSError: a file that may not be read, which it names
+            _fail(str(error), status=1)
     try:
-        folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
-        engine = load_engine(folder, workers=settings.workers)
-        classifier = Classifier(folder, engine, settings)
-    except (ModelFolderError, OSError) as error:  # OSError: a file that may not be read, which it names
+        listen(classifier, settings, model_folder=settings.model_folder)
+    except CannotListenError as error:
         _fail(str(error), status=1)
-    try:
-        _serve(classifier, settings)
     finally:
         classifier.close()
 
 
-def _serve(classifier: Classifier, settings: Serve) -> None:
-    lifecycle = Lifecycle(classifier, drain_seconds=settings.drain_seconds)
-    app = create_app(classifier, lifecycle, settings)
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        log_config=None,  # the logs are set up already, for its records and ours
-        access_log=False,
-        proxy_headers=bool(settings.forwarded_allow_ips),
-        forwarded_allow_ips=list(settings.forwarded_allow_ips),
-        headers=[("X-Content-Type-Options", "nosniff")],
-        timeout_graceful_shutdown=_ANSWER_SECONDS,
-    )
-    listener = _listen(settings)
-    with _exported(settings, app.state.metrics) as metrics_port:
-        announce = _ready_line(listener.getsockname()[1], metrics_port, settings, classifier)
-        _Server(config, lifecycle, announce=first_line(announce, settings)).run(sockets=[listener])
-
-
-@contextmanager
-def _exported(settings: Serve, metrics: Metrics) -> Iterator[int | None]:
-    if settings.metrics_port == "off":
-        yield None
-        return
-    try:
-        exporter = Exporter(metrics, host=settings.host, port=settings.metrics_port)
-    except OSError as error:
-        place = f"{settings.host} port {settings.metrics_port}"
-        _fail(
-            f"cannot listen for Prometheus on {place}: {error.strerror}; choose another with --metrics-port", status=1
-        )
-    try:
-        yield exporter.port
-    finally:
-        exporter.close()
-
-
-class _Server(uvicorn.Server):
-    """Stops in three steps: not ready but answering for a pause, then no new connections, then the end of what is in flight."""
-
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, announce: str) -> None:
-        super().__init__(config)
-        self._lifecycle, self._announce = lifecycle, announce
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as uvicorn calls it
-        """The first signal begins the pause, the second cuts it short, the third ends everything."""
-        if self.should_exit:
-            self.force_exit = True
-        elif self._lifecycle.draining:
-            self.should_exit = True
-        else:
-            self._lifecycle.begin_drain(asyncio.get_running_loop(), self._stop_listening)
-
-    def _stop_listening(self) -> None:
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        print(self._announce, flush=True)
-
-
-def _ready_line(port: int, metrics_port: int | None, settings: Serve, classifier: Classifier) -> str:
-    url = _url(settings.host, port)
-    example = f"""curl {url}/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'"""
-    variant = classifier.folder.variant
-    chosen = f"{variant} on {classifier.engine.name}, {why(settings.engine, variant)}"
-    metrics = f"; metrics at {_url(settings.host, metrics_port)}/metrics" if metrics_port else ""
-    served = f"{settings.model_folder} at {url}; {chosen}; model {classifier.folder.sha256[:12]}{metrics}"
-    return f"distrinews {version('distrinews')} serves {served}; try {example}"
-
-
-def _url(host: str, port: int) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _listen(settings: Serve) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        place = f"{settings.host} port {settings.port}"
-        _fail(f"cannot listen on {place}: {error.strerror}; choose others with --host and --port", status=1)
+def _load(settings: "Serve") -> Classifier:
+    folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
+    return Classifier(folder, load_engine(folder, workers=settings.workers), settings)
 
 
 def _read_settings(args: list[str] | None) -> Serve:

@@ -10,8 +10,9 @@ from kfp import dsl
 from scipy.special import softmax
 
 from pipelines.artifacts import show
-from server.engine import OnnxEngine, wanted_variants
+from server.engine import wanted_variants
 from server.model_folder import ModelFolderError, read_model_folder
+from server.onnx_engine import OnnxEngine
 from tests.test_server import TEXTS, change, predict, serving, write_model_folder
 from trainer.calibration import Temperature, at_temperature, fit_temperature
 from trainer.config import ExportConfig

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from server import engine as engine_module
 from server.classifier import Classifier
-from server.engine import OnnxEngine, load_engine, wanted_variants, why
+from server.engine import load_engine, wanted_variants, why
 from server.model_folder import ModelFolderError, read_model_folder
+from server.onnx_engine import OnnxEngine
 from server.openvino_engine import OpenVinoEngine
 from server.settings import Settings
 from tests.test_server import change, predict, serving, write_into, write_model_folder

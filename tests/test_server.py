@@ -24,9 +24,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from server.api import create_app
 from server.classifier import Classifier
-from server.engine import OnnxEngine, load_engine, wanted_variants
+from server.engine import load_engine, wanted_variants
 from server.lifecycle import Lifecycle
 from server.model_folder import ModelFolderError, read_model_folder
+from server.onnx_engine import OnnxEngine
 from server.settings import Settings
 from trainer.manifest import write_manifest
 
