@@ -464,7 +464,7 @@ def test_a_port_that_is_taken_is_said_in_one_line(folder: Path, client: httpx.Cl
 def test_the_server_imports_nothing_that_trains_and_no_engine_that_it_does_not_use(folder: Path) -> None:
     program = f"""
 import sys
-import server.main
+import server.listen, server.main
 from server.classifier import Classifier
 from server.engine import load_engine, wanted_variants
 from server.model_folder import read_model_folder
