@@ -40,13 +40,27 @@ bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, and
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
 	$(BIN)/python -m tests.chart_files
 
-lock: ## renew images/constraints.txt from the newest versions that pyproject allows
+images: ## build the images with docker, podman or buildah; TORCH=cpu: the trainer without CUDA
+	images/build
+
+test-images: venv ## build them for a CPU and run them with podman: two pods train, one is killed, a server serves
+	TORCH=cpu images/build
+	$(BIN)/python -m pytest -rP tests/containers.py
+
+lock: ## renew images/constraints.txt from the newest versions that pyproject allows, then what each image installs
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH)' '.[trainer,server,oidc,pipelines,dev]'
+	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH_VERSION)' '.[trainer,server,oidc,pipelines,dev]'
 	.venv-lock/bin/python -m pip freeze --exclude distrinews | sed 's/+cpu$$//' > images/constraints.txt
+	rm -rf .venv-lock
+	$(MAKE) lock-images
+
+lock-images: ## renew what each image installs from images/constraints.txt
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	images/lock .venv-lock/bin/python
 	rm -rf .venv-lock
 
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test charts bench-data bench-engines bench-serve bench-serve-more lock clean
+.PHONY: help venv run test charts bench-data bench-engines bench-serve bench-serve-more images test-images lock lock-images clean
