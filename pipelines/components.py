@@ -7,17 +7,22 @@ from pipelines.images import PIPELINES, TRAINER
 
 @dsl.component(base_image=TRAINER, install_kfp_package=False)
 def settings(
-    run_workspace: str, run_name: str, run_from_step: str, run_claim: str, run_trainer_image: str, run_pipelines_image: str, run_id: str,
+    run_workspace: str, run_name: str, run_from_step: str, run_claim: str, run_trainer_image: str, run_pipelines_image: str, run_launch: str,
+    run_id: str,
     model: str, model_seed: int,
-    input_data: str, input_test_data: str, input_text_column: str, input_label_column: str, input_class_names: str,
-    input_bad_rows: str, input_validation_fraction: float, input_test_fraction: float, input_max_train_rows: int, input_max_length: int,
+    input_data: str, input_test_data: str, input_text_column: str, input_label_column: str, input_class_names: str, input_bad_rows: str,
+    input_validation_fraction: float, input_test_fraction: float, input_max_train_rows: int, input_max_length: int,
     train_epochs: int, train_batch_size: int, train_accumulation_steps: int, train_learning_rate: float, train_warmup_fraction: float,
-    train_weight_decay: float, train_max_grad_norm: float, train_precision: str, train_early_stopping_patience: int,
-    train_resume: str, train_log_steps: int, train_timeout_minutes: float,
+    train_weight_decay: float, train_max_grad_norm: float, train_precision: str, train_early_stopping_patience: int, train_resume: str,
+    train_log_steps: int, train_timeout_minutes: float,
     evaluate_mistakes_shown: int,
     gate_min_accuracy: float, gate_max_accuracy_drop: float,
     export_check_rows: int,
     launch_ranks: int,
+    job_nodes: int, job_gpus: int, job_gpu_resource: str, job_processes: int, job_elastic: bool, job_cpu: str, job_memory: str, job_queue: str,
+    job_priority_class: str, job_service_account: str, job_image_pull_secrets: str, job_node_selector: str, job_tolerations: str, job_env: str,
+    job_backoff_limit: int, job_keep_failed: bool,
+    deadline_schedule_minutes: float, deadline_run_minutes: float, deadline_progress_minutes: float,
 ) -> str:  # fmt: skip
     from pipelines.form import start_from_form
 
@@ -31,11 +36,22 @@ def preprocess(run_folder: str) -> str:
     return run_step("preprocess", run_folder)
 
 
-@dsl.component(base_image=PIPELINES, install_kfp_package=False)
-def train(run_folder: str) -> str:
+@dsl.component(
+    base_image=PIPELINES,
+    install_kfp_package=False,
+    task_config_passthroughs=[
+        dsl.TaskConfigField.RESOURCES,
+        dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
+        dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
+        dsl.TaskConfigField.KUBERNETES_AFFINITY,
+        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
+        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
+    ],
+)
+def train(run_folder: str, task_config: dsl.TaskConfig) -> str:
     from pipelines.steps import run_step
 
-    return run_step("train", run_folder)
+    return run_step("train", run_folder, task_config=task_config)
 
 
 @dsl.component(base_image=TRAINER, install_kfp_package=False)

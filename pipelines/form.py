@@ -1,13 +1,18 @@
 """The form that the pipeline has in the Kubeflow UI: every setting of a run, grouped by the first word of its name."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from pydantic.fields import FieldInfo
+
+from pipelines.cluster_config import GROUPS as CLUSTER_GROUPS
+from pipelines.cluster_config import ClusterConfig
 from pipelines.images import PIPELINES, TRAINER
+from pipelines.job.settings import Deadlines, JobConfig
 from pipelines.record import STEPS, start_run
-from trainer.config import GROUPS, RunConfig, own_fields
+from trainer.config import GROUPS, RunConfig, S, Settings, own_fields
 from trainer.errors import UserError
 from trainer.flags import build, choices, describe, fail
 
@@ -17,7 +22,7 @@ WORKSPACE = "/workspace"
 _OF_THE_RUN = {
     "run_workspace": (
         WORKSPACE,
-        f"Folder in which each run has a folder of its own; on a cluster {WORKSPACE}, where the shared volume is mounted, or a folder in it.",
+        f"Folder in which each run has a folder of its own; on a cluster {WORKSPACE}, where the shared volume is mounted.",
     ),
     "run_name": ("", "Name of the run's folder; empty for the id that Kubeflow gives it."),
     "run_from_step": (
@@ -28,8 +33,9 @@ _OF_THE_RUN = {
         "distrinews-workspace",
         "Claim of the shared volume, which many nodes can write to; the chart helm/training makes it.",
     ),
-    "run_trainer_image": (TRAINER, "Image of the steps that read data or run the model."),
+    "run_trainer_image": (TRAINER, "Image of the steps that read data or run the model, and of the training job."),
     "run_pipelines_image": (PIPELINES, "Image of the steps that speak with the cluster."),
+    "run_launch": ("job", f"{describe(ClusterConfig.model_fields['launch'])} One of: here, job."),
 }
 
 
@@ -38,20 +44,30 @@ class Entry(NamedTuple):
 
     name: str
     field: str
-    default: str | int | float
+    default: str | int | float | bool
     help: str
 
 
 def entries() -> list[Entry]:
     """One field for each setting of a run, in their groups."""
-    return [_entry(group, name) for group in GROUPS for name in own_fields(group)]
+    return [_entry(RunConfig, group, name) for group in GROUPS for name in own_fields(group)]
+
+
+def cluster_entries(group: str) -> list[Entry]:
+    """One field for each setting of one kind that only a cluster has."""
+    settings, names = CLUSTER_GROUPS[group]
+    return [_entry(settings, group, name) for name in names]
+
+
+def _all_entries() -> list[Entry]:
+    return [*entries(), *(entry for group in CLUSTER_GROUPS for entry in cluster_entries(group))]
 
 
 def signature() -> inspect.Signature:
     """The pipeline's parameters, typed, with their defaults."""
     fields = {
         **{name: default for name, (default, _) in _OF_THE_RUN.items()},
-        **{entry.name: entry.default for entry in entries()},
+        **{entry.name: entry.default for entry in _all_entries()},
     }
     return inspect.Signature(
         [
@@ -65,7 +81,7 @@ def docstring(summary: str) -> str:
     """What Kubeflow reads the descriptions of the parameters from."""
     described = {
         **{name: text for name, (_, text) in _OF_THE_RUN.items()},
-        **{entry.name: entry.help for entry in entries()},
+        **{entry.name: entry.help for entry in _all_entries()},
     }
     return "\n".join([summary, "", "Args:", *(f"    {name}: {text}" for name, text in described.items())])
 
@@ -82,18 +98,39 @@ def fill(config: RunConfig) -> dict[str, str | int | float]:
 
 def read(form: Mapping[str, Any]) -> RunConfig:
     """The settings that a filled form holds; UserError of one line when they are wrong."""
-    values = {entry.field: form[entry.name] for entry in entries()}
-    optional = {name for name, field in RunConfig.model_fields.items() if field.default is None}
+    return _build(RunConfig, entries(), form)
+
+
+def read_cluster(form: Mapping[str, Any]) -> ClusterConfig:
+    """What a filled form says of the cluster; UserError of one line when it is wrong."""
+    once = {"image": form["run_trainer_image"], "claim": form["run_claim"], "mount_path": form["run_workspace"]}
     return build(
-        RunConfig, {name: value for name, value in values.items() if name not in optional or value not in ("", 0)}
+        ClusterConfig,
+        {
+            "launch": form["run_launch"],
+            "job": _build(JobConfig, cluster_entries("job"), form, once)
+            if form["run_launch"] == "job"
+            else JobConfig(),
+            "deadlines": _build(Deadlines, cluster_entries("deadline"), form),
+        },
     )
+
+
+def _build(
+    settings: type[S], fields: Sequence[Entry], form: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> S:
+    """Settings of the fields that are filled in; empty or 0 is none, where a setting may be none."""
+    filled = {entry.field: form[entry.name] for entry in fields}
+    empty = {name for name, value in filled.items() if value in ("", 0) and _may_be_none(settings.model_fields[name])}
+    return build(settings, filled | dict.fromkeys(empty) | dict(given or {}))
 
 
 def start_from_form(form: Mapping[str, Any]) -> str:
     """Check a filled form and make the folder of its run; returns the folder."""
     try:
         folder = run_folder(form["run_workspace"], form["run_name"], form["run_id"])
-        return str(start_run(read(form), folder, from_step=form["run_from_step"]).folder)
+        config, cluster = read(form), read_cluster(form)
+        return str(start_run(config, folder, from_step=form["run_from_step"], cluster=cluster).folder)
     except UserError as error:
         fail("settings", error)
 
@@ -102,18 +139,22 @@ def run_folder(workspace: str, name: str, run_id: str) -> Path:
     return Path(workspace).absolute() / (name or run_id)
 
 
-def _entry(group: str, name: str) -> Entry:
-    field = RunConfig.model_fields[name]
-    kind = next((kind for kind in (int, float) if kind in (field.annotation, *get_args(field.annotation))), str)
-    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+def _entry(settings: type[Settings], group: str, name: str) -> Entry:
+    field = settings.model_fields[name]
+    kind = next((kind for kind in (bool, int, float) if kind in (field.annotation, *get_args(field.annotation))), str)
+    default = field.get_default(call_default_factory=True)
     text = describe(field) + (f" One of: {', '.join(choices(field))}." if choices(field) else "")
-    left_out = "" if field.default is not None else f" {'Empty' if kind is str else 0} for the default."
-    return Entry(
-        name if name.startswith(group) else f"{group}_{name}",
-        name,
-        kind() if default is None else kind(default),
-        text + left_out,
-    )
+    empty = "Empty" if kind is str else "0"
+    if default is None:
+        text += f" {empty} for the default."
+    elif _may_be_none(field):
+        text += f" {empty} for none."
+    given = ",".join(default) if isinstance(default, tuple) else default
+    return Entry(name if name.startswith(group) else f"{group}_{name}", name, kind(given) if given else kind(), text)
+
+
+def _may_be_none(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
 
 
 def _left_out(entry: Entry) -> str | int | float:

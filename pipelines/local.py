@@ -28,7 +28,12 @@ _KFP_SAYS = re.compile(r"\s*(\d\d:\d\d:\d\d\.\d{3} - |-{20,}|\[KFP Executor|/.*W
 
 def run_pipeline(config: RunConfig, folder: Path, *, from_step: str) -> tuple[bool, str]:
     """Run the Kubeflow pipeline with each step as a process of this machine; whether it succeeded, and the last line it said."""
-    place = {"run_workspace": str(folder.parent), "run_name": folder.name, "run_from_step": from_step}
+    place = {
+        "run_workspace": str(folder.parent),
+        "run_name": folder.name,
+        "run_from_step": from_step,
+        "run_launch": "here",
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="distrinews-") as scratch,

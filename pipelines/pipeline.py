@@ -12,8 +12,8 @@ _SUMMARY = "From labelled texts to a served classifier: preprocess, train, evalu
 class _Needs(NamedTuple):
     """What the pod of a step is given; kfp.local, where steps are processes, takes no notice."""
 
-    cpu: str
-    memory: str
+    cpu: str = ""
+    memory: str = ""
     retries: int = 0
     """Of a step that failed: it does its work anew, or goes on with it."""
     image: str = "run_trainer_image"
@@ -22,7 +22,8 @@ class _Needs(NamedTuple):
 _NEEDS = {
     "settings": _Needs("1", "1Gi"),
     "preprocess": _Needs("2", "4Gi", retries=2),
-    "train": _Needs("1", "1Gi", retries=2, image="run_pipelines_image"),
+    # What is set on this task goes to the pods of the job.
+    "train": _Needs(retries=2, image="run_pipelines_image"),
     "evaluate": _Needs("4", "8Gi", retries=2),
     "gate": _Needs("1", "2Gi"),
     "export": _Needs("4", "8Gi", retries=2),
@@ -54,8 +55,9 @@ def _placed(task: dsl.PipelineTask, parameters: dict[str, Any]) -> dsl.PipelineT
     """Give a step its image, its share of the machine, and the volume with the runs."""
     needs = _NEEDS[task.name]
     task.set_container_image(parameters[needs.image])
-    task.set_cpu_request(needs.cpu).set_cpu_limit(needs.cpu)
-    task.set_memory_request(needs.memory).set_memory_limit(needs.memory)
+    if needs.cpu:
+        task.set_cpu_request(needs.cpu).set_cpu_limit(needs.cpu)
+        task.set_memory_request(needs.memory).set_memory_limit(needs.memory)
     # What a step makes is in the run folder, which Kubeflow's cache does not know: preprocess has a cache of its own.
     task.set_caching_options(enable_caching=False)
     if needs.retries:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.cluster_config import ClusterConfig
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, Settings, TrainConfig
 from trainer.errors import UserError
 from trainer.flags import build, write_json
@@ -47,6 +48,11 @@ class Run:
     def config(self) -> RunConfig:
         return build(RunConfig, self.facts["settings"])
 
+    @property
+    def cluster(self) -> ClusterConfig:
+        """What the run sets on a cluster; by default everything is done here."""
+        return build(ClusterConfig, self.facts.get("cluster", {}))
+
     def keeps(self, step: str) -> bool:
         """Whether what this step made earlier is used, because the run goes on from a later one."""
         return step in _before(self.facts["from_step"])
@@ -58,7 +64,7 @@ class Run:
         write_json(self.folder / "run.json", facts)
 
 
-def start_run(config: RunConfig, folder: Path, *, from_step: str = "") -> Run:
+def start_run(config: RunConfig, folder: Path, *, from_step: str = "", cluster: ClusterConfig | None = None) -> Run:
     """Make the folder of a new run, or go on in that of an earlier one; UserError when the steps before `from_step` do not fit."""
     if not _NAME.fullmatch(folder.name):
         raise UserError(
@@ -84,6 +90,7 @@ def start_run(config: RunConfig, folder: Path, *, from_step: str = "") -> Run:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": from_step,
         "settings": config.model_dump(mode="json"),
+        "cluster": (cluster or ClusterConfig()).model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "git_commit": _git_commit(),
         "steps": steps,

@@ -21,10 +21,24 @@ def preprocess(run: Run) -> dict[str, Any]:
     return {"fingerprint": info["fingerprint"], "rows": {name: split["rows"] for name, split in info["splits"].items()}}
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, *, task_config: object | None = None) -> dict[str, Any]:
+    if run.cluster.launch == "job":
+        return _train_as_job(run, task_config)
     ranks = _launch(run, "trainer.train", as_flags(part(run.config, TrainConfig)))
     trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
     return {"ranks": ranks, "best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
+
+
+def _train_as_job(run: Run, task_config: object | None) -> dict[str, Any]:
+    from pipelines.job.launcher import launch
+
+    done = launch(
+        part(run.config, TrainConfig), run.cluster.job,
+        run_folder=run.folder, task_config=task_config, deadlines=run.cluster.deadlines,
+    )  # fmt: skip
+    trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
+    facts = {"job": done.job, "how": done.how, "pods": done.pods, "restarts": done.restarts}
+    return facts | {"best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -54,7 +68,7 @@ def deploy(run: Run) -> dict[str, Any]:
     return deploy_here(run)
 
 
-_WORK: dict[str, Callable[[Run], dict[str, Any]]] = {
+_WORK: dict[str, Callable[..., dict[str, Any]]] = {
     "preprocess": preprocess,
     "train": train,
     "evaluate": evaluate,
@@ -64,8 +78,10 @@ _WORK: dict[str, Callable[[Run], dict[str, Any]]] = {
 }
 
 
-def run_step(step: str, run_folder: str) -> str:
+def run_step(step: str, run_folder: str, **given: object) -> str:
     """Do a step, or keep what it made earlier, and write both to run.json; returns the run folder, for the next step.
+
+    `given` is what Kubeflow hands to the step besides.
 
     A fault that the user can mend ends the process with one line; any other with its traceback.
     """
@@ -76,7 +92,7 @@ def run_step(step: str, run_folder: str) -> str:
     run.record(step, status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     started = time.monotonic()
     try:
-        outcome = _WORK[step](run)
+        outcome = _WORK[step](run, **given)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         run.record(step, status="failed", seconds=round(time.monotonic() - started, 2), error=message)

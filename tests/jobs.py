@@ -1,4 +1,13 @@
-"""A PyTorchJob without a fault, as text, to make faults in."""
+"""A PyTorchJob without a fault, as text, to make faults in; and what a job leaves."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from trainer.config import TrainConfig
 
 GOOD = """\
 apiVersion: kubeflow.org/v1
@@ -43,3 +52,15 @@ spec:
 def line_of(text: str, part: str) -> int:
     """The line in which a text first has this part."""
     return text[: text.index(part)].count("\n") + 1
+
+
+def leave_model(model: Path, train: TrainConfig, *, whole: bool = True) -> None:
+    """Write what the trainer would leave."""
+    model.mkdir(exist_ok=True)
+    save_file({"weight": torch.zeros(4)}, model / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (model / name).write_text("{}", encoding="utf-8")
+    facts = {"settings": train.model_dump(mode="json"), "best_epoch": 1, "epochs": train.epochs}
+    (model / "train_config.json").write_text(json.dumps(facts), encoding="utf-8")
+    if not whole:
+        os.truncate(model / "model.safetensors", 30)

@@ -14,7 +14,9 @@ from kfp import dsl
 
 from pipelines import form
 from pipelines.artifacts import show
+from pipelines.cluster_config import GROUPS, ClusterConfig
 from pipelines.compile import write
+from pipelines.job.settings import JobConfig
 from pipelines.record import STEPS, start_run
 from pipelines.summary import finish
 from tests.conftest import DISTRINEWS
@@ -55,16 +57,23 @@ def test_nothing_is_installed_when_a_step_starts(compiled: dict[str, Any]) -> No
 
 def test_every_setting_is_in_the_form_typed_described_and_with_its_default(compiled: dict[str, Any]) -> None:
     shown = compiled["root"]["inputDefinitions"]["parameters"]
-    entries = form.entries()
-    assert {entry.field for entry in entries} == set(RunConfig.model_fields)
+    entries = [*form.entries(), *(entry for group in GROUPS for entry in form.cluster_entries(group))]
+    assert {entry.field for entry in form.entries()} == set(RunConfig.model_fields)
     assert {name for name in shown if not name.startswith("run_")} == {entry.name for entry in entries}
     for entry in entries:
         assert shown[entry.name]["defaultValue"] == entry.default
         assert " ".join(shown[entry.name]["description"].split()) == " ".join(entry.help.split())
-        kinds = {int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", str: "STRING"}
+        kinds = {bool: "BOOLEAN", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", str: "STRING"}
         assert shown[entry.name]["parameterType"] == kinds[type(entry.default)]
     for name, parameter in shown.items():
         assert parameter["description"], name
+
+
+def test_the_form_s_own_defaults_are_a_job_as_it_is_by_default() -> None:
+    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
+    images = {"image": shown["run_trainer_image"], "claim": shown["run_claim"], "mount_path": form.WORKSPACE}
+    assert form.read_cluster(shown) == ClusterConfig(launch="job", job=JobConfig(**images))
+    assert form.read_cluster(shown | {"run_launch": "here"}) == ClusterConfig()
 
 
 def dags(compiled: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +89,9 @@ def test_each_step_has_resources_an_image_to_choose_and_the_volume(documents: li
         container = compiled["deploymentSpec"]["executors"][f"exec-{task}"]["container"]
         image = "run_pipelines_image" if task in ("train", "deploy") else "run_trainer_image"
         assert container["image"] == f"{{{{$.inputs.parameters['pipelinechannel--{image}']}}}}"
+        if task == "train":  # whose resources are those of the job's pods
+            assert "resources" not in container
+            continue
         assert container["resources"]["resourceCpuLimit"] == container["resources"]["resourceCpuRequest"]
         assert container["resources"]["resourceMemoryLimit"] == container["resources"]["resourceMemoryRequest"]
         pod = on_kubernetes[f"exec-{task}"]

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import dsl
 
+from pipelines import form
+from pipelines.images import TRAINER
 from pipelines.job import commands, kind
 from pipelines.job.hints import hints
 from pipelines.job.lint import lint
@@ -18,8 +21,11 @@ from pipelines.job.model_check import what_is_wrong
 from pipelines.job.patches import apply_patch
 from pipelines.job.render import manifests, render, task_extras
 from pipelines.job.settings import JobConfig, Pace, PodExtras
+from pipelines.record import Run
+from pipelines.steps import run_step
 from tests.api_server import Object, Store, serving
 from tests.conftest import distrinews
+from tests.jobs import leave_model
 from tests.kubernetes_tools import kubectl
 from tests.operator import Operator
 from trainer.config import TrainConfig
@@ -342,3 +348,41 @@ def test_an_overlay_gives_the_pods_that_kubectl_makes_of_it(overlay: str, settin
         }
         assert found["template"]["spec"] == spec["template"]["spec"]
     assert job["spec"].get("elasticPolicy") == made["spec"].get("elasticPolicy")
+
+
+def test_the_train_step_of_the_pipeline_is_a_job_where_the_form_says_so(laptop: Store, tmp_path: Path) -> None:
+    workspace = tmp_path / "runs"
+    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
+    given = {"run_workspace": str(workspace), "run_name": "first", "run_id": "", "train_epochs": 2, "job_nodes": 2.0}
+    folder = Path(form.start_from_form(shown | given | {"job_queue": "news", "deadline_run_minutes": 0}))
+    assert Run(folder).cluster.deadlines.run_minutes is None
+    laptop.put("localqueues", {"metadata": {"name": "news"}})
+    claim = {"name": "runs", "persistentVolumeClaim": {"claimName": "distrinews-workspace"}}
+    task = dsl.TaskConfig(volumes=[claim], volume_mounts=[{"name": "runs", "mountPath": str(workspace)}])
+    operator = Operator(laptop)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run_step, "train", str(folder), task_config=task)
+        job = operator.job
+        operator.run(*operator.pods())
+        leave_model(folder / "model", TrainConfig(epochs=2))
+        operator.succeed()
+        assert running.result(20) == str(folder)
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "news"
+    container = pod_of(job)["containers"][0]
+    assert container["image"] == TRAINER
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert mounts.count(str(workspace)) == 1, "the step's own mount of the runs comes with the task's settings too"
+    assert f"--output={folder}" in container["args"]
+    outcome = Run(folder).facts["steps"]["train"]["outcome"]
+    assert (outcome["job"], outcome["pods"], outcome["epochs"]) == (job["metadata"]["name"], 2, 2)
+
+
+def test_a_wrong_setting_of_the_job_is_told_by_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
+    given = {"run_workspace": str(tmp_path), "run_name": "x", "run_id": "", "job_gpus": 2, "job_processes": 3}
+    with pytest.raises(SystemExit):
+        form.start_from_form(shown | given)
+    assert "processes = 3 contradicts gpus = 2" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -1,8 +1,6 @@
 """The launcher against an API server over HTTP: each way in which a job can go, with the real client."""
 
 import itertools
-import json
-import os
 import re
 import signal
 import subprocess
@@ -16,15 +14,14 @@ from typing import Any
 
 import kubernetes
 import pytest
-import torch
 from kfp import dsl
-from safetensors.torch import save_file
 
 from pipelines.job.cluster import Cluster
 from pipelines.job.launcher import Result, launch
 from pipelines.job.render import STEP_POD
 from pipelines.job.settings import Deadlines, JobConfig, Pace
 from tests.api_server import Store, serving
+from tests.jobs import leave_model
 from tests.operator import Operator
 from trainer.config import TrainConfig
 from trainer.errors import UserError
@@ -58,16 +55,7 @@ class Stage:
 
     def train(self, *, whole: bool = True) -> None:
         """Leave the model that the trainer would."""
-        model = self.run_folder / "model"
-        model.mkdir(exist_ok=True)
-        save_file({"weight": torch.zeros(4)}, model / "model.safetensors")
-        for name in ("config.json", "tokenizer.json"):
-            (model / name).write_text("{}", encoding="utf-8")
-        (model / "train_config.json").write_text(
-            json.dumps({"settings": TRAIN.model_dump(mode="json")}), encoding="utf-8"
-        )
-        if not whole:
-            os.truncate(model / "model.safetensors", 30)
+        leave_model(self.run_folder / "model", TRAIN, whole=whole)
 
     def asked(self, method: str, part: str, *, watch: bool | None = None) -> list[float]:
         """When requests of this kind came."""

@@ -172,8 +172,13 @@ def _add(pod: V1PodSpec, extras: PodExtras) -> None:
     names = {variable["name"] for variable in extras.env}
     container.env = [variable for variable in container.env if variable.name not in names]
     container.env += _typed(extras.env, "V1EnvVar")
-    container.volume_mounts += _typed(extras.volume_mounts, "V1VolumeMount")
-    pod.volumes += _typed(extras.volumes, "V1Volume")
+    # The step's pod has the runs at the same place: that mount is passed through too, but is here already.
+    there = {mount.mount_path for mount in container.volume_mounts}
+    mounts = [mount for mount in extras.volume_mounts if mount["mountPath"] not in there]
+    container.volume_mounts += _typed(mounts, "V1VolumeMount")
+    used = {mount["name"] for mount in mounts}
+    unused = {mount["name"] for mount in extras.volume_mounts} - used
+    pod.volumes += _typed([volume for volume in extras.volumes if volume["name"] not in unused], "V1Volume")
     pod.tolerations = [*(pod.tolerations or []), *_typed(extras.tolerations, "V1Toleration")] or None
     pod.node_selector = {**(pod.node_selector or {}), **extras.node_selector} or None
     if extras.affinity:
