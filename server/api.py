@@ -1,7 +1,7 @@
 """The routes. Types validate, the classifier works, types answer."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Literal
@@ -27,7 +27,7 @@ from server.problems import (
     problem,
     readable,
 )
-from server.record import note
+from server.record import Record, note
 from server.requests import Watched
 from server.scheduler import QueueFullError
 from server.settings import Settings
@@ -71,8 +71,10 @@ class Health(BaseModel):
     """Texts of one request at most."""
 
 
-def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> FastAPI:
-    """The API over a classifier, with the limits that the settings give."""
+def create_app(
+    classifier: Classifier, lifecycle: Lifecycle, settings: Settings, *, tell: Iterable[Callable[[Record], None]] = ()
+) -> FastAPI:
+    """The API over a classifier, with the limits that the settings give; `tell` hears of every request that is over."""
     app = FastAPI(
         title="DistriNews",
         version=version("distrinews"),
@@ -92,7 +94,7 @@ def create_app(classifier: Classifier, lifecycle: Lifecycle, settings: Settings)
     _add_probes(app, lifecycle)
     add_docs(app, frame_origins=settings.frame_origins)
     add_ui(app, frame_origins=settings.frame_origins)
-    tell = [request_log(texts=settings.log_texts)]
+    tell = [*tell, request_log(texts=settings.log_texts)]  # the log last: it says which trace was begun
     app.add_middleware(Watched, routes=app.routes, metrics=app.state.metrics, tell=tell)  # the outermost comes last
     return app
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from server.http_protocol import BoundedProtocol
 from server.lifecycle import Lifecycle
 from server.logs import first_line
 from server.metrics import Exporter, Metrics
+from server.record import Record
 from server.settings import Settings
 
 _ANSWER_SECONDS = 20  # for what is in flight: with the pause before, within the 30 s after which Kubernetes kills
@@ -26,10 +27,12 @@ class CannotListenError(Exception):
     """A port that is not to be had: which, and what to do."""
 
 
-def listen(classifier: Classifier, settings: Settings, *, model_folder: Path) -> None:
+def listen(
+    classifier: Classifier, settings: Settings, *, model_folder: Path, tell: Iterable[Callable[[Record], None]]
+) -> None:
     """Serve the classifier until a signal says to stop; CannotListenError when a port is not to be had."""
     lifecycle = Lifecycle(classifier, drain_seconds=settings.drain_seconds)
-    app = create_app(classifier, lifecycle, settings)
+    app = create_app(classifier, lifecycle, settings, tell=tell)
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,

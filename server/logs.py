@@ -8,13 +8,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from server.record import CURRENT, Record
+from server.record import CURRENT, PROBES, Record
 from server.settings import Settings
 
 _REQUESTS = logging.getLogger("distrinews.requests")
 _IN_MESSAGE = frozenset({"method", "route", "status"})
 _PLAIN = re.compile(r"[\w.:/+=@-]+", re.ASCII)
-_PROBES = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
 
 
 def start_logs(settings: Settings) -> None:
@@ -45,7 +44,7 @@ def request_log(*, texts: bool) -> Callable[[Record], None]:
     """Writes a line for each request; probes are asked all the time, and have one at level debug."""
 
     def write(record: Record) -> None:
-        level = logging.DEBUG if record.route in _PROBES else logging.INFO
+        level = logging.DEBUG if record.route in PROBES else logging.INFO
         if _REQUESTS.isEnabledFor(level):
             facts = _facts(record) | ({"text": list(record.texts)} if texts else {})
             _REQUESTS.log(level, "%s %s %d", record.method, record.route, record.status, extra={"facts": facts})

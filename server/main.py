@@ -4,7 +4,9 @@ import difflib
 import re
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +17,7 @@ from server.classifier import Classifier
 from server.engine import load_engine, wanted_variants
 from server.logs import start_logs
 from server.model_folder import ModelFolderError, read_model_folder
+from server.record import Record
 from server.settings import PREFIX, Settings
 
 _PROGRAM = "distrinews serve"
@@ -47,7 +50,8 @@ def main(args: list[str] | None = None) -> None:
         except (ModelFolderError, OSError) as error:  # OSError: a file that may not be read, which it names
             _fail(str(error), status=1)
     try:
-        listen(classifier, settings, model_folder=settings.model_folder)
+        with _traces(settings) as tell:
+            listen(classifier, settings, model_folder=settings.model_folder, tell=tell)
     except CannotListenError as error:
         _fail(str(error), status=1)
     finally:
@@ -57,6 +61,21 @@ def main(args: list[str] | None = None) -> None:
 def _load(settings: "Serve") -> Classifier:
     folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
     return Classifier(folder, load_engine(folder, workers=settings.workers), settings)
+
+
+@contextmanager
+def _traces(settings: Serve) -> Iterator[list[Callable[[Record], None]]]:
+    if not settings.traces:
+        yield []
+        return
+    from server.tracing import traced  # an extra
+
+    with ExitStack() as stack:
+        try:
+            spans_of = stack.enter_context(traced())
+        except ValueError as error:
+            _fail(f"--traces cannot be set up as the OTEL_ variables say: {error}", status=2)
+        yield [spans_of]
 
 
 def _read_settings(args: list[str] | None) -> Serve:

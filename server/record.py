@@ -14,6 +14,9 @@ Rejection = Literal["queue_full", "deadline", "client_left", "unauthorized", "ra
 UNMATCHED = "unmatched"
 """Stands for the route of all paths that have none: a scanner must not make a series of each."""
 
+PROBES = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
+"""Routes that are asked all the time, and tell nothing when they are."""
+
 
 @dataclass(slots=True)
 class Record:

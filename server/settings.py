@@ -45,6 +45,13 @@ def _with_rate(expression: str) -> str:
     return expression
 
 
+def _installed(*modules: str) -> bool:
+    try:
+        return all(find_spec(module) for module in modules)
+    except ModuleNotFoundError:  # not even what they are part of
+        return False
+
+
 class _Secrets(BaseSettings):
     """What only a variable may hold: flags can be read by others on the machine, and settings are shown."""
 
@@ -103,6 +110,9 @@ class Settings(BaseSettings):
 
     log_texts: CliImplicitFlag[bool] = False
     """Whether the line of a request holds its texts. They may be private: off unless asked for."""
+
+    traces: CliImplicitFlag[bool] = False
+    """Whether spans of each request are sent by OTLP over HTTP, to http://localhost:4318 unless OTEL_EXPORTER_OTLP_ENDPOINT says another; the standard variables OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and so on count too."""
 
     api_keys_file: Annotated[Path, AfterValidator(_with_keys)] | None = None
     """File with a line NAME:SHA256 for each key that may call in the header X-API-Key, as distrinews key NAME prints it; read again when it changes. The variable DISTRINEWS_API_KEYS may hold such lines instead; it is no flag, since others could read that."""
@@ -164,6 +174,12 @@ class Settings(BaseSettings):
             raise ValueError("--oidc-issuer needs a package that is not installed: pip install 'distrinews[oidc]'")
         if "*" in self.cors_origins and self.asks_who_calls:
             raise ValueError("--cors-origins * lets every page call; with keys or tokens, name the origins that may")
+        return self
+
+    @model_validator(mode="after")
+    def _traces_can_be_made(self) -> Self:
+        if self.traces and not _installed("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("--traces needs packages that are not installed: pip install 'distrinews[telemetry]'")
         return self
 
     @model_validator(mode="after")

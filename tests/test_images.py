@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMAGES = {"trainer": ["trainer"], "server": ["server", "oidc"], "pipelines": ["pipelines"]}
+IMAGES = {"trainer": ["trainer"], "server": ["server", "oidc", "telemetry"], "pipelines": ["pipelines"]}
 _RENEW = "make lock-images renews the files"
 
 

@@ -37,8 +37,8 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         assert not imported(path) & (FORBIDDEN[package] - ALLOWED.get(f"{package}/{path.name}", set())), path
 
 
-def test_importing_the_server_loads_neither_torch_nor_the_trainer() -> None:
-    code = "import sys, server.main; print(sorted({'torch', 'transformers', 'trainer', 'pipelines', 'kfp'} & set(sys.modules)))"
+def test_importing_the_server_loads_neither_torch_nor_the_trainer_nor_what_makes_traces() -> None:
+    code = "import sys, server.main, server.listen; print(sorted({'torch', 'transformers', 'trainer', 'pipelines', 'kfp', 'server.tracing', 'opentelemetry.sdk'} & set(sys.modules)))"
     said = subprocess.run([".venv/bin/python", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said == "[]\n"
 

@@ -103,6 +103,21 @@ def test_a_key_may_call_and_anything_else_gets_the_same_refusal(classifier: Clas
     assert refusals[0].json()["detail"] == "This needs a key in the header X-API-Key, and a valid one"
 
 
+def test_refusals_are_counted_by_their_reason(classifier: Classifier, key_file: Path) -> None:
+    app = app_of(classifier, api_keys_file=key_file, rate_limit="2/minute")
+
+    def counted(reason: str) -> float | None:
+        found: float | None = app.state.metrics.registry.get_sample_value(
+            "distrinews_rejected_requests_total", {"reason": reason}
+        )
+        return found
+
+    assert (counted("unauthorized"), counted("rate_limited")) == (0, 0)
+    assert ask(app, X_API_Key="dn_wrong").status_code == 401
+    assert [ask(app, X_API_Key=KEY).status_code for _ in range(5)] == [200, 200, 429, 429, 429]
+    assert (counted("unauthorized"), counted("rate_limited")) == (1, 3)
+
+
 def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
     for route in iter_route_contexts(app.routes):
         assert route.path is not None

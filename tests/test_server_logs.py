@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def test_a_log_to_read_has_a_line_for_each_request_at_level_info(folder: Path) -
     (line,) = (line for line in lines if "/predict/batch" in line)
     assert f"info    POST /predict/batch 200 request_id=one trace_id={TRACE} total_ms=" in line
     assert "truncated=1" in line
+
+
+def test_the_line_of_a_request_names_its_caller_and_never_shows_the_key(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"billing:{sha256(b'dn_opens').hexdigest()}\n")
+
+    def ask(client: httpx.Client) -> None:
+        for key in ("dn_opens", "dn_other"):
+            client.post("/predict", json={"text": "goal"}, headers={"X-API-Key": key})
+
+    _, lines = said(folder, "--log-format", "json", "--api-keys-file", str(keys), ask=ask)
+    told = [record for record in map(json.loads, lines) if record["logger"] == "distrinews.requests"]
+    assert [(record["caller"], record["rejected"]) for record in told] == [("billing", None), (None, "unauthorized")]
+    assert "dn_" not in "".join(lines)
 
 
 def test_what_goes_wrong_while_a_request_is_answered_is_logged_with_its_id_on_one_line() -> None:
