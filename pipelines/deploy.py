@@ -5,10 +5,10 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,20 +23,47 @@ _AGREEMENT = 0.9  # of the labels: int8 may take a close one for another
 _SECONDS = 60
 
 
+class Questions(NamedTuple):
+    """Texts, and the labels that evaluate gave them."""
+
+    texts: list[str]
+    labels: list[str]
+
+
 def deploy_here(run: Run) -> dict[str, Any]:
     """Serve the model of a run for a moment and compare its answers with evaluate's; then it counts as the model now served."""
-    dataset = Dataset(run.dataset)
-    predictions = np.load(run.folder / "predictions.npy")[:_TEXTS]
-    texts = [dataset.test.text(row) for row in range(len(predictions))]
-    expected = [dataset.classes[number] for number in predictions.argmax(axis=1)]
+    asked = questions(run, _TEXTS)
     with serving(run.model) as address:
-        labels = [str(ask(address, text)["label"]) for text in texts]
-    agreement = sum(found == wanted for found, wanted in zip(labels, expected, strict=True)) / len(texts)
-    if agreement < _AGREEMENT:
+        labels = [str(ask(address, text)["label"]) for text in asked.texts]
+    agreement = agreement_of(labels, asked.labels, at_least=_AGREEMENT)
+    note_served(run)
+    say(
+        f"deploy: the server agrees with evaluate on {agreement:.0%} of {len(labels)} texts; {run.name} is the model now served"
+    )
+    return {"agreement": agreement, "texts": len(labels)}
+
+
+def questions(run: Run, count: int) -> Questions:
+    """The first test texts of a run."""
+    dataset = Dataset(run.dataset)
+    predictions = np.load(run.folder / "predictions.npy")[:count]
+    texts = [dataset.test.text(row) for row in range(len(predictions))]
+    return Questions(texts, [dataset.classes[number] for number in predictions.argmax(axis=1)])
+
+
+def agreement_of(found: Sequence[str], expected: Sequence[str], *, at_least: float) -> float:
+    """The share of the labels that are the same; UserError when it is too small."""
+    agreement = sum(one == other for one, other in zip(found, expected, strict=True)) / len(expected)
+    if agreement < at_least:
         raise UserError(
-            f"the server gives {agreement:.0%} of {len(texts)} test texts the label that evaluate gave, fewer than {_AGREEMENT:.0%}; "
-            "the model served before stays"
+            f"the server gives {agreement:.0%} of {len(expected)} test texts the label that evaluate gave, fewer than {at_least:.0%}"
         )
+    return agreement
+
+
+def note_served(run: Run, **how: Any) -> None:  # noqa: ANN401 - whatever JSON takes
+    """Let the model of a run count as the one now served, which the gate compares the next one with."""
+    dataset = Dataset(run.dataset)
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     served = {
         "run": run.name,
@@ -44,12 +71,16 @@ def deploy_here(run: Run) -> dict[str, Any]:
         "accuracy": metrics["accuracy"],
         "labels": dataset.classes,
         "test_digest": dataset.info["test_digest"],
+        **how,
     }
     write_json(run.workspace / "served.json", served)
-    say(
-        f"deploy: the server agrees with evaluate on {agreement:.0%} of {len(texts)} texts; {run.name} is the model now served"
-    )
-    return {"agreement": agreement, "texts": len(texts)}
+
+
+def served_now(run: Run) -> dict[str, Any]:
+    """What was noted last; nothing where nothing is served yet."""
+    file = run.workspace / "served.json"
+    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return facts
 
 
 @contextmanager

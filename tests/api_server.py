@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
             store.tokens.add(self.headers.get("Authorization", ""))
             store.changed.notify_all()
         length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length) or b"{}")
+        body = self.body(self.rfile.read(length))
         if failure := store.failing(f"{self.command} {self.path}"):
             self.answer({"kind": "Status", "code": failure[0], "message": "injected", "reason": "Injected"}, *failure)
             return
@@ -158,6 +158,11 @@ class Handler(BaseHTTPRequestHandler):
             )
 
     do_GET = do_POST = do_DELETE = do_PATCH = handle_any  # noqa: N815 - named by the base
+
+    def body(self, data: bytes) -> Object:
+        """What was sent."""
+        sent: Object = json.loads(data or b"{}")
+        return sent
 
     def answer(self, value: object, code: int = 200, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(value).encode()
@@ -240,7 +245,12 @@ class Handler(BaseHTTPRequestHandler):
         store = self.server.store
         with store.changed:
             items = [item for item in store.objects[plural].values() if _selected(item, query)]
-            self.answer({"kind": "List", "metadata": {"resourceVersion": str(store.version)}, "items": items})
+            version = {"resourceVersion": str(store.version)}
+            self.answer({**self.kind_of(plural, "List"), "metadata": version, "items": items})
+
+    def kind_of(self, plural: str, suffix: str = "") -> Object:
+        """What a list or a bookmark of these objects is called; our own client does not ask."""
+        return {"apiVersion": "v1", "kind": f"{plural}{suffix}"}
 
     def watch(self, plural: str, query: dict[str, str]) -> None:
         store, seen = self.server.store, int(query["resourceVersion"])
@@ -258,7 +268,9 @@ class Handler(BaseHTTPRequestHandler):
                     seen = version
                     if _selected(item, query):
                         send({"type": kind, "object": item})
-                send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(seen)}}})
+                send(
+                    {"type": "BOOKMARK", "object": {**self.kind_of(plural), "metadata": {"resourceVersion": str(seen)}}}
+                )
                 if store.short_watches:
                     return
                 store.changed.wait(min(0.5, max(0.01, end - time.monotonic())))

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipelines.job import preflight
+from pipelines.job.permissions import Need
 from tests.chart_files import HELM
 from tests.charts import RELEASES, VALUE_SETS, HelmError, only, run_helm, template
 from tests.kubernetes_tools import Release
@@ -42,7 +43,7 @@ def test_the_jobs_of_manifests_find_their_account_and_their_claim() -> None:
 
 def test_who_starts_jobs_may_do_that_and_no_more() -> None:
     objects = training()
-    needs = [*preflight._MAKE, preflight.Need("kueue.x-k8s.io", "localqueues", ("get",))]
+    needs = [*preflight._MAKE, Need("kueue.x-k8s.io", "localqueues", ("get",))]
     wanted = {(need.group, need.resource): set(need.verbs) for need in needs}
     assert rights(only(objects, "Role", "distrinews-launcher")) == wanted
     (binding,) = (entry for entry in objects if entry["kind"] == "RoleBinding")

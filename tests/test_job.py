@@ -19,9 +19,10 @@ from pipelines.job.hints import hints
 from pipelines.job.lint import lint
 from pipelines.job.model_check import what_is_wrong
 from pipelines.job.patches import apply_patch
-from pipelines.job.render import manifests, render, task_extras
+from pipelines.job.render import render, task_extras
 from pipelines.job.settings import JobConfig, Pace, PodExtras
 from pipelines.record import Run
+from pipelines.shipped import shipped
 from pipelines.steps import run_step
 from tests.api_server import Object, Store, serving
 from tests.conftest import distrinews
@@ -55,7 +56,7 @@ def test_a_rendered_job_has_no_finding_and_loses_nothing_to_the_typed_models(set
 
 
 def test_the_base_manifest_comes_through_unchanged_but_for_what_is_filled_in() -> None:
-    base = yaml.safe_load((manifests() / "base" / "pytorchjob.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((shipped("manifests") / "base" / "pytorchjob.yaml").read_text(encoding="utf-8"))
     job = rendered(nodes=2)
     for replica, spec in base["spec"]["pytorchReplicaSpecs"].items():
         expected, found = json.loads(json.dumps(spec["template"]["spec"])), pod_of(job, replica)
@@ -335,7 +336,7 @@ def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path
     ("overlay", "settings"), [("gpu", {"nodes": 4, "gpus": 1}), ("elastic", {"nodes": 2, "elastic": True})]
 )
 def test_an_overlay_gives_the_pods_that_kubectl_makes_of_it(overlay: str, settings: dict[str, Any]) -> None:
-    command = [str(kubectl("v35")), "kustomize", str(manifests() / "overlays" / overlay)]
+    command = [str(kubectl("v35")), "kustomize", str(shipped("manifests") / "overlays" / overlay)]
     made = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout)
     job = rendered(**settings)
     for replica, spec in made["spec"]["pytorchReplicaSpecs"].items():

@@ -1,8 +1,8 @@
-"""Events of a job, its pods and its place in Kueue's queue, each told once."""
+"""Events of some objects, each told once."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
-from pipelines.job.kind import is_of_job
 from pipelines.job.settings import Object
 
 _REMEMBERED = 5_000
@@ -11,17 +11,17 @@ _REMEMBERED = 5_000
 class Events:
     """Knows which events have been told: Kubernetes counts an event that happens again, and sends it anew each time."""
 
-    def __init__(self, job: Object) -> None:
-        self._job: str = job["metadata"]["name"]
-        self._since: str = job["metadata"].get("creationTimestamp") or ""
+    def __init__(self, is_ours: Callable[[str], bool], *, since: str) -> None:
+        """Of objects with such names, and not from before a time as Kubernetes writes it."""
+        self._is_ours, self._since = is_ours, since
         self._told: OrderedDict[tuple[str, str, str], None] = OrderedDict()
 
     def line(self, event: Object) -> str | None:
-        """What to say of an event; None of one that has been told, or is not of this job."""
+        """What to say of an event; None of one that has been told, or is not about these objects."""
         about = event.get("involvedObject") or {}
         name, reason = str(about.get("name", "")), str(event.get("reason", ""))
         message = " ".join(str(event.get("message", "")).split())
-        if not is_of_job(name, job=self._job) or _time(event) < self._since:  # of an earlier job of this name
+        if not self._is_ours(name) or _time(event) < self._since:  # of an earlier object of this name
             return None
         key = (name, reason, message)
         if key in self._told:

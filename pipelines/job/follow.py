@@ -36,7 +36,9 @@ class Follower:
         self._cluster, self._job, self._deadlines, self._console = cluster, job, deadlines, console
         self.name: str = job["metadata"]["name"]
         self._expected = kind.pod_count(kind.read(job))
-        self._progress, self._events = Progress(), Events(job)
+        self._progress = Progress()
+        since = job["metadata"].get("creationTimestamp") or ""
+        self._events = Events(lambda name: kind.is_of_job(name, job=self.name), since=since)
         self._recent: list[str] = []
         self.ranks = Ranks(cluster, console, self._progress.hear)
         self._changes: queue.Queue[Change] = queue.Queue(_QUEUE)

@@ -1,14 +1,9 @@
 """Train one run as a job on a cluster: what the train step of the pipeline does there, and `distrinews job submit --follow`."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from pipelines.job.cluster import Cluster, Refused, connect
 from pipelines.job.console import Console
@@ -18,12 +13,12 @@ from pipelines.job.model_check import what_is_wrong
 from pipelines.job.preflight import preflight
 from pipelines.job.render import STEP_POD, render, task_extras
 from pipelines.job.settings import Deadlines, JobConfig, Object, StepPod
+from pipelines.terminable import terminable
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 
 _CLEANING_SECONDS = 20  # of the 30 that a pod has after SIGTERM
 _LOOKS = 12  # at the model folder: a minute
-_TERMINATED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ def run_job(
     """Run a job to its end; it is gone afterwards unless it succeeded."""
     console, started = console or Console(), time.monotonic()
     name = manifest["metadata"]["name"]
-    with _terminable():
+    with terminable():
         preflight(cluster, manifest)
         console.say("launch", f"job {name} in namespace {cluster.namespace}; deadlines: {deadlines}")
         try:
@@ -147,21 +142,3 @@ def _clean(cluster: Cluster, manifest: Object, console: Console) -> None:
             console.say("launch", f"job {name} is deleted")
     except (Refused, UserError) as error:
         console.say("launch", f"job {name} could not be deleted: {error}; distrinews job delete {name} does it")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, which Terminate sends, ends the block as an exception does, once; another while we clean changes nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python has signals in the main thread alone
-        return
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import re
-import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +14,7 @@ from pipelines.job.document import Document
 from pipelines.job.patches import apply_patch
 from pipelines.job.schema import check_schema
 from pipelines.job.settings import JobConfig, Object, PodExtras, StepPod
+from pipelines.shipped import shipped
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.flags import as_flags
@@ -94,12 +93,6 @@ def task_extras(task_config: object | None) -> PodExtras:
     return PodExtras(**{name: value for name, value in values.items() if value})
 
 
-def manifests() -> Path:
-    """The folder manifests/: beside our packages, as in a checkout and in an image, or among the data of an installed package."""
-    beside = Path(__file__).parents[2] / "manifests"
-    return beside if beside.is_dir() else Path(sysconfig.get_path("data"), "share", "distrinews", "manifests")
-
-
 def _with_gpus(job: JobConfig, extras: PodExtras) -> JobConfig:
     """GPUs that are set on the Kubeflow task count as if they were set here: there is a process for each."""
     limits = (extras.resources or {}).get("limits") or {}
@@ -126,7 +119,7 @@ def _base(job: JobConfig) -> Object:
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
-    file = manifests() / name
+    file = shipped("manifests") / name
     if not file.is_file():
         raise UserError(f"{file} is missing: the package was built without manifests/")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
