@@ -277,7 +277,17 @@ def test_what_an_attempt_left_that_was_killed_is_mended_first(stage: Stage, caps
     values.write_text(
         yaml.safe_dump(model_values(Run(stage.runs / "second"), stage.config("second"))), encoding="utf-8"
     )
-    upgrade = [helm("v35"), "upgrade", "distrinews", "helm/serving", "-n", "news", "--values", values, "--wait"]
+    upgrade = [
+        str(helm("v35")),
+        "upgrade",
+        "distrinews",
+        "helm/serving",
+        "-n",
+        "news",
+        "--values",
+        str(values),
+        "--wait",
+    ]
     with subprocess.Popen(upgrade, stdout=subprocess.DEVNULL) as killed:
         stage.store.wait_for(lambda: not stage.kubelet.fates)
         killed.kill()
@@ -291,7 +301,7 @@ def test_what_an_attempt_left_that_was_killed_is_mended_first(stage: Stage, caps
 def test_another_s_upgrade_is_waited_for(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     stage.kubelet.fates = [crashing]
     values = ["--set-json", 'model={"uri":"s3://a/b"}']
-    install = [helm("v35"), "install", "distrinews", "helm/serving", "-n", "news", *values, "--wait"]
+    install = [str(helm("v35")), "install", "distrinews", "helm/serving", "-n", "news", *values, "--wait"]
     with subprocess.Popen(install, stdout=subprocess.DEVNULL) as other, ThreadPoolExecutor() as pool:
         stage.store.wait_for(lambda: not stage.kubelet.fates)
         running = pool.submit(stage.deploy, "first")
