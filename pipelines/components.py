@@ -14,6 +14,7 @@ def settings(
     input_validation_fraction: float, input_test_fraction: float, input_max_train_rows: int, input_max_length: int,
     train_epochs: int, train_batch_size: int, train_accumulation_steps: int, train_learning_rate: float, train_warmup_fraction: float,
     train_weight_decay: float, train_max_grad_norm: float, train_precision: str, train_early_stopping_patience: int, train_resume: str,
+    train_allow_changed_world: bool, train_checkpoint_steps: int, train_checkpoint_minutes: float, train_keep_last: int, train_keep_best: int,
     train_log_steps: int, train_timeout_minutes: float,
     evaluate_mistakes_shown: int,
     gate_min_accuracy: float, gate_max_accuracy_drop: float,

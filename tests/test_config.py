@@ -122,6 +122,8 @@ def drawn(name: str, draw: random.Random) -> Any:  # noqa: ANN401 - of whatever 
     field, limits = RunConfig.model_fields[name], bounds(name)
     if choices(field):
         return draw.choice(choices(field))
+    if field.annotation is bool:
+        return draw.random() < 0.5
     if isinstance(field.default, tuple):
         return tuple(
             draw.sample(

@@ -1,6 +1,6 @@
 """Which rows each process sees at each step: a pure function of (seed, epoch), with rows of like length together."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,10 +32,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step sees: the rows of this process, one array a forward pass, and the rows of all processes together."""
+    """What one optimizer step sees: the rows of this process, one array a forward pass, and the rows of all processes."""
 
     micro_batches: list[Rows]
-    global_rows: int
+    rows: Rows
+    """Those of all processes."""
+
+    @property
+    def global_rows(self) -> int:
+        return len(self.rows)
 
 
 class TrainingPlan:
@@ -60,19 +65,30 @@ class TrainingPlan:
         self.step_rows = self._micro_rows * accumulation_steps
         self.steps_per_epoch = -(-len(lengths) // self.step_rows)
 
-    def epoch(self, epoch: int) -> Iterator[Step]:
-        random = np.random.default_rng([self._seed, 2, epoch])
-        order = random.permutation(len(self._lengths))
-        mega_rows = self.step_rows * _MEGA_BATCH
+    def epoch(self, epoch: int, parts: Sequence[Sequence[int]] = ()) -> list[Step]:
+        """The steps that an epoch has left.
+
+        `parts` says what was done of it: [rows a step, steps done] of each world that trained it, one after the other,
+        the last being this one. Each deals anew what the one before it left, so no row is seen twice, and none is lost.
+        """
+        left = np.arange(len(self._lengths))
+        for number, (step_rows, done) in enumerate(parts or [(self.step_rows, 0)]):
+            steps = self._deal(left, step_rows, [self._seed, 2, epoch] + ([number] if number else []))[done:]
+            left = np.concatenate(steps) if steps else left[:0]
+        return [self._own(rows) for rows in steps]
+
+    def _deal(self, rows: Rows, step_rows: int, seed: list[int]) -> list[Rows]:
+        random = np.random.default_rng(seed)
+        order = rows[random.permutation(len(rows))]
+        mega_rows = step_rows * _MEGA_BATCH
         megas = [order[start : start + mega_rows] for start in range(0, len(order), mega_rows)]
-        by_length = np.concatenate([mega[np.argsort(self._lengths[mega], kind="stable")] for mega in megas])
-        steps = [by_length[start : start + self.step_rows] for start in range(0, len(order), self.step_rows)]
-        for number in random.permutation(len(steps)):
-            yield self._own(steps[number])
+        by_length = [mega[np.argsort(self._lengths[mega], kind="stable")] for mega in megas]
+        steps = [mega[start : start + step_rows] for mega in by_length for start in range(0, len(mega), step_rows)]
+        return [steps[number] for number in random.permutation(len(steps))]
 
     def _own(self, rows: Rows) -> Step:
         micro = [rows[start : start + self._micro_rows] for start in range(0, len(rows), self._micro_rows)]
-        return Step([part[self._rank :: self._world_size] for part in micro], len(rows))
+        return Step([part[self._rank :: self._world_size] for part in micro], rows)
 
 
 def own_rows(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, world_size: int) -> list[Rows]:

@@ -29,6 +29,12 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+NOT_OF_THE_MODEL = {
+    "resume", "allow_changed_world", "checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_best", "log_steps", "timeout_minutes",
+}  # fmt: skip
+"""Settings of training whatever they are, the model is the same: another start may change them."""
+
+
 class ModelConfig(Settings):
     model: str = "tiny"
     """Encoder to fine-tune: a folder, a Hugging Face id, or `tiny`: a small DistilBERT with random weights that needs no download."""
@@ -118,6 +124,21 @@ class TrainConfig(ModelConfig):
 
     resume: Literal["auto", "never"] = "auto"
     """Go on from the last checkpoint of this run (auto), or put it aside and start over (never)."""
+
+    allow_changed_world: bool = False
+    """Go on from a checkpoint that was made with another number of processes or batch size, with the rows that its epoch has left."""
+
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps from one checkpoint in mid-epoch to the next. By default time alone decides."""
+
+    checkpoint_minutes: float = Field(default=10, gt=0)
+    """Minutes from one checkpoint in mid-epoch to the next. There is one after each epoch, too."""
+
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints to keep; with two, a torn one has one before it."""
+
+    keep_best: int = Field(default=1, ge=1)
+    """Checkpoints of the best epochs to keep besides."""
 
     log_steps: int = Field(default=10, ge=1)
     """Optimizer steps from one line of the training log to the next."""

@@ -60,7 +60,9 @@ def parser(
         for name in names:
             field = settings.model_fields[name]
             metavar = "{" + ",".join(choices(field)) + "}" if choices(field) else name.rsplit("_", 1)[-1].upper()
-            section.add_argument(_flag(name), metavar=metavar, help=describe(field).replace("%", "%%"))
+            added = section.add_argument(_flag(name), metavar=metavar, help=describe(field).replace("%", "%%"))
+            if field.annotation is bool:
+                added.nargs, added.const = "?", "true"  # the flag alone says yes
     return made
 
 

@@ -28,8 +28,11 @@ def peak_learning_rate(config: TrainConfig) -> float:
     return _TINY_PEAK_LEARNING_RATE if config.model == "tiny" else _PEAK_LEARNING_RATE
 
 
-def schedule(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Learning rate of a step, counted from 0: up in a line over the warm-up, then down in a line to 0."""
+def schedule(step: float, total_steps: float, config: TrainConfig) -> float:
+    """Learning rate of a step, counted from 0: up in a line over the warm-up, then down in a line to 0.
+
+    Steps are counted in rows seen, so that another number of rows a step goes on where it was.
+    """
     warmup_steps = round(total_steps * config.warmup_fraction)
     if step < warmup_steps:
         return peak_learning_rate(config) * (step + 1) / warmup_steps
@@ -68,6 +71,24 @@ class Meter:
         seconds = time.perf_counter() - self._since
         self.restart()
         return {"loss": loss / rows, "samples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
+
+    def shares(self) -> list[list[float]]:
+        """What each process has counted since the last reading, and for how many seconds; a collective call."""
+        seconds = torch.tensor([time.perf_counter() - self._since], dtype=torch.float64, device=self._sums.device)
+        own = torch.cat([self._sums, seconds])
+        found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(found, own)
+        return [share.tolist() for share in found]
+
+    def take(self, shares: list[list[float]]) -> None:
+        """Go on from what `shares` said; where there were more or fewer processes, the first goes on for all."""
+        rank, shape = dist.get_rank(), (-1, len(self._sums) + 1)
+        kept = torch.tensor(shares, dtype=torch.float64, device=self._sums.device).reshape(shape)
+        if len(kept) == dist.get_world_size():
+            self._sums.copy_(kept[rank, :-1])
+        elif rank == 0:
+            self._sums.copy_(kept[:, :-1].sum(dim=0))
+        self._since = time.perf_counter() - max((share[-1] for share in shares), default=0.0)
 
     def restart(self) -> None:
         """Count from here, so that what was not training is not counted."""

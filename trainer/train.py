@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from trainer.batches import Step, TrainingPlan, collate
-from trainer.checkpoint import TrainingState, load_best, resume, save_checkpoint
+from trainer.checkpoint import epoch_name, load_weights
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
@@ -25,6 +25,9 @@ from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
 from trainer.predict import Score, predict, score
 from trainer.progress import Progress, say
+from trainer.resuming import resume
+from trainer.saving import Checkpoints
+from trainer.state import TrainingState
 from trainer.training_log import TrainingLog
 
 
@@ -44,7 +47,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     unused = freeze_unused(bare)
     optimizer = make_optimizer(bare, config)
     made_with = {**config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size}
-    state = resume(output, bare, optimizer, made_with=made_with, process=process, start_over=config.resume == "never")
+    state = resume(output, bare, optimizer, config=config, made_with=made_with, process=process)
     model = DistributedDataParallel(bare, gradient_as_bucket_view=True)
     plan = TrainingPlan(
         dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=config.accumulation_steps,
@@ -52,23 +55,32 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     )  # fmt: skip
     precision = introduce(config, dataset, model, process, plan, unused)
     meter = Meter(process.device)
+    meter.take(state.meter)
+    total_steps = config.epochs * len(dataset.train) / plan.step_rows
 
-    with TrainingLog(output / "logs", enabled=process.is_main, step=state.step) as log:
+    with (
+        TrainingLog(output / "logs", enabled=process.is_main, step=state.step) as log,
+        Checkpoints(output / "checkpoints", config, made_with=made_with, process=process, log=log) as checkpoints,
+    ):
+        log.event("start", step=state.step, samples=state.samples, epoch=state.epoch, world_size=process.world_size)
         while state.epoch < config.epochs and not state.stopped_early:
+            state.begin(plan.step_rows)
+            steps, done = plan.epoch(state.epoch, state.parts), state.epoch_steps
             with Progress(
-                f"train: epoch {state.epoch + 1}/{config.epochs}", plan.steps_per_epoch, "steps", shown=process.is_main
-            ) as bar:
-                for step in plan.epoch(state.epoch):
-                    learning_rate = schedule(state.step, plan.steps_per_epoch * config.epochs, config)
+                f"train: epoch {state.epoch + 1}/{config.epochs}", done + len(steps), "steps", start=done, shown=process.is_main
+            ) as bar:  # fmt: skip
+                for step in steps:
+                    learning_rate = schedule(state.samples / plan.step_rows, total_steps, config)
                     seed_step(config.seed, step=state.step, rank=process.rank)
                     train_step(model, step, dataset, process, precision, meter)
                     update(model, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
                     state.count(step.global_rows)
                     bar.advance()
-                    if state.step % config.log_steps == 0 or state.step % plan.steps_per_epoch == 0:
+                    if state.step % config.log_steps == 0 or step is steps[-1]:
                         seen = meter.read()
                         log.write("train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen)
                         bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
+                    checkpoints.after_step(state, bare, optimizer, meter)
             validation = validate(bare, dataset, process)
             state.finish_epoch(validation, patience=config.early_stopping_patience)
             log.write("validation", step=state.step, **state.validation[-1])
@@ -76,13 +88,14 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                 say(
                     f"train: epoch {state.epoch}: validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.4f}"
                 )
-                save_checkpoint(output / "checkpoints", state, bare, optimizer, made_with=made_with)
+            checkpoints.save(state, bare, optimizer, meter)
             meter.restart()
-
-    if process.is_main:
-        load_best(output / "checkpoints", state, bare)
-        write_model(bare, dataset, output / "model", made_with=made_with, state=state)
-        say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
+        checkpoints.wait()
+        if process.is_main:
+            load_weights(output / "checkpoints" / epoch_name(state.best_epoch), bare)
+            write_model(bare, dataset, output / "model", made_with=made_with, state=state)
+            say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
+        log.event("end", step=state.step, best_epoch=state.best_epoch)
     dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
     return state
 

@@ -1,21 +1,25 @@
 """What training writes while it runs: JSON Lines and TensorBoard, from the main process alone."""
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
+_MEASURED = ("train", "validation")  # kinds of lines that are numbers at a step; all others are events
 
 
 class TrainingLog:
     """`train.jsonl`, one object a line with its kind, and TensorBoard events beside it; on other processes, nothing."""
 
     def __init__(self, folder: Path, *, enabled: bool, step: int = 0) -> None:
-        self._enabled = enabled
+        self._enabled, self._lock = enabled, threading.Lock()
         if enabled:
+            from torch.utils.tensorboard import SummaryWriter  # here, so that reading a log takes no seconds
+
             folder.mkdir(parents=True, exist_ok=True)
-            self._lines = (folder / "train.jsonl").open("a" if step else "w", encoding="utf-8")
+            end_torn_line(folder / "train.jsonl")
+            self._lines = (folder / "train.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder), purge_step=step or None)
 
     def __enter__(self) -> Self:
@@ -28,23 +32,49 @@ class TrainingLog:
 
     def write(self, kind: str, *, step: int, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
         """One line; its numbers go to TensorBoard too, as <kind>/<name>."""
-        if not self._enabled:
-            return
-        json.dump({"kind": kind, "time": round(time.time(), 3), "step": step, **values}, self._lines)
-        self._lines.write("\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        self.event(kind, step=step, **values)
+        if self._enabled:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def event(self, kind: str, *, step: int, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
+        """One line, from any thread: a start, a checkpoint, a preemption."""
+        if self._enabled:
+            line = json.dumps({"kind": kind, "time": round(time.time(), 3), "step": step, **values})
+            with self._lock:
+                self._lines.write(line + "\n")
+                self._lines.flush()
+
+
+def end_torn_line(path: Path) -> None:
+    """A process that was killed may have left half a line: the next one is not to be written behind it."""
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as lines:
+            lines.write(b"\n")
+
+
+def append_event(folder: Path, kind: str, *, step: int, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
+    """One line by a process that does not train, such as who starts it again."""
+    path = folder / "train.jsonl"
+    if path.is_file():
+        end_torn_line(path)
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"kind": kind, "time": round(time.time(), 3), "step": step, **values}) + "\n")
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's training log; of a step logged twice, because training was resumed before it, the later one."""
+    """Lines of a run's training log in order, without what later starts made void: they trained those steps again."""
     path = folder / "train.jsonl"
-    if not path.is_file():
-        return []
-    latest: dict[tuple[str, int], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        latest[entry["kind"], entry["step"]] = entry
-    return sorted(latest.values(), key=lambda entry: entry["step"])
+    kept: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()):
+        try:
+            entry = json.loads(line)
+        except ValueError:  # half a line, the last that a killed process wrote
+            continue
+        if entry["kind"] == "start":
+            kept = {
+                key: old for key, old in kept.items() if old["kind"] not in _MEASURED or old["step"] <= entry["step"]
+            }
+        kept[entry["kind"], entry["step"], 0 if entry["kind"] in _MEASURED else number] = entry
+    return list(kept.values())

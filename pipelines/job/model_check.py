@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from trainer.config import TrainConfig
+from trainer.config import NOT_OF_THE_MODEL, TrainConfig
 
-_MAY_DIFFER = {"resume", "log_steps", "timeout_minutes"}  # the model is the same whatever they are
 _HEADER = 8  # bytes that say how long the header of a safetensors file is
 
 
@@ -22,7 +21,7 @@ def what_is_wrong(model: Path, train: TrainConfig) -> str:
         return why
     made_with = json.loads((model / "train_config.json").read_text(encoding="utf-8")).get("settings", {})
     for name, wanted in train.model_dump(mode="json").items():
-        if name not in _MAY_DIFFER and made_with.get(name) != wanted:
+        if name not in NOT_OF_THE_MODEL and made_with.get(name) != wanted:
             return f"{model} was made with {name} = {made_with.get(name)!r}, not {wanted!r}: it is of another training"
     return ""
 
