@@ -108,7 +108,10 @@ def as_flags(config: BaseModel) -> list[str]:
     """Settings as the flags that make them; what has its default is left out."""
     values = config.model_dump(exclude_defaults=True, mode="json")
     # With "=", so that a value may begin with a dash.
-    return [f"{_flag(name)}={','.join(value) if isinstance(value, list) else value}" for name, value in values.items()]
+    return [
+        f"{_flag(name)}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in values.items()
+    ]
 
 
 def parse(settings: type[M], args: Sequence[str] | None = None, *, prog: str) -> M:

@@ -1,0 +1,81 @@
+"""What the measurements write: tables, the machine, and files."""
+
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from trainer.errors import UserError
+from trainer.flags import write_json
+from trainer.launch import usable_cores
+from trainer.progress import say
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Machine(BaseModel):
+    """Where something was measured."""
+
+    device: str
+    backend: str
+    cores: int
+    torch: str
+    python: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.cores} cores, {self.backend}; torch {self.torch}, Python {self.python}"
+
+
+def this_machine() -> Machine:
+    on_gpu = torch.cuda.is_available()
+    return Machine(
+        device=f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}" if on_gpu else _processor(),
+        backend="nccl" if on_gpu else "gloo",
+        cores=usable_cores(), torch=torch.__version__, python=platform.python_version(),
+    )  # fmt: skip
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Markdown whose columns also line up on a terminal, to the right."""
+    header = list(rows[0])
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in header]
+    rule = [f"{'-' * (width - 1)}:" for width in widths]
+    lines = chain([header, rule], ([row[name] for name in header] for row in rows))
+    return "\n".join(
+        f"| {' | '.join(f'{cell:>{width}}' for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
+
+
+def write(folder: Path, name: str, *, flags: Sequence[str], result: BaseModel, parts: Sequence[str]) -> None:
+    """Print `parts`; keep them in <name>.md with the command that made them, and the result in <name>.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    say("\n" + "\n\n".join(parts) + "\n")
+    command = shlex.join(["distrinews", "bench", name, *flags])
+    text = "\n\n".join([f"# {name.capitalize()}", *parts, f"Made by `{command}`."]) + "\n"
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    write_json(folder / f"{name}.json", result.model_dump(mode="json"))
+    say(f"bench: written to {folder / name}.md and .json")
+
+
+def read(path: Path, kind: type[M]) -> M:
+    """A result that `write` wrote."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; distrinews bench {path.stem} writes it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: is no result of distrinews bench {path.stem}: {place}: {first['msg']}") from error

@@ -1,0 +1,224 @@
+"""How long the trainer's step takes, with and without exchange of gradients, one process of a group.
+
+torchrun --nproc-per-node 2 -m trainer.bench.step --dataset runs/x/dataset --result points.json
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedModel
+
+from trainer.batches import Step, TrainingPlan
+from trainer.bench.settings import StepConfig
+from trainer.config import TrainConfig
+from trainer.dataset import Dataset
+from trainer.distributed import Process, process_group
+from trainer.errors import UserError
+from trainer.flags import parse, write_json
+from trainer.launch import worker
+from trainer.model import build_model, freeze_unused
+from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
+from trainer.progress import Progress
+from trainer.train import train_step, update
+
+_BLOCK_STEPS = 5
+
+Scaling = Literal["weak", "strong"]
+
+
+class StepArguments(StepConfig):
+    """Time the trainer's step; torchrun starts it, with one process or many."""
+
+    dataset: Path
+    """Dataset folder of preprocess."""
+
+    result: Path
+    """JSON file to write."""
+
+
+class StepPoint(BaseModel):
+    """Seconds are means over the steps, of the slowest process."""
+
+    ranks: int
+    scaling: Scaling
+    batch_size: int
+    """Examples of one process."""
+    seconds: float
+    compute_seconds: float
+    """The same steps on the same ranks without exchange of gradients, though all wait for the slowest at each step."""
+    backward_seconds: float
+    """Of a step without exchange."""
+    tokens_per_second: float
+    """Real tokens, without padding, of all processes."""
+
+
+class Measured(BaseModel):
+    parameters: int
+    gradient_bytes: int
+    buckets: int
+    """Messages of one exchange."""
+    precision: str
+    threads: int
+    points: list[StepPoint]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that a step of `trainer.train` works on."""
+
+    model: DistributedDataParallel
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    dataset: Dataset
+    process: Process
+    precision: torch.dtype
+
+
+def measure(arguments: StepArguments, dataset: Dataset, process: Process) -> Measured:
+    """Weak and strong scaling; of one process, where they are the same, weak alone."""
+    trained = _set_up(arguments, dataset, process)
+    points = [_measure_one("weak", arguments.batch_size, trained, arguments)]
+    if process.world_size > 1:
+        if arguments.batch_size % process.world_size:
+            raise UserError(
+                f"--batch-size {arguments.batch_size} cannot be shared out among {process.world_size} ranks"
+            )
+        points.append(_measure_one("strong", arguments.batch_size // process.world_size, trained, arguments))
+    gradients = [parameter for parameter in trained.model.parameters() if parameter.requires_grad]
+    return Measured(
+        parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+        gradient_bytes=sum(parameter.nbytes for parameter in gradients),
+        buckets=_buckets(trained.model),
+        precision=str(trained.precision).removeprefix("torch."), threads=torch.get_num_threads(), points=points,
+    )  # fmt: skip
+
+
+def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Trained:
+    """Model, optimizer and number format as `trainer.train` makes them."""
+    config = TrainConfig(
+        model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed
+    )
+    bare = _build(arguments, dataset, process.device)
+    freeze_unused(bare)
+    precision, _ = choose_precision(config.precision, process.device)
+    model = DistributedDataParallel(bare, gradient_as_bucket_view=True)
+    return Trained(model, make_optimizer(bare, config), config, dataset, process, precision)
+
+
+def _build(arguments: StepArguments, dataset: Dataset, device: torch.device) -> PreTrainedModel:
+    if arguments.model != "distilbert":
+        return build_model(arguments.model, dataset, seed=arguments.seed, device=device)
+    torch.manual_seed(arguments.seed)
+    sizes: dict[str, Any] = {"vocab_size": dataset.vocabulary_size, "num_labels": len(dataset.classes)}
+    built = AutoModelForSequenceClassification.from_config(DistilBertConfig(**sizes))
+    return cast("PreTrainedModel", built.to(device))
+
+
+def _buckets(model: DistributedDataParallel) -> int:
+    logged = model._get_ddp_logging_data()  # noqa: SLF001 - the only place where DDP tells how it cut the gradients
+    sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
+    return len(str(sizes).split(","))
+
+
+def _measure_one(scaling: Scaling, batch_size: int, trained: Trained, arguments: StepArguments) -> StepPoint:
+    process = trained.process
+    plan = TrainingPlan(
+        trained.dataset.train.lengths, batch_size=batch_size, accumulation_steps=1,
+        rank=process.rank, world_size=process.world_size, seed=arguments.seed,
+    )  # fmt: skip
+    steps = chain.from_iterable(plan.epoch(epoch) for epoch in count())
+    warmup, timed = (list(islice(steps, number)) for number in (arguments.warmup_steps, arguments.steps))
+    what = f"bench: {process.world_size} ranks, {scaling} scaling"
+    with Progress(what, 2 * (len(warmup) + len(timed)), "steps", shown=process.is_main) as progress:
+        for exchange in (True, False):
+            _run(warmup, trained, progress, exchange=exchange)
+        # In turn, so that what else the machine does falls on both.
+        blocks = [timed[start : start + _BLOCK_STEPS] for start in range(0, len(timed), _BLOCK_STEPS)]
+        times = [[_run(block, trained, progress, exchange=exchange) for exchange in (True, False)] for block in blocks]
+    seconds, compute_seconds = (sum(pair[kind][0] for pair in times) / len(timed) for kind in (0, 1))
+    backward_seconds = sum(pair[1][1] for pair in times) / len(timed)
+    tokens = torch.tensor(sum(int(trained.dataset.train.lengths[rows].sum()) for step in timed for rows in step.micro_batches), device=process.device)  # fmt: skip
+    dist.all_reduce(tokens)
+    return StepPoint(
+        ranks=process.world_size, scaling=scaling, batch_size=batch_size, seconds=seconds, compute_seconds=compute_seconds,
+        backward_seconds=backward_seconds, tokens_per_second=tokens.item() / len(timed) / seconds,
+    )  # fmt: skip
+
+
+def _run(steps: list[Step], trained: Trained, progress: Progress, *, exchange: bool) -> tuple[float, float]:
+    """Seconds of these steps, and of their backward passes, of the slowest process."""
+    clock = _Clock(trained.process)
+    forwards: list[Callable[[], float]] = []
+    hook = trained.model.register_forward_hook(lambda *_: forwards.append(clock.mark()))
+    backwards: list[Callable[[], float]] = []
+    meter = Meter(trained.process.device)
+    beat = torch.zeros(1, device=trained.process.device)
+    dist.barrier()
+    clock.wait()
+    begin = time.perf_counter()
+    for number, step in enumerate(steps):
+        with nullcontext() if exchange else trained.model.no_sync():
+            train_step(trained.model, step, trained.dataset, trained.process, trained.precision, meter)
+        backwards.append(clock.mark())
+        if not exchange:
+            dist.all_reduce(beat)
+        learning_rate = schedule(number, len(steps), trained.config)
+        update(
+            trained.model, trained.optimizer, learning_rate=learning_rate, max_grad_norm=trained.config.max_grad_norm
+        )
+        progress.advance()
+    clock.wait()
+    whole = time.perf_counter() - begin
+    hook.remove()
+    backward = sum(end() - start() for start, end in zip(forwards, backwards, strict=True))
+    slowest = torch.tensor([whole, backward], dtype=torch.float64, device=trained.process.device)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return float(slowest[0]), float(slowest[1])
+
+
+class _Clock:
+    """Marks moments of the device's work, which on a GPU are known only later, without waiting for it."""
+
+    def __init__(self, process: Process) -> None:
+        self._device = process.device
+        self._first = self._event() if process.device.type == "cuda" else None
+
+    def mark(self) -> Callable[[], float]:
+        """A function that tells the seconds of now, once the device has been waited for."""
+        if self._first is None:
+            moment = time.perf_counter()
+            return lambda: moment
+        first, event = self._first, self._event()
+        return lambda: first.elapsed_time(event) / 1000
+
+    def wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def main() -> None:
+    arguments = parse(StepArguments, prog="python -m trainer.bench.step")
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    with process_group(timeout_minutes=arguments.timeout_minutes) as process:
+        measured = measure(arguments, Dataset(arguments.dataset), process)
+        if process.is_main:
+            write_json(arguments.result, measured.model_dump())
+
+
+if __name__ == "__main__":
+    worker(main)
