@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 _COMMANDS = {
     "run": ("pipelines.run", "the whole pipeline on this machine, from labelled texts to a served classifier"),
+    "status": ("pipelines.status", "how far a run's training is, and what happened to it"),
     "serve": ("server.main", "a model over HTTP"),
     "job": ("pipelines.job.commands", "one training job on a cluster: lint, and more"),
     "predict": ("pipelines.predict", "many texts at once, by a model folder or a server"),

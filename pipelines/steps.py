@@ -24,7 +24,7 @@ def preprocess(run: Run) -> dict[str, Any]:
 def train(run: Run, *, task_config: object | None = None) -> dict[str, Any]:
     if run.cluster.launch == "job":
         return _train_as_job(run, task_config)
-    ranks = _launch(run, "trainer.train", as_flags(part(run.config, TrainConfig)))
+    ranks = _launch(run, "trainer.train", as_flags(part(run.config, TrainConfig)), max_restarts=run.config.max_restarts)
     trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
     return {"ranks": ranks, "best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
 
@@ -103,10 +103,16 @@ def run_step(step: str, run_folder: str, **given: object) -> str:
     return run_folder
 
 
-def _launch(run: Run, module: str, flags: list[str]) -> int:
+def _launch(run: Run, module: str, flags: list[str], *, max_restarts: int = 0) -> int:
     """Run a module of the trainer on this machine; returns how many processes it had."""
     from trainer.launch import default_ranks, launch
+    from trainer.training_log import append_event
+
+    def restarting(why: str) -> None:
+        say(f"train: {why}")
+        append_event(run.folder / "logs", "restart", why=why)
 
     ranks = run.config.ranks or default_ranks()
-    launch(module, ["--dataset", str(run.dataset), "--output", str(run.folder), *flags], ranks=ranks)
+    given = ["--dataset", str(run.dataset), "--output", str(run.folder), *flags]
+    launch(module, given, ranks=ranks, max_restarts=max_restarts, restarting=restarting)
     return ranks

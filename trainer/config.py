@@ -31,6 +31,7 @@ S = TypeVar("S", bound=Settings)
 
 NOT_OF_THE_MODEL = {
     "resume", "allow_changed_world", "checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_best", "log_steps", "timeout_minutes",
+    "hang_minutes",
 }  # fmt: skip
 """Settings of training whatever they are, the model is the same: another start may change them."""
 
@@ -146,6 +147,12 @@ class TrainConfig(ModelConfig):
     timeout_minutes: float = Field(default=10, gt=0)
     """Minutes after which a process that waits for another gives up."""
 
+    hang_minutes: float = Field(default=5, gt=0)
+    """Minutes without a step after which every process writes what it is doing to the log, and training ends."""
+
+    max_skipped_steps: int = Field(default=10, ge=1)
+    """Steps in a row with a loss or gradient that is not finite, which are skipped, after which training stops."""
+
     @model_validator(mode="after")
     def _training_settings_agree(self) -> Self:
         if self.early_stopping_patience is not None and self.early_stopping_patience >= self.epochs:
@@ -177,6 +184,9 @@ class GateConfig(Settings):
 class LaunchConfig(Settings):
     ranks: int | None = Field(default=None, ge=1, le=64)
     """Processes that train together on this machine. By default one for each GPU; on a CPU two where there are two cores."""
+
+    max_restarts: int = Field(default=3, ge=0, le=100)
+    """Times that training is started again, from its last checkpoint, when one of its processes dies or hangs."""
 
 
 class RunConfig(PreprocessConfig, TrainConfig, EvaluateConfig, GateConfig, ExportConfig, LaunchConfig):

@@ -58,7 +58,8 @@ def learning_curves(logs: Path, best_epoch: int) -> Curves:
     lines = read_log(logs)
 
     def points(kind: str, names: list[str]) -> list[dict[str, Any]]:
-        return [{name: line[name] for name in names} for line in lines if line["kind"] == kind]
+        of_kind = [{name: line[name] for name in names} for line in lines if line["kind"] == kind]
+        return [point for point in of_kind if None not in point.values()]  # a loss that was not finite
 
     return Curves(
         train=cast("list[TrainingPoint]", points("train", ["step", "loss", "learning_rate"])),

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from trainer.errors import UserError
 from trainer.flags import fail
+from trainer.preemption import PREEMPTED
+from trainer.progress import say
+from trainer.watchdog import HUNG
 
 
 def usable_cores() -> int:
@@ -28,10 +31,13 @@ def default_ranks() -> int:
     return torch.cuda.device_count() or min(2, usable_cores())
 
 
-def launch(module: str, args: Sequence[str], *, ranks: int) -> None:
+def launch(
+    module: str, args: Sequence[str], *, ranks: int, max_restarts: int = 0, restarting: Callable[[str], None] = say
+) -> None:
     """Run `python -m module args` as `ranks` processes, the cores shared out among them.
 
-    Raises UserError with the message of the first process that failed.
+    When one dies or hangs, the others are ended and all are started again, `max_restarts` times at most; `restarting` is
+    told why. Raises UserError with the message of the first process that failed.
     """
     gpus = torch.cuda.device_count()
     if gpus and ranks > gpus:
@@ -39,16 +45,38 @@ def launch(module: str, args: Sequence[str], *, ranks: int) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(
         logging.CRITICAL
     )  # what it says of a failure, we say in a line
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // ranks))
+    for start in range(max_restarts + 1):
+        try:
+            _start(module, args, ranks)
+        except ChildFailedError as error:
+            why = _explain(module, error)
+            if start == max_restarts or not _may_pass(error):
+                raise UserError(why) from None
+            restarting(f"{why}; starting all processes again, {start + 1} of {max_restarts} times")
+        else:
+            return
+
+
+def _start(module: str, args: Sequence[str], ranks: int) -> None:
+    # Its own restarts would start again what a user has to mend, and what was told to stop.
     with tempfile.TemporaryDirectory(prefix="distrinews-") as logs:
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", rdzv_configs={"is_host": True}, max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=logs), local_addr="localhost",
         )  # fmt: skip
-        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // ranks))
-        try:
-            elastic_launch(config, sys.executable)("-m", module, *args)
-        except ChildFailedError as error:
-            raise UserError(_explain(module, error)) from None
+        elastic_launch(config, sys.executable)("-m", module, *args)
+
+
+def _may_pass(error: ChildFailedError) -> bool:
+    """Whether what went wrong may not go wrong again."""
+    _, failure = error.get_first_failure()
+    return failure.exitcode != PREEMPTED and not _message(failure).startswith("UserError: ")
+
+
+def _message(failure: ProcessFailure) -> str:
+    text = failure.message if isinstance(failure.message, str) else failure.message["message"]
+    return str(json.loads(text)["message"]) if text.startswith("{") else str(text)
 
 
 def _explain(module: str, error: ChildFailedError) -> str:
@@ -59,10 +87,11 @@ def _explain(module: str, error: ChildFailedError) -> str:
             "; the machine may have run out of memory: a smaller --batch-size needs less" if name == "SIGKILL" else ""
         )
         return f"process {rank} of {module} was ended by {name}{hint}"
-    text = failure.message if isinstance(failure.message, str) else failure.message["message"]
-    if text.startswith("{"):
-        text = json.loads(text)["message"]
-    return str(text).removeprefix("UserError: ")
+    if failure.exitcode == PREEMPTED:
+        return f"{module} was told to stop (SIGTERM) and has saved what it had: start it again to go on"
+    if failure.exitcode == HUNG:
+        return f"process {rank} of {module} hung: the stacks above say where"
+    return _message(failure).removeprefix("UserError: ")
 
 
 def worker(main: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """Optimizer, learning rate schedule, number format, and the meter of a training run."""
 
+import math
 import time
 
 import torch
@@ -57,20 +58,23 @@ class Meter:
     """Sums loss, rows and tokens on the device; they are read, over all processes, only when logged."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._since = time.perf_counter()
 
     def add(self, loss_sum: torch.Tensor, *, rows: int, tokens: int) -> None:
-        self._sums[0] += loss_sum.detach()
-        self._sums[1:] += torch.tensor([rows, tokens], device=self._sums.device)
+        finite = torch.isfinite(loss_sum.detach())
+        self._sums[0] += torch.where(finite, loss_sum.detach(), 0)
+        self._sums[1] += rows * finite
+        self._sums[2:] += torch.tensor([rows, tokens], device=self._sums.device)
 
     def read(self) -> dict[str, float]:
-        """Mean loss, samples/s and tokens/s since the last reading; a collective call."""
+        """Mean loss of what was finite, samples/s and tokens/s since the last reading; a collective call."""
         dist.all_reduce(self._sums)
-        loss, rows, tokens = self._sums.tolist()  # waits for the device: only when logging
+        loss, of_rows, rows, tokens = self._sums.tolist()  # waits for the device: only when logging
         seconds = time.perf_counter() - self._since
         self.restart()
-        return {"loss": loss / rows, "samples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
+        mean = loss / of_rows if of_rows else math.nan
+        return {"loss": mean, "samples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
 
     def shares(self) -> list[list[float]]:
         """What each process has counted since the last reading, and for how many seconds; a collective call."""

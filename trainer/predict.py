@@ -1,5 +1,6 @@
 """Class probabilities of every row of a split, computed by all processes together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,15 @@ class Score:
 
 
 @torch.inference_mode()
-def predict(model: PreTrainedModel, split: Split, process: Process, *, pad_token_id: int, what: str) -> Probabilities:
+def predict(
+    model: PreTrainedModel,
+    split: Split,
+    process: Process,
+    *,
+    pad_token_id: int,
+    what: str,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Probabilities:
     """Probabilities [rows, classes] in fp32, the same on every process, in the order of the split.
 
     Each row is computed by exactly one process, whatever their number, which is asserted: a sampler that evens
@@ -44,6 +53,7 @@ def predict(model: PreTrainedModel, split: Split, process: Process, *, pad_token
             found[torch.from_numpy(rows).to(process.device), :-1] = logits.float().softmax(dim=-1)
             found[torch.from_numpy(rows).to(process.device), -1] = 1
             progress.advance(len(rows) * process.world_size)
+            after_batch()
     model.train(was_training)
     dist.all_reduce(found)
     assert bool((found[:, -1] == 1).all()), "a row was computed by no process, or by two"  # noqa: S101 - ours to get right

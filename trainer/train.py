@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from trainer.alike import check_alike, environment
 from trainer.batches import Step, TrainingPlan, collate
 from trainer.checkpoint import epoch_name, load_weights
 from trainer.config import TrainConfig
@@ -20,6 +21,7 @@ from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.flags import parse, write_json
 from trainer.folders import whole_folder
+from trainer.guard import Guard, skip_unless_finite
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
@@ -29,6 +31,7 @@ from trainer.resuming import resume
 from trainer.saving import Checkpoints
 from trainer.state import TrainingState
 from trainer.training_log import TrainingLog
+from trainer.watchdog import Watchdog
 
 
 class TrainArguments(TrainConfig):
@@ -43,6 +46,7 @@ class TrainArguments(TrainConfig):
 
 def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainingState:
     """Train, keep the best epoch, and write <output>/model; <output>/checkpoints is gone on from where there is one."""
+    check_alike(config, dataset)
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
     unused = freeze_unused(bare)
     optimizer = make_optimizer(bare, config)
@@ -61,8 +65,13 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     with (
         TrainingLog(output / "logs", enabled=process.is_main, step=state.step) as log,
         Checkpoints(output / "checkpoints", config, made_with=made_with, process=process, log=log) as checkpoints,
+        Watchdog(process.rank, minutes=config.hang_minutes) as watchdog,
     ):
-        log.event("start", step=state.step, samples=state.samples, epoch=state.epoch, world_size=process.world_size)
+        guard = Guard(state, log, dataset.train, most=config.max_skipped_steps, is_main=process.is_main)
+        log.event(
+            "start", step=state.step, samples=state.samples, epoch=state.epoch, epochs=config.epochs,
+            world_size=process.world_size, total_samples=config.epochs * len(dataset.train), environment=environment(),
+        )  # fmt: skip
         while state.epoch < config.epochs and not state.stopped_early:
             state.begin(plan.step_rows)
             steps, done = plan.epoch(state.epoch, state.parts), state.epoch_steps
@@ -73,15 +82,19 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                     learning_rate = schedule(state.samples / plan.step_rows, total_steps, config)
                     seed_step(config.seed, step=state.step, rank=process.rank)
                     train_step(model, step, dataset, process, precision, meter)
-                    update(model, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
+                    norm = update(model, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
                     state.count(step.global_rows)
+                    guard.note(step, norm)
+                    watchdog.beat(f"the step after {state.step:,}")
                     bar.advance()
                     if state.step % config.log_steps == 0 or step is steps[-1]:
+                        guard.read()
                         seen = meter.read()
+                        guard.loss(seen["loss"])
                         log.write("train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen)
                         bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
                     checkpoints.after_step(state, bare, optimizer, meter)
-            validation = validate(bare, dataset, process)
+            validation = validate(bare, dataset, process, watchdog)
             state.finish_epoch(validation, patience=config.early_stopping_patience)
             log.write("validation", step=state.step, **state.validation[-1])
             if process.is_main:
@@ -90,10 +103,11 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                 )
             checkpoints.save(state, bare, optimizer, meter)
             meter.restart()
+            watchdog.beat("the next epoch")
+        watchdog.stop()  # what is left has no steps
         checkpoints.wait()
         if process.is_main:
-            load_weights(output / "checkpoints" / epoch_name(state.best_epoch), bare)
-            write_model(bare, dataset, output / "model", made_with=made_with, state=state)
+            write_model(bare, dataset, output, made_with=made_with, state=state)
             say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
         log.event("end", step=state.step, best_epoch=state.best_epoch)
     dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
@@ -112,35 +126,43 @@ def train_step(
                 logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
             # DDP takes the mean over processes of gradients; the true count of rows turns it into the mean over rows.
-            (loss_sum * process.world_size / step.global_rows).backward()
+            mean = loss_sum * process.world_size / step.global_rows
+            # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
+            (mean * (1 + 0 * loss_sum.detach())).backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
 
 
-def validate(model: PreTrainedModel, dataset: Dataset, process: Process) -> Score:
+def validate(model: PreTrainedModel, dataset: Dataset, process: Process, watchdog: Watchdog) -> Score:
     """Loss and accuracy on the validation rows, computed by all processes together."""
-    found = predict(model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation")
+    found = predict(
+        model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation",
+        after_batch=lambda: watchdog.beat("validation"),
+    )  # fmt: skip
     return score(found, dataset.validation.labels)
 
 
 def write_model(
-    model: PreTrainedModel, dataset: Dataset, folder: Path, *, made_with: dict[str, Any], state: TrainingState
+    model: PreTrainedModel, dataset: Dataset, output: Path, *, made_with: dict[str, Any], state: TrainingState
 ) -> None:
-    """The model folder, with train_config.json, which says how it was trained."""
+    """The model folder with the weights of the best epoch, and train_config.json, which says how it was trained."""
+    load_weights(output / "checkpoints" / epoch_name(state.best_epoch), model)
     how = {"settings": made_with, "best_epoch": state.best_epoch, "epochs": state.validation}
-    with whole_folder(folder) as target:
+    with whole_folder(output / "model") as target:
         save_model(model, dataset, target)
         write_json(target / "train_config.json", how)
 
 
 def update(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, learning_rate: float, max_grad_norm: float
-) -> None:
-    """Clip the gradients, step, and forget them."""
-    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+) -> torch.Tensor:
+    """Clip the gradients, step unless they are not finite, and forget them; returns their norm."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+    skip_unless_finite(optimizer, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return norm.detach()
 
 
 def introduce(

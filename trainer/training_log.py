@@ -1,6 +1,7 @@
 """What training writes while it runs: JSON Lines and TensorBoard, from the main process alone."""
 
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -41,10 +42,17 @@ class TrainingLog:
     def event(self, kind: str, *, step: int, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
         """One line, from any thread: a start, a checkpoint, a preemption."""
         if self._enabled:
-            line = json.dumps({"kind": kind, "time": round(time.time(), 3), "step": step, **values})
+            line = _line(kind, step, values)
             with self._lock:
-                self._lines.write(line + "\n")
+                self._lines.write(line)
                 self._lines.flush()
+
+
+def _line(kind: str, step: int, values: dict[str, Any]) -> str:
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    return json.dumps({"kind": kind, "time": round(time.time(), 3), "step": step, **known}) + "\n"
 
 
 def end_torn_line(path: Path) -> None:
@@ -54,13 +62,14 @@ def end_torn_line(path: Path) -> None:
             lines.write(b"\n")
 
 
-def append_event(folder: Path, kind: str, *, step: int, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
+def append_event(folder: Path, kind: str, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
     """One line by a process that does not train, such as who starts it again."""
     path = folder / "train.jsonl"
     if path.is_file():
         end_torn_line(path)
+        step = max((line["step"] for line in read_log(folder)), default=0)
         with path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"kind": kind, "time": round(time.time(), 3), "step": step, **values}) + "\n")
+            lines.write(_line(kind, step, values))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

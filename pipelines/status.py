@@ -1,0 +1,103 @@
+"""distrinews status: how far a run's training is, how fast it goes, and what happened to it; it reads files alone."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+from trainer.flags import fail
+from trainer.training_log import read_log
+
+_EVENTS_SHOWN = 12
+_SILENT_SECONDS = 120  # a run that trains has a line more often than this
+
+
+def main(args: Sequence[str]) -> None:
+    made = argparse.ArgumentParser(
+        prog="distrinews status", description="How far a run's training is, and what happened to it."
+    )
+    made.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
+    made.add_argument("--json", action="store_true", help="the same as one JSON object")
+    given = made.parse_args(args)
+    try:
+        found = status(given.run, now=time.time())
+    except UserError as error:
+        fail("distrinews status", error)
+    print(json.dumps(found, ensure_ascii=False) if given.json else "\n".join(describe(found, now=time.time())))
+
+
+def status(run: Path, *, now: float) -> dict[str, Any]:
+    """What the training log of a run says of it."""
+    lines = read_log(run / "logs")
+    starts = [line for line in lines if line["kind"] == "start"]
+    if not starts:
+        raise UserError(f"{run}: training has not begun there: it has no logs/train.jsonl that tells of a start")
+    trained = [line for line in lines if line["kind"] == "train"]
+    last, total = (trained or starts)[-1], starts[-1]["total_samples"]
+    speed = last.get("samples_per_second")
+    state = _state(lines[-1], now)
+    return {
+        "run": str(run), "state": state, "step": last["step"], "samples": last["samples"], "total_samples": total,
+        "epoch": sum(line["kind"] == "validation" for line in lines), "epochs": starts[-1]["epochs"],
+        "world_size": starts[-1]["world_size"], "loss": last.get("loss"), "samples_per_second": speed,
+        "tokens_per_second": last.get("tokens_per_second"),
+        "eta_seconds": (total - last["samples"]) / speed if speed and state == "running" else None,
+        "validation": next((line for line in reversed(lines) if line["kind"] == "validation"), None),
+        "checkpoint": next((line for line in reversed(lines) if line["kind"] == "checkpoint"), None),
+        "skipped": sum(line["kind"] == "skipped" for line in lines),
+        "starts": len(starts), "environment": starts[-1]["environment"], "last_line": lines[-1]["time"],
+        "events": [line for line in lines if line["kind"] not in ("train", "validation", "checkpoint")],
+    }  # fmt: skip
+
+
+def _state(last: dict[str, Any], now: float) -> str:
+    if last["kind"] == "end":
+        return "ended"
+    if last["kind"] == "preemption":
+        return "preempted"
+    return "running" if now - last["time"] < _SILENT_SECONDS else "silent"
+
+
+def describe(found: dict[str, Any], *, now: float) -> list[str]:
+    """The same in lines to read."""
+    share = found["samples"] / found["total_samples"]
+    lines = [
+        f"{found['run']}: {found['state']}, last line {_ago(now - found['last_line'])}",
+        f"progress    step {found['step']:,}, {found['samples']:,} of {found['total_samples']:,} rows ({share:.0%}), {found['epoch']} of {found['epochs']} epochs done"
+        + (f", ETA {_span(found['eta_seconds'])}" if found["eta_seconds"] is not None else ""),
+    ]
+    if found["samples_per_second"]:
+        lines.append(
+            f"speed       {found['samples_per_second']:,.0f} samples/s, {found['tokens_per_second']:,.0f} tokens/s, {found['world_size']} processes"
+        )
+    if found["loss"] is not None:
+        validation = found["validation"]
+        after = f"; validation {validation['loss']:.4f}, accuracy {validation['accuracy']:.4f}" if validation else ""
+        lines.append(f"loss        {found['loss']:.4f}{after}")
+    if saved := found["checkpoint"]:
+        lines.append(
+            f"checkpoint  {saved['name']}, {_ago(now - saved['time'])}, written in {saved['write_seconds']:.1f} s"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in found["environment"].items())
+    lines += [f"with        {versions}", f"events      {found['starts']} starts, {found['skipped']} steps skipped"]
+    return lines + [_event(event) for event in found["events"][-_EVENTS_SHOWN:]]
+
+
+def _event(event: dict[str, Any]) -> str:
+    told = {"why", "norm", "in_a_row", "loss", "median", "world_size", "best_epoch", "samples"}
+    facts = ", ".join(f"{name} {value}" for name, value in event.items() if name in told)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+    return f"  {when}  step {event['step']:,}: {event['kind']}" + (f" ({facts})" if facts else "")
+
+
+def _ago(seconds: float) -> str:
+    return f"{_span(seconds)} ago"
+
+
+def _span(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
