@@ -32,10 +32,11 @@ bench-engines: venv ## measure what runs the model fastest, and its memory
 bench-serve: venv ## measure our server beside the one that tutorials write (half an hour)
 	$(BIN)/python -m tests.benchmarks.serve
 
-bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, and its memory over a soak (an hour)
+bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, its memory over a soak, and faults (an hour)
 	$(BIN)/python -m tests.benchmarks.serve_others
 	$(BIN)/python -m tests.benchmarks.serve_profile
 	$(BIN)/python -m tests.benchmarks.soak
+	$(BIN)/python -m tests.benchmarks.faults
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
 	$(BIN)/python -m tests.chart_files
