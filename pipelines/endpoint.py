@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.compile import write
 from trainer.errors import UserError
-from trainer.progress import say
+from trainer.progress import quiet_logs, say
 
 _ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 _PIPELINE = "distrinews"
@@ -47,7 +47,6 @@ class Endpoint:
         from kfp.client import Client
 
         self._where, self._namespace, self._poll_seconds = access.host or "the cluster", namespace, poll_seconds
-        logging.getLogger().setLevel(logging.CRITICAL)  # the client logs each failed try with its traceback
         with self._told(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the client says on each start which servers it speaks to
             self._client = Client(
@@ -117,7 +116,8 @@ class Endpoint:
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
-            yield
+            with quiet_logs(level=logging.CRITICAL):  # the client logs each failed try with its traceback
+                yield
         except kfp_server_api.ApiException as error:
             raise UserError(f"{self._where} answers {error.status} {error.reason}: {_message(error)}") from error
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:

@@ -51,7 +51,7 @@ def unharmed(folder: Path) -> Iterator[httpx.Client]:
             time.sleep(0.1)
         process.kill()
         reading.join()
-        failures = [line for line in log if not line.startswith("WARNING")]
+        failures = [line for line in log if " warning " not in line]  # uvicorn has one for each such request
         assert not failures, "".join(failures)
 
 

@@ -4,7 +4,6 @@ python -m trainer.export --dataset runs/x/dataset --output runs/x
 """
 
 import json
-import logging
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -28,7 +27,7 @@ from trainer.manifest import write_manifest
 from trainer.model import load_model
 from trainer.onnx_model import OnnxModel
 from trainer.predict import Probabilities
-from trainer.progress import say
+from trainer.progress import quiet_logs, say
 
 FILES = {
     "fp32": {"file": "model.onnx"},
@@ -138,8 +137,7 @@ def write_fp32(model: PreTrainedModel, path: Path) -> None:
         say(f"export: {model.config.model_type}: the whole last layer is exported, it may read more than [CLS]")
     rows, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     example = torch.full((2, 16), 5)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that this model does not need
-    with warnings.catch_warnings():
+    with quiet_logs("torch.onnx"), warnings.catch_warnings():  # it tells of packages that this model does not need
         warnings.simplefilter("ignore")  # PyTorch's exporter warns of its own internals
         torch.onnx.export(
             _Logits(model).eval(), (example, torch.ones_like(example)), str(path), dynamo=True, external_data=False, verbose=False,
@@ -159,8 +157,8 @@ def write_int8(source: Path, target: Path) -> None:
     Of eager attention, for its graph is 5 % faster than that of fused kernels, and per channel, which costs 1 % and is
     0.2 points more accurate than per tensor: tests/benchmarks/results/int8.md.
     """
-    logging.getLogger().setLevel(logging.ERROR)  # it advises a preparation that PyTorch's exporter has done
-    quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, per_channel=True)
+    with quiet_logs():  # it advises a preparation that PyTorch's exporter has done
+        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, per_channel=True)
 
 
 def check(name: str, folder: Path, dataset: Dataset, trained: Probabilities, *, rows: int) -> dict[str, Any]:

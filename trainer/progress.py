@@ -1,8 +1,11 @@
 """Progress of anything that takes more than two seconds: a bar on a terminal, a line every few seconds elsewhere."""
 
+import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -91,3 +94,15 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def quiet_logs(logger: str = "", level: int = logging.ERROR) -> Iterator[None]:
+    """Let a library's logger, by default all, say only what is as severe as this while the block runs."""
+    found = logging.getLogger(logger)
+    before = found.level
+    found.setLevel(level)
+    try:
+        yield
+    finally:
+        found.setLevel(before)
