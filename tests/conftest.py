@@ -16,6 +16,13 @@ from trainer.preprocess import preprocess
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, for what they share; and all that look at the finished run, which takes long."""
+    for item in items:
+        shares_run = "finished_run" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # for models as small as these, more threads only wait for each other
