@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from server.classifier import Classifier
-from server.engine import load_engine, wanted_variants
 from server.logs import start_logs
-from server.model_folder import ModelFolderError, read_model_folder
+from server.manifest import ModelFolderError
 from server.record import Record
 from server.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from server.classifier import Classifier
 
 _PROGRAM = "distrinews serve"
 
@@ -42,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
     start_logs(settings)
     with ThreadPoolExecutor(1) as threads:
         loading = threads.submit(_load, settings)
-        # The library that speaks HTTP takes half a second to import, and the model as long to compile: side by side.
+        # The libraries take half a second to import, and the model as long to compile: side by side.
         from server.listen import CannotListenError, listen
 
         try:
@@ -58,7 +59,11 @@ def main(args: list[str] | None = None) -> None:
         classifier.close()
 
 
-def _load(settings: "Serve") -> Classifier:
+def _load(settings: "Serve") -> "Classifier":
+    from server.classifier import Classifier
+    from server.engine import load_engine, wanted_variants
+    from server.model_folder import read_model_folder
+
     folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
     return Classifier(folder, load_engine(folder, workers=settings.workers), settings)
 

@@ -4,9 +4,10 @@ import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from server.classifier import Answered
+if TYPE_CHECKING:
+    from server.classifier import Answered
 
 Rejection = Literal["queue_full", "deadline", "client_left", "unauthorized", "rate_limited", "invalid"]
 """Why a request to a route has no answer."""
@@ -37,7 +38,7 @@ class Record:
     caller: str | None = None
     """The name of the API key."""
     texts: Sequence[str] = ()
-    answered: Answered | None = None
+    answered: "Answered | None" = None
     rejected: Rejection | None = None
     """Noted on the way where the status alone will not say it, else taken from that."""
 

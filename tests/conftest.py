@@ -16,6 +16,7 @@ from trainer.preprocess import preprocess
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that shares the tests out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process, for what they share; and all that look at the finished run, which takes long."""
     for item in items:

@@ -133,9 +133,10 @@ class _Timed:
 
 def _serve(arguments: list[str]) -> None:
     """The server itself, with its engine timed; SIGUSR1 makes it print the seconds spent so far as a line of JSON."""
+    import server.engine
     import server.main
 
-    load: Callable[..., Engine] = server.main.load_engine  # type: ignore[attr-defined]
+    load: Callable[..., Engine] = server.engine.load_engine
     engines: list[_Timed] = []
 
     def load_timed(*args: object, **options: object) -> object:
@@ -145,7 +146,7 @@ def _serve(arguments: list[str]) -> None:
     def say_spent(_: int, __: FrameType | None) -> None:
         print(json.dumps(_split(engines[0])), flush=True)
 
-    server.main.load_engine = load_timed  # type: ignore[attr-defined,assignment]
+    server.engine.load_engine = load_timed  # type: ignore[assignment]
     signal.signal(signal.SIGUSR1, say_spent)
     folder, engine = arguments
     server.main.main([folder, "--engine", engine, "--port", "0"])
