@@ -16,12 +16,10 @@ from trainer.preprocess import preprocess
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that shares the tests out
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep the tests of a file in one process, for what they share; and all that look at the finished run, which takes long."""
-    for item in items:
-        shares_run = "finished_run" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.nodeid.split("::")[0]))
+    shares_run = "finished_run" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
