@@ -1,5 +1,6 @@
 """Small real objects that several files share: a dataset, a process group of one, a finished run."""
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +15,6 @@ from trainer.distributed import Process, process_group
 from trainer.preprocess import preprocess
 
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep the tests of a file in one process, for what they share; and all that look at the finished run, which takes long."""
-    shares_run = "finished_run" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,15 +41,24 @@ def process() -> Iterator[Process]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """The folder of a run that went through the whole pipeline, as `make run` does it; its name is "first"."""
-    runs = tmp_path_factory.mktemp("runs")
+    alone = worker_id == "master"
+    runs = (tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent) / "runs"
+    runs.mkdir(exist_ok=True)
+    with (runs / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that run the tests, one makes it
+        if not (runs / "first" / "said.txt").is_file():
+            _run_first(runs)
+    return runs / "first"
+
+
+def _run_first(runs: Path) -> None:
     done = distrinews(
         "run", "--data", "sample:1500", "--epochs", "2", "--batch-size", "8", "--runs-dir", str(runs), "--name", "first"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (runs / "first" / "said.txt").write_text(done.stdout, encoding="utf-8")
-    return runs / "first"
 
 
 def distrinews(*args: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ from trainer.progress import Progress
 _OURS, _REFERENCE = "ours", "reference"
 _CLIENTS = (1, 8, 32)
 _BATCH = 64
-_SHARES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
+_SHARES = (0.2, 0.5, 0.7, 0.9, 1.1)
 """Of a server's capacity, at which requests come in the open loop."""
 _OVERLOAD = 2.0
 _COMPARED = 256  # texts that both servers classify, ours alone and together
