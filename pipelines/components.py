@@ -8,7 +8,7 @@ from pipelines.images import PIPELINES, TRAINER
 @dsl.component(base_image=TRAINER, install_kfp_package=False)
 def settings(
     run_workspace: str, run_name: str, run_from_step: str, run_claim: str, run_trainer_image: str, run_pipelines_image: str, run_launch: str,
-    run_id: str,
+    run_deploy: str, run_id: str,
     model: str, model_seed: int,
     input_data: str, input_test_data: str, input_text_column: str, input_label_column: str, input_class_names: str, input_bad_rows: str,
     input_validation_fraction: float, input_test_fraction: float, input_max_train_rows: int, input_max_length: int,
@@ -24,6 +24,8 @@ def settings(
     job_priority_class: str, job_service_account: str, job_image_pull_secrets: str, job_node_selector: str, job_tolerations: str, job_env: str,
     job_backoff_limit: int, job_keep_failed: bool,
     deadline_schedule_minutes: float, deadline_run_minutes: float, deadline_progress_minutes: float,
+    deploy_release: str, deploy_namespace: str, deploy_server_image: str, deploy_values: str, deploy_values_file: str, deploy_existing_values: str,
+    deploy_timeout_minutes: float, deploy_texts: int, deploy_agreement: float, deploy_url: str, deploy_api_key_file: str,
 ) -> str:  # fmt: skip
     from pipelines.form import start_from_form
 

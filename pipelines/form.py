@@ -12,6 +12,7 @@ from pipelines.cluster_config import ClusterConfig
 from pipelines.images import PIPELINES, TRAINER
 from pipelines.job.settings import Deadlines, JobConfig
 from pipelines.record import STEPS, start_run
+from pipelines.release.settings import DeployConfig
 from trainer.config import GROUPS, RunConfig, S, Settings, own_fields
 from trainer.errors import UserError
 from trainer.flags import build, choices, describe, fail
@@ -36,6 +37,7 @@ _OF_THE_RUN = {
     "run_trainer_image": (TRAINER, "Image of the steps that read data or run the model, and of the training job."),
     "run_pipelines_image": (PIPELINES, "Image of the steps that speak with the cluster."),
     "run_launch": ("job", f"{describe(ClusterConfig.model_fields['launch'])} One of: here, job."),
+    "run_deploy": ("helm", f"{describe(ClusterConfig.model_fields['deploy'])} One of: here, helm."),
 }
 
 
@@ -103,17 +105,15 @@ def read(form: Mapping[str, Any]) -> RunConfig:
 
 def read_cluster(form: Mapping[str, Any]) -> ClusterConfig:
     """What a filled form says of the cluster; UserError of one line when it is wrong."""
-    once = {"image": form["run_trainer_image"], "claim": form["run_claim"], "mount_path": form["run_workspace"]}
-    return build(
-        ClusterConfig,
-        {
-            "launch": form["run_launch"],
-            "job": _build(JobConfig, cluster_entries("job"), form, once)
-            if form["run_launch"] == "job"
-            else JobConfig(),
-            "deadlines": _build(Deadlines, cluster_entries("deadline"), form),
-        },
-    )
+    volume = {"claim": form["run_claim"], "mount_path": form["run_workspace"]}
+    found: dict[str, Any] = {"launch": form["run_launch"], "deploy": form["run_deploy"]}
+    if found["launch"] == "job":
+        pods = volume | {"image": form["run_trainer_image"]}
+        found["job"] = _build(JobConfig, cluster_entries("job"), form, pods)
+        found["deadlines"] = _build(Deadlines, cluster_entries("deadline"), form)
+    if found["deploy"] == "helm":
+        found["release"] = _build(DeployConfig, cluster_entries("deploy"), form, volume)
+    return build(ClusterConfig, found)
 
 
 def _build(

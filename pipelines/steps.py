@@ -63,6 +63,10 @@ def export(run: Run) -> dict[str, Any]:
 
 
 def deploy(run: Run) -> dict[str, Any]:
+    if run.cluster.deploy == "helm":
+        from pipelines.release.deploy import deploy_on_cluster
+
+        return deploy_on_cluster(run, run.cluster.release)
     from pipelines.deploy import deploy_here
 
     return deploy_here(run)

@@ -18,6 +18,7 @@ from pipelines.cluster_config import GROUPS, ClusterConfig
 from pipelines.compile import write
 from pipelines.job.settings import JobConfig
 from pipelines.record import STEPS, start_run
+from pipelines.release.settings import DeployConfig
 from pipelines.summary import finish
 from tests.conftest import DISTRINEWS
 from trainer.config import RunConfig
@@ -71,9 +72,10 @@ def test_every_setting_is_in_the_form_typed_described_and_with_its_default(compi
 
 def test_the_form_s_own_defaults_are_a_job_as_it_is_by_default() -> None:
     shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
-    images = {"image": shown["run_trainer_image"], "claim": shown["run_claim"], "mount_path": form.WORKSPACE}
-    assert form.read_cluster(shown) == ClusterConfig(launch="job", job=JobConfig(**images))
-    assert form.read_cluster(shown | {"run_launch": "here"}) == ClusterConfig()
+    volume = {"claim": shown["run_claim"], "mount_path": form.WORKSPACE}
+    job, release = JobConfig(image=shown["run_trainer_image"], **volume), DeployConfig(**volume)
+    assert form.read_cluster(shown) == ClusterConfig(launch="job", deploy="helm", job=job, release=release)
+    assert form.read_cluster(shown | {"run_launch": "here", "run_deploy": "here"}) == ClusterConfig()
 
 
 def dags(compiled: dict[str, Any]) -> dict[str, Any]:

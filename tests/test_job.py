@@ -22,6 +22,7 @@ from pipelines.job.patches import apply_patch
 from pipelines.job.render import render, task_extras
 from pipelines.job.settings import JobConfig, Pace, PodExtras
 from pipelines.record import Run
+from pipelines.release.settings import DeployConfig
 from pipelines.shipped import shipped
 from pipelines.steps import run_step
 from tests.api_server import Object, Store, serving
@@ -387,3 +388,22 @@ def test_a_wrong_setting_of_the_job_is_told_by_the_first_step(
         form.start_from_form(shown | given)
     assert "processes = 3 contradicts gpus = 2" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_the_deploy_step_of_the_pipeline_is_a_release_where_the_form_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
+    given = {"run_workspace": str(tmp_path), "run_name": "first", "run_id": "", "deploy_values": "replicas: 3"}
+    folder = form.start_from_form(shown | given | {"run_launch": "here", "deploy_texts": 7.0})
+    asked: list[DeployConfig] = []
+
+    def deploy_on_cluster(_: Run, config: DeployConfig) -> dict[str, str]:
+        asked.append(config)
+        return {"revision": "2"}
+
+    monkeypatch.setattr("pipelines.release.deploy.deploy_on_cluster", deploy_on_cluster)
+    assert run_step("deploy", folder) == folder
+    expected = DeployConfig(mount_path=str(tmp_path), values="replicas: 3", texts=7)
+    assert asked == [expected]
+    assert Run(Path(folder)).facts["steps"]["deploy"]["outcome"] == {"revision": "2"}
