@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pipelines import form
+from pipelines.cluster_config import GROUPS as CLUSTER_GROUPS
 from pipelines.record import STEPS
 from trainer.config import GROUPS, RunConfig, own_fields
 from trainer.errors import UserError
@@ -19,6 +21,11 @@ def main(args: list[str] | None = None) -> None:
         "KFP_TOKEN or KFP_COOKIES where it asks who you are, KFP_CA_FILE where its certificate is your own.",
         {group: (settings, own_fields(group)) for group, settings in GROUPS.items()},
     )
+    for group in CLUSTER_GROUPS:
+        section = command.add_argument_group(group)
+        for entry in form.cluster_entries(group):
+            section.add_argument(f"--{entry.name.replace('_', '-')}", metavar=entry.field.rsplit("_", 1)[-1].upper(),
+                                 dest=entry.name, help=entry.help.replace("%", "%%"))  # fmt: skip
     there = command.add_argument_group("run")
     there.add_argument(
         "--config", metavar="FILE", type=Path, default=None, help="settings from a JSON or YAML file; flags win"
@@ -39,6 +46,7 @@ def main(args: list[str] | None = None) -> None:
     place = {name: flags.pop(name) for name in names}
     try:
         _check(place)
+        place["cluster"] = _cluster({name: flags.pop(name) for name in list(flags) if name in _CLUSTER_ENTRIES})
         config = build(RunConfig, {**(read_file(place["config"]) if place["config"] else {}), **flags})
     except UserError as error:
         command.exit(2, f"{_PROGRAM}: error: {error}\n")
@@ -46,6 +54,24 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(_submit(config, place))
     except UserError as error:
         command.exit(1, f"{_PROGRAM}: error: {error}\n")
+
+
+_CLUSTER_ENTRIES = {entry.name: entry for group in CLUSTER_GROUPS for entry in form.cluster_entries(group)}
+
+
+def _cluster(flags: dict[str, str]) -> dict[str, Any]:
+    """These fields of the form, as the form has them; UserError when the settings that they make are wrong."""
+    given: dict[str, Any] = {}
+    for name, text in flags.items():
+        kind = type(_CLUSTER_ENTRIES[name].default)
+        try:
+            given[name] = text.lower() in ("true", "yes", "1") if kind is bool else kind(text)
+        except ValueError:
+            expected = "a whole number" if kind is int else "a number"
+            raise UserError(f"--{name.replace('_', '-')} {text!r}: is not {expected}") from None
+    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
+    form.read_cluster(shown | given)
+    return given
 
 
 def _check(place: dict[str, Any]) -> None:
@@ -59,7 +85,6 @@ def _check(place: dict[str, Any]) -> None:
 
 def _submit(config: RunConfig, place: dict[str, Any]) -> int:
     from pipelines.endpoint import Access, Endpoint
-    from pipelines.form import fill
 
     given = {
         "run_name": place["name"],
@@ -68,15 +93,15 @@ def _submit(config: RunConfig, place: dict[str, Any]) -> int:
         "run_trainer_image": place["trainer_image"],
         "run_pipelines_image": place["pipelines_image"],
     }
-    form = fill(config) | {name: value for name, value in given.items() if value}
+    filled = form.fill(config) | place["cluster"] | {name: value for name, value in given.items() if value}
     endpoint = Endpoint(Access(), namespace=place["namespace"])
     ids = endpoint.upload()
     name = place["name"] or f"distrinews on {Path(config.data).name}"
     if place["schedule"]:
-        recurring = endpoint.schedule(ids, name, form, experiment=place["experiment"], cron=place["schedule"])
+        recurring = endpoint.schedule(ids, name, filled, experiment=place["experiment"], cron=place["schedule"])
         print(f"{_PROGRAM}: scheduled as {recurring}", flush=True)
         return 0
-    run_id = endpoint.run(ids, name, form, experiment=place["experiment"])
+    run_id = endpoint.run(ids, name, filled, experiment=place["experiment"])
     if place["no_follow"]:
         return 0
     try:

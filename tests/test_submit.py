@@ -118,13 +118,25 @@ def submitted(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_is_started_with_the_filled_form_and_its_link_is_printed(kubeflow: Kubeflow) -> None:
-    done = submitted("--data", "/workspace/my.csv", "--epochs", "2", "--name", "mine", "--claim", "ours", "--no-follow")
+    done = submitted(
+        "--data",
+        "/workspace/my.csv",
+        "--epochs",
+        "2",
+        "--name",
+        "mine",
+        "--claim",
+        "ours",
+        "--job-gpus",
+        "4",
+        "--no-follow",
+    )
     assert done.returncode == 0, done.stderr
     started = next(body for method, path, body in kubeflow.asked if (method, path) == ("POST", "/apis/v2beta1/runs"))
     assert started["pipeline_version_reference"] == {"pipeline_id": "p1", "pipeline_version_id": "v1"}
     given = started["runtime_config"]["parameters"]
     assert (given["input_data"], given["train_epochs"], given["run_name"]) == ("/workspace/my.csv", 2, "mine")
-    assert given["run_claim"] == "ours"
+    assert (given["run_claim"], given["job_gpus"]) == ("ours", 4)
     assert set(given) <= set(form.signature().parameters)
     assert f"http://127.0.0.1:{kubeflow.port}/#/runs/details/r1" in done.stdout
     assert TOKEN not in done.stdout + done.stderr
@@ -189,6 +201,8 @@ def test_a_schedule_starts_runs_that_name_themselves_one_at_a_time(
         (["--schedule", "0 3 * * *"], "--schedule '0 3 * * *': has not six fields"),
         (["--schedule", "0 0 3 * * *", "--name", "a"], "--name a contradicts --schedule"),
         (["--from", "train"], "--from train: say with --name in which run"),
+        (["--job-nodes", "two"], "--job-nodes 'two': is not a whole number"),
+        (["--job-gpus", "2", "--job-processes", "2"], "processes = 2 contradicts gpus = 2"),
         (["--epochs", "0"], "--epochs '0': input should be greater than or equal to 1"),
     ],
 )
