@@ -33,6 +33,7 @@ def run_pipeline(config: RunConfig, folder: Path, *, from_step: str) -> tuple[bo
         "run_name": folder.name,
         "run_from_step": from_step,
         "run_launch": "here",
+        "run_deploy": "here",
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
