@@ -48,15 +48,16 @@ class Scheduler:
     """Jobs that wait, at most so many texts and tokens, and the batches that workers take of them.
 
     A worker that is free takes what is there and never waits for more. A batch has a leader and those waiting texts whose
-    lengths are nearest to it, as far as its padded tokens stay within the budget. The leader is the text that has waited
+    lengths are nearest to it, as far as its padded tokens stay within the budget, and no more than its share of what waits. The leader is the text that has waited
     longest; one of several in a request gives way to single texts, but only until it was passed MAX_PASSES times.
     """
 
     def __init__(
-        self, *, max_texts: int, max_tokens: int, token_budget: int, on_drop: Callable[[Job, Dropped], None]
-    ) -> None:
+        self, *, max_texts: int, max_tokens: int, token_budget: int, on_drop: Callable[[Job, Dropped], None],
+        workers: int = 1,
+    ) -> None:  # fmt: skip
         self._max_texts, self._max_tokens, self._token_budget = max_texts, max_tokens, token_budget
-        self._on_drop = on_drop
+        self._on_drop, self._workers = on_drop, workers
         self._waiting: list[Job] = []
         self._texts = self._tokens = 0  # admitted and not taken yet
         self._tokens_per_second = _STARTING_TOKENS_PER_SECOND
@@ -132,10 +133,11 @@ class Scheduler:
     def _form_batch(self) -> list[Job]:
         leader = self._leader()
         batch, longest = [leader], len(leader)
+        share = math.ceil(len(self._waiting) / self._workers)  # more would wait here while another worker comes free
         if longest * 2 <= self._token_budget:
             for job in sorted(self._waiting, key=lambda job: abs(len(job) - len(leader))):
                 longest = max(longest, len(job))
-                if longest * (len(batch) + 1) > self._token_budget:
+                if len(batch) == share or longest * (len(batch) + 1) > self._token_budget:
                     break
                 if job is not leader:
                     batch.append(job)

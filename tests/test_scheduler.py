@@ -19,13 +19,16 @@ def job(length: int, *, bulk: bool = False, seconds: float = 60) -> Job:
 class Harness:
     """A scheduler that admits what is put, and what it dropped."""
 
-    def __init__(self, *, token_budget: int = 1000, max_texts: int = 10_000, max_tokens: int = 10**7) -> None:
+    def __init__(
+        self, *, token_budget: int = 1000, max_texts: int = 10_000, max_tokens: int = 10**7, workers: int = 1
+    ) -> None:
         self.dropped: list[tuple[Job, Dropped]] = []
         self.scheduler = Scheduler(
             max_texts=max_texts,
             max_tokens=max_tokens,
             token_budget=token_budget,
             on_drop=lambda dead, why: self.dropped.append((dead, why)),
+            workers=workers,
         )
 
     def put(self, *jobs: Job) -> None:
@@ -47,6 +50,12 @@ def test_a_batch_holds_the_waiting_texts_of_nearest_length_within_the_budget() -
     harness.put(short[0], long[0], short[1], long[1], short[2], short[3])
     assert harness.scheduler.take() == short
     assert [harness.scheduler.take() for _ in long] == [[one] for one in long], "two of 90 exceed 100 tokens"
+
+
+def test_a_worker_takes_no_more_than_its_share_so_that_none_waits_behind_it_while_another_comes_free() -> None:
+    harness = Harness(token_budget=1000, workers=2)
+    harness.put(*[job(20) for _ in range(5)])
+    assert [len(harness.scheduler.take()) for _ in range(3)] == [3, 1, 1]
 
 
 def test_padding_counts_towards_the_budget() -> None:
