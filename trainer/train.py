@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from trainer.alike import check_alike, environment
 from trainer.batches import Step, TrainingPlan, collate
 from trainer.checkpoint import epoch_name, load_weights
+from trainer.cls_only import train_first_position_only
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
@@ -48,6 +49,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     """Train, keep the best epoch, and write <output>/model; <output>/checkpoints is gone on from where there is one."""
     check_alike(config, dataset)
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
+    train_first_position_only(bare)
     unused = freeze_unused(bare)
     optimizer = make_optimizer(bare, config)
     made_with = {**config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size}
