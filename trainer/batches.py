@@ -92,9 +92,13 @@ class TrainingPlan:
 
 
 def own_rows(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, world_size: int) -> list[Rows]:
-    """Every row of a split once over all processes, none twice, in batches of like length; the share of one process."""
+    """Every row of a split once over all processes, none twice, in batches of like length; the share of one process.
+
+    All have the same number of batches, the last perhaps empty: a sharded model computes on all processes or on none.
+    """
     own = np.argsort(lengths, kind="stable")[rank::world_size]
-    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    most = -(-len(lengths) // world_size)
+    return [own[start : start + batch_size] for start in range(0, most, batch_size)]
 
 
 def collate(split: Split, rows: Rows, *, pad_token_id: int) -> Batch:

@@ -19,6 +19,7 @@ from torch import nn
 
 from trainer.flags import write_json
 from trainer.folders import sync, whole_folder
+from trainer.parallel import put_optimizer_state, put_weights
 from trainer.state import TrainingState
 
 MANIFEST = "manifest.json"
@@ -40,25 +41,24 @@ class Snapshot:
 
 def snapshot(
     state: TrainingState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, torch.Tensor],
+    optimizer_state: dict[str, Any],
     *,
     made_with: dict[str, Any],
     keep_best: int,
 ) -> Snapshot:
-    saved = optimizer.state_dict()
     return Snapshot(
         name=epoch_name(state.epoch) + (f"-step-{state.step:08}" if state.parts else ""),
         state=json.loads(json.dumps(asdict(state))),
         made_with=made_with,
         best=[epoch_name(epoch) for epoch in state.best_epochs(keep_best)],
-        model={name: _copied(tensor) for name, tensor in model.state_dict().items()},
+        model={name: _copied(tensor) for name, tensor in weights.items()},
         optimizer={
             f"{number}.{name}": _copied(tensor)
-            for number, entry in saved["state"].items()
+            for number, entry in optimizer_state["state"].items()
             for name, tensor in entry.items()
         },
-        param_groups=json.loads(json.dumps(saved["param_groups"])),
+        param_groups=json.loads(json.dumps(optimizer_state["param_groups"])),
     )
 
 
@@ -118,17 +118,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Put a checkpoint's weights and optimizer state into these, and say how far it is."""
-    load_weights(checkpoint, model)
+    put_weights(model, read_weights(checkpoint))
     saved, state = read_state(checkpoint), dict[int, dict[str, torch.Tensor]]()
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         number, _, name = key.partition(".")
         state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    put_optimizer_state(optimizer, {"state": state, "param_groups": saved["param_groups"]})
     return TrainingState(**saved["state"])
 
 
-def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = load_file(checkpoint / "model.safetensors")
+    return weights
 
 
 def remove_unfinished(folder: Path) -> None:

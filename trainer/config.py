@@ -30,8 +30,8 @@ S = TypeVar("S", bound=Settings)
 
 
 NOT_OF_THE_MODEL = {
-    "resume", "allow_changed_world", "checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_best", "log_steps", "timeout_minutes",
-    "hang_minutes",
+    "resume", "allow_changed_world", "checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_best", "log_steps", "profile_steps",
+    "timeout_minutes", "hang_minutes",
 }  # fmt: skip
 """Settings of training whatever they are, the model is the same: another start may change them."""
 
@@ -120,6 +120,15 @@ class TrainConfig(ModelConfig):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the forward pass: bf16 where the processor computes in it (auto), or as said. Weights stay fp32."""
 
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """What processes share: gradients (ddp), or weights and optimizer too, for encoders that do not fit: over all processes (fsdp), or over those of a machine, with a copy on each machine (hsdp)."""
+
+    shard_ranks: int | None = Field(default=None, ge=1)
+    """With hsdp, processes over which one copy of weights is spread. By default those of a machine."""
+
+    gradient_compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
+    """With ddp, how gradients are made smaller for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. What PowerSGD learned of the gradients starts anew when training is resumed."""
+
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation accuracy after which training ends. By default it never ends early."""
 
@@ -144,6 +153,9 @@ class TrainConfig(ModelConfig):
     log_steps: int = Field(default=10, ge=1)
     """Optimizer steps from one line of the training log to the next."""
 
+    profile_steps: int = Field(default=0, ge=0, le=1000)
+    """Optimizer steps, after the first three, of which each process writes a trace for Perfetto and TensorBoard and a summary by phase into logs/profile."""
+
     timeout_minutes: float = Field(default=10, gt=0)
     """Minutes after which a process that waits for another gives up."""
 
@@ -159,6 +171,14 @@ class TrainConfig(ModelConfig):
             raise ValueError(
                 f"early_stopping_patience = {self.early_stopping_patience} contradicts epochs = {self.epochs}: "
                 "it could never end training; make it smaller or leave it out"
+            )
+        if self.shard_ranks is not None and self.strategy != "hsdp":
+            raise ValueError(
+                f"shard_ranks has no meaning with strategy = {self.strategy!r}: leave it out, or take hsdp"
+            )
+        if self.gradient_compression != "none" and self.strategy != "ddp":
+            raise ValueError(
+                f"gradient_compression has no meaning with strategy = {self.strategy!r}: leave it out, or take ddp"
             )
         return self
 

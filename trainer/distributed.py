@@ -15,6 +15,8 @@ class Process:
     rank: int
     world_size: int
     device: torch.device
+    local_world_size: int = 1
+    """Processes of the group on this machine."""
 
     @property
     def is_main(self) -> bool:
@@ -36,7 +38,8 @@ def process_group(*, timeout_minutes: float) -> Iterator[Process]:
         alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
         dist.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
     try:
-        yield Process(dist.get_rank(), dist.get_world_size(), device)
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        yield Process(dist.get_rank(), dist.get_world_size(), device, local_world_size)
     finally:
         dist.destroy_process_group()
 

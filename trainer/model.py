@@ -56,9 +56,11 @@ def freeze_unused(model: PreTrainedModel) -> list[str]:
     return unused
 
 
-def save_model(model: PreTrainedModel, dataset: Dataset, folder: Path) -> None:
-    """What `transformers` loads: weights as safetensors, configuration with class names, tokenizer."""
-    model.save_pretrained(folder)
+def save_model(
+    model: PreTrainedModel, dataset: Dataset, folder: Path, *, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """What `transformers` loads: these weights, or else the model's, as safetensors, configuration with class names, tokenizer."""
+    model.save_pretrained(folder, state_dict=weights)
     shutil.copytree(dataset.tokenizer_folder, folder, dirs_exist_ok=True)
 
 

@@ -14,6 +14,7 @@ from trainer.config import TrainConfig
 from trainer.distributed import Process
 from trainer.errors import UserError
 from trainer.optimization import Meter
+from trainer.parallel import whole, whole_optimizer_state
 from trainer.preemption import Preempted, Preemption
 from trainer.progress import say
 from trainer.state import TrainingState
@@ -67,11 +68,13 @@ class Checkpoints:
         """Take a snapshot and begin to write it; all processes call this, at the same step."""
         state.meter = meter.shares() if state.parts else []
         self._saved_at = time.monotonic()
+        weights = whole(model.state_dict(), keep=self._process.is_main)
+        moments = whole_optimizer_state(optimizer, keep=self._process.is_main)
         if not self._process.is_main:
             return
         self.wait()
         waited = time.monotonic() - self._saved_at
-        taken = snapshot(state, model, optimizer, made_with=self._made_with, keep_best=self._config.keep_best)
+        taken = snapshot(state, weights, moments, made_with=self._made_with, keep_best=self._config.keep_best)
         copied = time.monotonic() - self._saved_at - waited
         self._writing = self._thread.submit(self._write, taken, state.step, copied=copied, waited=waited)
 

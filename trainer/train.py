@@ -3,19 +3,18 @@
 torchrun --nproc-per-node 2 -m trainer.train --dataset runs/x/dataset --output runs/x --epochs 3
 """
 
-from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from trainer.alike import check_alike, environment
 from trainer.batches import Step, TrainingPlan, collate
-from trainer.checkpoint import epoch_name, load_weights
+from trainer.checkpoint import epoch_name, read_weights
 from trainer.cls_only import train_first_position_only
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
@@ -26,6 +25,8 @@ from trainer.guard import Guard, skip_unless_finite
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
+from trainer.parallel import exchange, parallelize, whole_tensor
+from trainer.phases import Phases
 from trainer.predict import Score, predict, score
 from trainer.progress import Progress, say
 from trainer.resuming import resume
@@ -48,18 +49,15 @@ class TrainArguments(TrainConfig):
 def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainingState:
     """Train, keep the best epoch, and write <output>/model; <output>/checkpoints is gone on from where there is one."""
     check_alike(config, dataset)
-    bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
-    train_first_position_only(bare)
-    unused = freeze_unused(bare)
-    optimizer = make_optimizer(bare, config)
+    bare, model, optimizer, unused = prepare(config, dataset, process)
     made_with = {**config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size}
     state = resume(output, bare, optimizer, config=config, made_with=made_with, process=process)
-    model = DistributedDataParallel(bare, gradient_as_bucket_view=True)
     plan = TrainingPlan(
         dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=config.accumulation_steps,
         rank=process.rank, world_size=process.world_size, seed=config.seed,
     )  # fmt: skip
     precision = introduce(config, dataset, model, process, plan, unused)
+    phases = Phases(config.profile_steps, folder=output / "logs" / "profile", rank=process.rank, device=process.device)
     meter = Meter(process.device)
     meter.take(state.meter)
     total_steps = config.epochs * len(dataset.train) / plan.step_rows
@@ -83,8 +81,9 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                 for step in steps:
                     learning_rate = schedule(state.samples / plan.step_rows, total_steps, config)
                     seed_step(config.seed, step=state.step, rank=process.rank)
-                    train_step(model, step, dataset, process, precision, meter)
-                    norm = update(model, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
+                    train_step(model, step, dataset, process, precision, meter, phases)
+                    with phases("optimizer"):
+                        norm = update(bare, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
                     state.count(step.global_rows)
                     guard.note(step, norm)
                     watchdog.beat(f"the step after {state.step:,}")
@@ -96,6 +95,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                         log.write("train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen)
                         bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
                     checkpoints.after_step(state, bare, optimizer, meter)
+                    phases.step()
             validation = validate(bare, dataset, process, watchdog)
             state.finish_epoch(validation, patience=config.early_stopping_patience)
             log.write("validation", step=state.step, **state.validation[-1])
@@ -116,21 +116,42 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     return state
 
 
+def prepare(
+    config: TrainConfig, dataset: Dataset, process: Process
+) -> tuple[PreTrainedModel, nn.Module, torch.optim.Optimizer, list[str]]:
+    """The model, the same as all processes train it, its optimizer, and names of parameters that the classes do not depend on."""
+    bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
+    train_first_position_only(bare)
+    unused = freeze_unused(bare)
+    return bare, parallelize(bare, config, process), make_optimizer(bare, config), unused
+
+
 def train_step(
-    model: DistributedDataParallel, step: Step, dataset: Dataset, process: Process, precision: torch.dtype, meter: Meter
+    model: nn.Module,
+    step: Step,
+    dataset: Dataset,
+    process: Process,
+    precision: torch.dtype,
+    meter: Meter,
+    phases: Phases | None = None,
 ) -> None:
     """Forward and backward passes of one optimizer step; gradients are those of the mean loss over the rows of all processes."""
+    phase = phases or Phases()
     for number, rows in enumerate(step.micro_batches, start=1):
-        batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id).to(process.device)
-        with ExitStack() as stack:
-            stack.enter_context(nullcontext() if number == len(step.micro_batches) else model.no_sync())
-            with torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        with phase("load"):
+            batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id).to(process.device)
+        with exchange(model, last=number == len(step.micro_batches)):
+            with (
+                phase("forward"),
+                torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
+            ):
                 logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
-            # DDP takes the mean over processes of gradients; the true count of rows turns it into the mean over rows.
+            # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             mean = loss_sum * process.world_size / step.global_rows
-            # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
-            (mean * (1 + 0 * loss_sum.detach())).backward()
+            with phase("backward"):
+                # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
+                (mean * (1 + 0 * loss_sum.detach())).backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
 
 
@@ -147,10 +168,10 @@ def write_model(
     model: PreTrainedModel, dataset: Dataset, output: Path, *, made_with: dict[str, Any], state: TrainingState
 ) -> None:
     """The model folder with the weights of the best epoch, and train_config.json, which says how it was trained."""
-    load_weights(output / "checkpoints" / epoch_name(state.best_epoch), model)
+    weights = read_weights(output / "checkpoints" / epoch_name(state.best_epoch))
     how = {"settings": made_with, "best_epoch": state.best_epoch, "epochs": state.validation}
     with whole_folder(output / "model") as target:
-        save_model(model, dataset, target)
+        save_model(model, dataset, target, weights=weights)
         write_json(target / "train_config.json", how)
 
 
@@ -158,7 +179,7 @@ def update(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, learning_rate: float, max_grad_norm: float
 ) -> torch.Tensor:
     """Clip the gradients, step unless they are not finite, and forget them; returns their norm."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    norm = whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     skip_unless_finite(optimizer, norm)

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, DistilBertConfig, P
 
 from trainer.batches import Step, TrainingPlan
 from trainer.bench.settings import StepConfig
+from trainer.cls_only import train_first_position_only
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group
@@ -108,6 +109,7 @@ def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Tra
         model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed
     )
     bare = _build(arguments, dataset, process.device)
+    train_first_position_only(bare)
     freeze_unused(bare)
     precision, _ = choose_precision(config.precision, process.device)
     model = DistributedDataParallel(bare, gradient_as_bucket_view=True)

@@ -1,0 +1,58 @@
+"""The profile of a training run: a trace that viewers open, and where the time went."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.config import TrainConfig
+from trainer.dataset import Dataset
+from trainer.distributed import Process
+from trainer.phases import Phases
+from trainer.train import train
+
+CPU = torch.device("cpu")
+
+
+def test_a_run_profiled_has_a_trace_of_its_phases_and_a_summary(
+    dataset: Dataset, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig(epochs=1, batch_size=32, precision="fp32", accumulation_steps=2, profile_steps=2)
+    train(config, dataset, tmp_path, process)
+    (trace,) = (tmp_path / "logs" / "profile").glob("rank0.*.pt.trace.json")
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    spans = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert {name: spans.count(name) for name in ("load", "forward", "backward", "optimizer")} == {
+        "load": 4, "forward": 4, "backward": 4, "optimizer": 2,
+    }  # fmt: skip
+    summary = json.loads((tmp_path / "logs" / "profile" / "phases-rank0.json").read_text(encoding="utf-8"))
+    assert sum(summary["phases"].values()) == pytest.approx(1)
+    assert summary["steps"] == 2
+    assert 0 < summary["outside"] < 1
+    assert "train: 2 steps of" in capsys.readouterr().out
+
+
+def test_what_is_outside_the_computing_phases_is_told_apart(tmp_path: Path) -> None:
+    phases = Phases(2, folder=tmp_path, rank=0, device=CPU, trace=False)
+    for _ in range(6):
+        with phases("load"):
+            time.sleep(0.01)
+        with phases("forward"):
+            time.sleep(0.02)
+        time.sleep(0.01)
+        phases.step()
+    summary = json.loads((tmp_path / "phases-rank0.json").read_text(encoding="utf-8"))
+    assert summary["step_ms"] == pytest.approx(40, rel=0.3)
+    assert summary["outside"] == pytest.approx(0.5, abs=0.15)
+    assert summary["phases"]["rest"] == pytest.approx(0.25, abs=0.15)
+
+
+def test_without_steps_to_profile_nothing_is_written(tmp_path: Path) -> None:
+    phases = Phases(0, folder=tmp_path / "profile", rank=0, device=CPU)
+    for _ in range(6):
+        with phases("forward"):
+            pass
+        phases.step()
+    assert not (tmp_path / "profile").exists()

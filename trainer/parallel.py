@@ -1,0 +1,129 @@
+"""How processes train one model: replicated (ddp), sharded (fsdp), or sharded in a machine and replicated over machines (hsdp)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from trainer.config import TrainConfig
+from trainer.distributed import Process
+from trainer.errors import UserError
+
+_POWER_SGD_RANK, _POWER_SGD_START = (
+    4,
+    100,
+)  # of its matrices; the step it starts at, as the first gradients compress badly
+
+
+def parallelize(model: PreTrainedModel, config: TrainConfig, process: Process) -> nn.Module:
+    """The model as the processes train it together, with the same outputs; a sharded one is the model itself, changed."""
+    check(config, process, backend=dist.get_backend())
+    if config.strategy == "ddp":
+        return _replicate(model, config)
+    mesh = _mesh(config, process)
+    for layers in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)  # gathered and freed one at a time
+    return cast("nn.Module", fully_shard(model, mesh=mesh))
+
+
+def check(config: TrainConfig, process: Process, *, backend: str) -> None:
+    """UserError for what these processes cannot do together."""
+    if config.gradient_compression == "bf16" and backend != "nccl":
+        raise UserError(
+            f"--gradient-compression bf16: {backend} does not add bf16 over processes, NCCL does; choose fp16, powersgd or none"
+        )
+    if config.shard_ranks is not None and process.world_size % config.shard_ranks:
+        raise UserError(f"--shard-ranks {config.shard_ranks}: does not divide the {process.world_size} processes")
+
+
+def _replicate(model: PreTrainedModel, config: TrainConfig) -> DistributedDataParallel:
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if config.gradient_compression == "powersgd":
+        state = powerSGD_hook.PowerSGDState(None, _POWER_SGD_RANK, _POWER_SGD_START)
+        replica.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    elif config.gradient_compression != "none":
+        hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+        replica.register_comm_hook(dist.group.WORLD, hooks[config.gradient_compression])
+    return replica
+
+
+def _mesh(config: TrainConfig, process: Process) -> DeviceMesh:
+    if config.strategy == "fsdp":
+        return init_device_mesh(process.device.type, (process.world_size,), mesh_dim_names=("shard",))
+    shard = config.shard_ranks or process.local_world_size
+    return init_device_mesh(
+        process.device.type, (process.world_size // shard, shard), mesh_dim_names=("replicate", "shard")
+    )
+
+
+@contextmanager
+def exchange(model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Around forward and backward: processes exchange gradients in the last pass of an optimizer step alone."""
+    if isinstance(model, DistributedDataParallel):
+        if last:
+            yield
+        else:
+            with model.no_sync():
+                yield
+        return
+    assert isinstance(model, FSDPModule)  # noqa: S101 - `parallelize` makes no other
+    model.set_requires_gradient_sync(last)
+    yield
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without shards, put together on all processes; itself where it has none."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensors: dict[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """The same without shards: each put together on all processes, one at a time, and kept where it is asked for."""
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = whole_tensor(tensor)
+        if keep:
+            found[name] = gathered
+    return found
+
+
+def whole_optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
+    """Its state_dict without shards; a collective call where there are some."""
+    state = optimizer.state_dict()
+    return {**state, "state": {number: whole(entry, keep=keep) for number, entry in state["state"].items()}}
+
+
+def put_weights(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    """Put whole tensors into a model, of which each process takes its shards."""
+    now = model.state_dict()
+    model.load_state_dict({name: _shard_like(tensor, now.get(name)) for name, tensor in saved.items()})
+
+
+def put_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put a whole state_dict into an optimizer, of which each process takes its shards."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {
+            name: _shard_like(tensor, parameters[number]) if tensor.ndim else tensor for name, tensor in entry.items()
+        }
+        for number, entry in saved["state"].items()
+    }
+    optimizer.load_state_dict({**saved, "state": state})
+
+
+def _shard_like(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+    if not isinstance(like, DTensor):
+        return tensor
+    placed = tensor.to(like.device)
+    return distribute_tensor(
+        placed, like.device_mesh, like.placements, src_data_rank=None
+    )  # every process has the file
