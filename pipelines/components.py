@@ -109,4 +109,4 @@ def finish(
     from pipelines.summary import finish as write_summary
 
     folder = run_folder(run_workspace, run_name, run_id)
-    write_summary(folder, state=status.state, message=status.error_message, shown=Path(summary.path))
+    write_summary(folder, run_id=run_id, state=status.state, message=status.error_message, shown=Path(summary.path))

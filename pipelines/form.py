@@ -130,7 +130,8 @@ def start_from_form(form: Mapping[str, Any]) -> str:
     try:
         folder = run_folder(form["run_workspace"], form["run_name"], form["run_id"])
         config, cluster = read(form), read_cluster(form)
-        return str(start_run(config, folder, from_step=form["run_from_step"], cluster=cluster).folder)
+        run = start_run(config, folder, from_step=form["run_from_step"], cluster=cluster, run_id=form["run_id"])
+        return str(run.folder)
     except UserError as error:
         fail("settings", error)
 

@@ -64,7 +64,9 @@ class Run:
         write_json(self.folder / "run.json", facts)
 
 
-def start_run(config: RunConfig, folder: Path, *, from_step: str = "", cluster: ClusterConfig | None = None) -> Run:
+def start_run(
+    config: RunConfig, folder: Path, *, from_step: str = "", cluster: ClusterConfig | None = None, run_id: str = ""
+) -> Run:
     """Make the folder of a new run, or go on in that of an earlier one; UserError when the steps before `from_step` do not fit."""
     if not _NAME.fullmatch(folder.name):
         raise UserError(
@@ -89,6 +91,7 @@ def start_run(config: RunConfig, folder: Path, *, from_step: str = "", cluster: 
         "name": folder.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": from_step,
+        "run_id": run_id,
         "settings": config.model_dump(mode="json"),
         "cluster": (cluster or ClusterConfig()).model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},

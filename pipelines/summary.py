@@ -12,10 +12,13 @@ _MARK = {"succeeded": "✓", "failed": "✗", "running": "stopped"}
 _LONGEST_VALUE = 200
 
 
-def finish(folder: Path, *, state: str, message: str | None, shown: Path) -> None:
-    """Write the summary of a run, whatever happened to it, to `shown` and into its folder; `state` is Kubeflow's word."""
+def finish(folder: Path, *, run_id: str, state: str, message: str | None, shown: Path) -> None:
+    """Write the summary of a run, whatever happened to it, to `shown` and into its folder; `state` is Kubeflow's word.
+
+    A start that was refused leaves the folder of an earlier run of its name as it was.
+    """
     run = Run(folder)
-    if not (folder / "run.json").is_file():
+    if not (folder / "run.json").is_file() or run.facts.get("run_id") != run_id:
         text = f"# {folder.name}: {state.lower()}\n\nThe run did not start; the log of the step settings says why.\n"
         shown.write_text(text, encoding="utf-8")
         return

@@ -37,3 +37,4 @@ def _rank(function: Callable[..., None], args: tuple[object, ...], rank: int, wo
     )  # fmt: skip
     torch.set_num_threads(1)
     function(*args)
+    os._exit(0)  # what Gloo's threads do while an interpreter ends may wait for a peer that has ended

@@ -161,10 +161,10 @@ def test_a_finished_run_leaves_a_summary_of_what_each_step_did(finished_run: Pat
 
 
 def test_the_summary_of_a_run_that_failed_says_where_and_why(tmp_path: Path) -> None:
-    run = start_run(RunConfig(epochs=7), tmp_path / "broken")
+    run = start_run(RunConfig(epochs=7), tmp_path / "broken", run_id="7")
     run.record("preprocess", status="succeeded", seconds=1.5)
     run.record("train", status="failed", seconds=2.5, error="no | room\nleft")
-    finish(run.folder, state="FAILED", message="exit 1", shown=tmp_path / "shown.md")
+    finish(run.folder, run_id="7", state="FAILED", message="exit 1", shown=tmp_path / "shown.md")
     text = (tmp_path / "shown.md").read_text(encoding="utf-8")
     assert text == (run.folder / "summary.md").read_text(encoding="utf-8")
     assert "**train failed**: no | room left" in text
@@ -173,6 +173,14 @@ def test_the_summary_of_a_run_that_failed_says_where_and_why(tmp_path: Path) -> 
 
 
 def test_a_run_that_did_not_start_has_a_summary_that_says_so(tmp_path: Path) -> None:
-    finish(tmp_path / "never", state="FAILED", message=None, shown=tmp_path / "shown.md")
+    finish(tmp_path / "never", run_id="1", state="FAILED", message=None, shown=tmp_path / "shown.md")
     assert "did not start" in (tmp_path / "shown.md").read_text(encoding="utf-8")
     assert not (tmp_path / "never").exists()
+
+
+def test_a_start_that_was_refused_leaves_the_summary_of_the_earlier_run(tmp_path: Path) -> None:
+    run = start_run(RunConfig(), tmp_path / "first", run_id="1")
+    finish(run.folder, run_id="1", state="SUCCEEDED", message=None, shown=tmp_path / "shown.md")
+    finish(run.folder, run_id="2", state="FAILED", message="no", shown=tmp_path / "shown.md")
+    assert "did not start" in (tmp_path / "shown.md").read_text(encoding="utf-8")
+    assert (run.folder / "summary.md").read_text(encoding="utf-8").startswith("# first: succeeded")
