@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import sys
+import tempfile
 import threading
 import time
 from typing import Self
@@ -48,6 +49,14 @@ class Watchdog:
             f"train: rank {self._rank} hangs: no progress for {self._minutes:g} minutes in {self._doing}; "
             "the stacks of its threads follow, then the job ends", file=sys.__stderr__, flush=True,
         )  # fmt: skip
-        faulthandler.dump_traceback(file=2, all_threads=True)
+        os.write(2, stacks())
         self._ended.wait(_OTHERS_SECONDS)
         os._exit(HUNG)
+
+
+def stacks() -> bytes:
+    """Of all threads; to be written at once, for other ranks write theirs into the same log."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return file.read()
