@@ -29,6 +29,12 @@ bench-data: venv ## measure the dataset format and the memory of preprocess
 bench-engines: venv ## measure what runs the model fastest, and its memory
 	$(BIN)/python -m tests.benchmarks.engines
 
+bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings (20 minutes)
+	$(BIN)/python -m tests.benchmarks.train
+
+bench-gpu: venv ## the same on a CUDA device
+	$(BIN)/python -m tests.benchmarks.train --device cuda
+
 bench-serve: venv ## measure our server beside the one that tutorials write (half an hour)
 	$(BIN)/python -m tests.benchmarks.serve
 
@@ -67,4 +73,4 @@ lock-images: ## renew what each image installs from images/constraints.txt
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test charts bench-kills bench-data bench-engines bench-serve bench-serve-more images test-images lock lock-images clean
+.PHONY: help venv run test charts bench-kills bench-data bench-engines bench-train bench-gpu bench-serve bench-serve-more images test-images lock lock-images clean

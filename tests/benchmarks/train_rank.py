@@ -1,0 +1,195 @@
+"""One process of a measurement of training: variants in turn, round after round, each on a model and an optimizer of its own.
+
+    OMP_NUM_THREADS=2 python -m tests.benchmarks.train_rank SPEC.json RESULT.json
+
+Variants of ours run the trainer's own functions; what a variant changes besides stands in `Variant`.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.benchmarks.reference_trainer import MAX_LENGTH, PaddedTexts, train_reference
+from trainer.batches import Rows, Step, TrainingPlan
+from trainer.cls_only import train_first_position_only
+from trainer.config import TrainConfig
+from trainer.dataset import Dataset
+from trainer.distributed import Process, process_group, seed_step
+from trainer.launch import worker
+from trainer.model import build_model, freeze_unused
+from trainer.optimization import Meter, choose_precision, make_optimizer
+from trainer.parallel import parallelize
+from trainer.train import train_step, update
+
+_WARM_UP_STEPS = 2
+_LEARNING_RATE = 5e-5
+
+
+class Variant(BaseModel):
+    name: str
+    reference: bool = False
+    """The whole loop of `reference_trainer`, instead of ours."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int = 32
+    grouped: bool = True
+    """Batches of like length; else in the order drawn, padded to the longest of each."""
+    fused: bool = True
+    first_position_only: bool = True
+    compiled: bool = False
+    token_budget: int | None = None
+    """Tokens a batch, with padding, instead of a number of rows."""
+    accumulation_steps: int = 1
+    settings: dict[str, Any] = {}
+    """Of TrainConfig."""
+    ddp: dict[str, Any] | None = None
+    """Arguments of DistributedDataParallel instead of ours."""
+
+
+class Spec(BaseModel):
+    dataset: Path
+    model: Path
+    variants: list[Variant]
+    rounds: int
+    steps: int
+    """Of a round, spread over all lengths."""
+
+
+def steps_of(variant: Variant, dataset: Dataset, process: Process, count: int) -> list[Step]:
+    """Steps at equal distances through a mega-batch of 50 in the order of their lengths, so that few stand for all."""
+    lengths = dataset.train.lengths
+    plan = TrainingPlan(
+        lengths, batch_size=variant.batch_size, accumulation_steps=variant.accumulation_steps, rank=process.rank,
+        world_size=process.world_size, seed=0,
+    )  # fmt: skip
+    in_order = sorted(plan.epoch(0), key=lambda step: int(lengths[step.rows].max()))
+    whole = [step for step in in_order if step.global_rows == plan.step_rows]
+    chosen = [whole[int((number + 0.5) * len(whole) / count)] for number in range(count)]
+    rows = np.concatenate([rows for step in chosen for rows in step.micro_batches])
+    if variant.token_budget:
+        chosen = [Step([part], part) for part in _by_budget(rows, lengths, variant.token_budget)]
+    elif not variant.grouped:
+        shuffled = np.random.default_rng(0).permutation(rows)
+        chosen = [Step([part], part) for part in np.split(shuffled, count)]
+    return chosen
+
+
+def _by_budget(rows: Rows, lengths: Any, budget: int) -> Iterator[Rows]:  # noqa: ANN401 - an array
+    in_order, start = rows[np.argsort(lengths[rows], kind="stable")], 0
+    for end in range(1, len(in_order) + 1):
+        if end == len(in_order) or (end + 1 - start) * lengths[in_order[end]] > budget:
+            yield in_order[start:end]
+            start = end
+
+
+class Runner:
+    """A variant with its model and optimizer, to be run again and again over the same rows."""
+
+    def __init__(self, variant: Variant, spec: Spec, dataset: Dataset, process: Process) -> None:
+        self.variant, self.dataset, self.process = variant, dataset, process
+        self.steps = steps_of(variant, dataset, process, spec.steps)
+        self.config = TrainConfig.model_validate(
+            {"model": str(spec.model), "precision": variant.precision, **variant.settings}
+        )
+        self.bare = build_model(self.config.model, dataset, seed=0, device=process.device)
+        self.losses: list[float] = []
+        if not variant.reference:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        if self.variant.first_position_only:
+            train_first_position_only(self.bare)
+        freeze_unused(self.bare)
+        if self.variant.compiled:
+            self.bare.compile(dynamic=True)
+        self.model: nn.Module = (
+            parallelize(self.bare, self.config, self.process)
+            if self.variant.ddp is None
+            else DistributedDataParallel(self.bare, **self.variant.ddp)
+        )
+        self.optimizer = (
+            make_optimizer(self.bare, self.config)
+            if self.variant.fused
+            else torch.optim.AdamW(self.bare.parameters(), lr=_LEARNING_RATE)
+        )
+        self.precision, _ = choose_precision(self.variant.precision, self.process.device)
+        self.meter = Meter(self.process.device)
+
+    def warm_up(self) -> None:
+        self._run(self.steps[-_WARM_UP_STEPS:])  # the longest: what is allocated for them serves the others
+
+    def round(self) -> dict[str, float]:
+        """Seconds, and of all processes together rows, tokens real and computed, and the mean loss."""
+        dist.barrier()
+        self._wait()
+        started = time.perf_counter()
+        loss = self._run(self.steps)
+        self._wait()
+        seconds = time.perf_counter() - started
+        parts = [rows for step in self.steps for rows in step.micro_batches]
+        lengths = self.dataset.train.lengths
+        rows = sum(len(part) for part in parts)
+        computed = rows * MAX_LENGTH if self.variant.reference else sum(len(p) * int(lengths[p].max()) for p in parts)
+        real = sum(int(lengths[part].sum()) for part in parts)
+        counts = torch.tensor([rows, real, computed], device=self.process.device)
+        dist.all_reduce(counts)
+        rows, real, computed = counts.tolist()
+        return {"seconds": seconds, "rows": rows, "tokens": real, "computed": computed, "loss": loss}
+
+    def _run(self, steps: list[Step]) -> float:
+        if self.variant.reference:
+            rows = np.concatenate([part for step in steps for part in step.micro_batches])
+            data = PaddedTexts(self.dataset.train, rows, pad_token_id=self.dataset.pad_token_id)
+            found = list(
+                train_reference(self.bare, data, batch_size=self.variant.batch_size, learning_rate=_LEARNING_RATE)
+            )
+            return sum(step.loss for step in found) / len(found)
+        self.meter.restart()
+        for number, step in enumerate(steps):
+            seed_step(0, step=number, rank=self.process.rank)
+            train_step(self.model, step, self.dataset, self.process, self.precision, self.meter)
+            rate = _LEARNING_RATE * (1 - number / len(steps))  # as the reference's falls
+            update(self.bare, self.optimizer, learning_rate=rate, max_grad_norm=1.0)
+        return self.meter.read()["loss"]
+
+    def _wait(self) -> None:
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def main() -> None:
+    spec = Spec.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    with process_group(timeout_minutes=10) as process:
+        dataset = Dataset(spec.dataset)
+        runners = [Runner(variant, spec, dataset, process) for variant in spec.variants]
+        found: dict[str, list[dict[str, float]]] = {runner.variant.name: [] for runner in runners}
+        for runner in runners:
+            started = time.perf_counter()
+            runner.warm_up()
+            if process.is_main:
+                print(f"  {runner.variant.name}: warm after {time.perf_counter() - started:.0f} s", flush=True)
+        for turn in range(spec.rounds):
+            for runner in runners:
+                one = runner.round()
+                found[runner.variant.name].append(one)
+                if process.is_main:
+                    print(
+                        f"  round {turn + 1}: {runner.variant.name}: {one['rows'] / one['seconds']:.1f} rows/s",
+                        flush=True,
+                    )
+        if process.is_main:
+            result = {"rounds": found, "threads": torch.get_num_threads(), "world_size": process.world_size}
+            Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    worker(main)

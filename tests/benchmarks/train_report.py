@@ -1,0 +1,90 @@
+"""What the measurements of training say: tables, and bars of samples a second."""
+
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.record import table
+from trainer.charts import element, note
+
+_WIDTH, _LEFT, _BAR, _GAP = 760, 300, 20, 10
+_STYLE = """
+svg { font: 13px system-ui, sans-serif; background: #fff; fill: #222 } rect { fill: #0b6bcb } rect.reference { fill: #b3541e }
+@media (prefers-color-scheme: dark) { svg { background: #15181c; fill: #ddd } rect { fill: #62a8f0 } rect.reference { fill: #e8935f } }
+"""
+_TITLES = {
+    "speed": "## Beside the reference\n\nThe same rows, the same threads; tokens computed are those of the batches with their padding.",
+    "ways": "## What each way brings\n\nOne process of two threads, bf16; each line of the first four adds one way to the line above it.",
+    "ranks": "## Ranks, bf16\n\nCompared by tokens, as lengths differ; 32 rows a rank, or 32 over both ranks.",
+    "ranks-fp32": "## Ranks, fp32",
+    "exchange": "## Exchange of gradients\n\nTwo ranks of a thread each over loopback, 16 rows a rank, bf16.",
+}
+
+
+def middle(rounds: list[dict[str, float]], fact: str) -> float:
+    """Median over the rounds of rows or tokens a second."""
+    return median(one[fact] / one["seconds"] for one in rounds)
+
+
+def _lines(part: dict[str, Any]) -> list[dict[str, object]]:
+    lines: list[dict[str, object]] = []
+    several = len(part["groups"]) > 1
+    base = 0.0
+    for label, group in part["groups"].items():
+        for name, rounds in group["rounds"].items():
+            speed = middle(rounds, "tokens")
+            base = base or speed
+            rates = [one["rows"] / one["seconds"] for one in rounds]
+            lines.append(
+                {
+                    "Variant": f"{label}: {name}" if several else name,
+                    "Samples/s": f"{middle(rounds, 'rows'):.1f}",
+                    "Lowest to highest": f"{min(rates):.1f} to {max(rates):.1f}",
+                    "Tokens/s": f"{speed:,.0f}",
+                    "Against the first": f"{speed / base:.2f} ×",
+                    "Tokens computed for each": f"{median(one['computed'] / one['tokens'] for one in rounds):.3f}",
+                    "Loss, last round": f"{rounds[-1]['loss']:.4f}",
+                }
+            )
+    return lines
+
+
+def report(found: dict[str, Any]) -> list[str]:
+    """Parts of a Markdown file, those that were measured."""
+    told = []
+    for name, title in _TITLES.items():
+        if name in found:
+            rounds = len(next(iter(next(iter(found[name]["groups"].values()))["rounds"].values())))
+            told += [
+                title,
+                table(_lines(found[name])),
+                f"Each figure is the median of {rounds} rounds in turn. {found[name]['load']}",
+            ]
+    return told
+
+
+def bars(found: dict[str, Any]) -> str:
+    """Samples a second of the variants of parts `speed` and `ways`, as an SVG file."""
+    lines = [
+        (name, middle(rounds, "rows"))
+        for part in ("speed", "ways")
+        for group in found.get(part, {"groups": {}})["groups"].values()
+        for name, rounds in group["rounds"].items()
+    ]
+    scale = (_WIDTH - _LEFT - 70) / max((speed for _, speed in lines), default=1)
+    drawn = [element("style", _STYLE)]
+    for place, (name, speed) in enumerate(lines):
+        y = _GAP + place * (_BAR + _GAP)
+        kind = "reference" if name == "the reference" else "ours"
+        drawn += [
+            note(_LEFT - 8, y + 15, name, "end"),
+            element("rect", x=_LEFT, y=y, width=speed * scale, height=_BAR, class_=kind),
+            note(_LEFT + speed * scale + 6, y + 15, f"{speed:.1f}", "start"),
+        ]
+    height = 2 * _GAP + len(lines) * (_BAR + _GAP)
+    size = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "viewBox": f"0 0 {_WIDTH} {height}",
+        "width": _WIDTH,
+        "height": height,
+    }
+    return str(element("svg", *drawn, **size, role="img", aria_label="Samples a second by variant")) + "\n"
