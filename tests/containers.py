@@ -203,5 +203,5 @@ def test_a_component_of_the_pipeline_starts_in_the_trainer_image() -> None:
 def test_the_pipelines_image_has_helm_the_manifests_and_our_commands() -> None:
     image = f"distrinews-pipelines:{VERSION}"
     assert podman(image, "helm", "version", "--short").startswith("v")
-    podman(image, "distrinews", "job", "lint", "/opt/distrinews/pipelines/manifests/base/pytorchjob.yaml")
+    podman(image, "distrinews", "job", "lint", "/opt/distrinews/share/distrinews/manifests/base/pytorchjob.yaml")
     podman(image, "distrinews", "compile", "/tmp/pipeline.yaml")  # noqa: S108 - in the container
