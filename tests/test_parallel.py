@@ -128,11 +128,8 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
         assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
-def test_saved_shards_are_whole_and_a_fresh_model_goes_on_from_them_bit_for_bit(
-    dataset_folder: Path, strategy: str
-) -> None:
-    in_ranks(save_and_go_on, TrainConfig.model_validate({"strategy": strategy}), dataset_folder, world_size=2)
+def test_saved_shards_are_whole_and_a_fresh_model_goes_on_from_them_bit_for_bit(dataset_folder: Path) -> None:
+    in_ranks(save_and_go_on, TrainConfig(strategy="fsdp"), dataset_folder, world_size=2)
 
 
 @pytest.mark.parametrize("compression", ["fp16", "powersgd"])
