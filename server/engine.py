@@ -13,7 +13,7 @@ from server.settings import EngineName
 
 _NEWS_LENGTH = 64  # tokens: a text with its title
 _CALIBRATION_LENGTH = 32  # as telling, in half of the time
-_CALIBRATION_ROWS = (1, 4)  # 8 give 5 % more texts a second, and make each wait a third longer
+_CALIBRATION_ROWS = (1, 4)  # more together gave hardly more texts a second, and made each of them wait longer
 _CALIBRATION_RUNS = 2  # of which the quicker counts: something else may disturb one
 _CALIBRATION_ROWS_GPU = (1, 8, 32, 64)
 _WORTHWHILE = 1.1  # times the speed of single texts, or a batch only makes each of them wait for the others
