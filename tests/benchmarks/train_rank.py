@@ -158,8 +158,18 @@ class Runner:
             seed_step(0, step=number, rank=self.process.rank)
             train_step(self.model, step, self.dataset, self.process, self.precision, self.meter)
             rate = _LEARNING_RATE * (1 - number / len(steps))  # as the reference's falls
-            update(self.bare, self.optimizer, learning_rate=rate, max_grad_norm=1.0)
+            self._update(rate)
         return self.meter.read()["loss"]
+
+    def _update(self, learning_rate: float) -> None:
+        if self.variant.fused:
+            update(self.bare, self.optimizer, learning_rate=learning_rate, max_grad_norm=1.0)
+            return
+        nn.utils.clip_grad_norm_(self.bare.parameters(), 1.0)  # only a fused optimizer skips what is not finite by itself
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _wait(self) -> None:
         if self.process.device.type == "cuda":
