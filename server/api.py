@@ -154,19 +154,28 @@ async def _unless_left(
 ) -> Answered | None:
     """The answers; None when the client hangs up before, and then nothing more is computed for it."""
     note(texts=texts)
-    work = asyncio.ensure_future(classifier.classify(texts, timeout_seconds=timeout_seconds))
+    asking, waiting = asyncio.current_task(), True
+
+    def stop_waiting(left: "asyncio.Task[None]") -> None:
+        if asking and waiting and not left.cancelled():
+            asking.cancel()
+
     left = asyncio.ensure_future(_hung_up(request))
+    left.add_done_callback(stop_waiting)
     try:
-        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-        answered = await work if work.done() else None
-        note(answered=answered)
-        return answered  # noqa: TRY300
+        answered = await classifier.classify(texts, timeout_seconds=timeout_seconds)
     except QueueFullError:
         note(rejected="queue_full")
         raise
+    except asyncio.CancelledError:
+        if asking and left.done() and not asking.uncancel():
+            return None
+        raise
     finally:
-        work.cancel()
+        waiting = False
         left.cancel()
+    note(answered=answered)
+    return answered
 
 
 async def _hung_up(request: Request) -> None:

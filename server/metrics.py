@@ -1,6 +1,7 @@
 """What Prometheus is told: every name with its meaning and labels, and where the numbers come from."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import get_args
 
 from prometheus_client import (
@@ -85,10 +86,10 @@ class Metrics(Observer):
 
     def answered(self, record: Record) -> None:
         """A request is over."""
-        self._counters["http_requests_total"].labels(record.route, record.status).inc()
-        self._histograms["http_request_duration_seconds"].labels(record.route).observe(record.seconds)
+        self._counted("http_requests_total", record.route, record.status).inc()
+        self._observed("http_request_duration_seconds", record.route).observe(record.seconds)
         if record.rejected:
-            self._counters["rejected_requests_total"].labels(record.rejected).inc()
+            self._counted("rejected_requests_total", record.rejected).inc()
 
     def tokenized(self, seconds: float) -> None:
         self._histograms["tokenize_duration_seconds"].observe(seconds)
@@ -101,18 +102,27 @@ class Metrics(Observer):
         self._histograms["inference_duration_seconds"].observe(seconds)
         self._histograms["batch_texts"].observe(len(batch))
         self._histograms["batch_padding_ratio"].observe(1 - tokens / padded)
-        self._counters["tokens_total"].labels("text").inc(tokens)
+        self._counted("tokens_total", "text").inc(tokens)
         if padded > tokens:
-            self._counters["tokens_total"].labels("padding").inc(padded - tokens)
+            self._counted("tokens_total", "padding").inc(padded - tokens)
 
     def predicted(self, prediction: Prediction) -> None:
-        self._counters["predictions_total"].labels(prediction.label).inc()
+        self._counted("predictions_total", prediction.label).inc()
         self._histograms["prediction_confidence"].observe(prediction.confidence)
         if prediction.truncated:
             self._counters["truncated_texts_total"].inc()
 
     def dropped(self, why: Dropped) -> None:
-        self._counters["dropped_texts_total"].labels(_DROPPED[why]).inc()
+        self._counted("dropped_texts_total", _DROPPED[why]).inc()
+
+    # The library's own way from labels to a series makes strings and takes a lock.
+    @cache  # noqa: B019 - there is one of this class, and it lives as long as the server
+    def _counted(self, name: str, *labels: object) -> Counter:
+        return self._counters[name].labels(*labels)
+
+    @cache  # noqa: B019 - as above
+    def _observed(self, name: str, *labels: object) -> Histogram:
+        return self._histograms[name].labels(*labels)
 
     def _look_up(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings, *, version: str) -> None:
         gauges = {

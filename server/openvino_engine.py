@@ -43,10 +43,13 @@ class OpenVinoEngine:
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         request = self._request()
-        length = input_ids.shape[1]
-        padding = ((0, 0), (0, min(-length % _LENGTH_STEP, self._max_length - length)))
-        # infer waits without the GIL.
-        request.infer({"input_ids": np.pad(input_ids, padding), "attention_mask": np.pad(attention_mask, padding)})
+        rows, length = input_ids.shape
+        padded = np.zeros((2, rows, min(length + -length % _LENGTH_STEP, self._max_length)), dtype=np.int64)
+        padded[0, :, :length], padded[1, :, :length] = input_ids, attention_mask
+        for name, array in zip(("input_ids", "attention_mask"), padded, strict=True):
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        self._own.inputs = padded  # the request reads this memory until it is given other
+        request.infer()  # waits without the GIL
         return np.array(request.get_output_tensor(0).data)  # a copy: the next call of this thread writes over it
 
     def _request(self) -> Any:  # noqa: ANN401 - the library publishes no types

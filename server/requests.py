@@ -1,5 +1,6 @@
 """What is done for every request: its id, and the note that is taken when it is over."""
 
+import random
 import re
 import time
 import uuid
@@ -86,7 +87,9 @@ def _begin(scope: Scope) -> Record:
     headers: dict[bytes, bytes] = dict(scope["headers"])
     given, trace = headers.get(b"x-request-id", b""), _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     return Record(
-        request_id=given.decode() if _SANE_ID.fullmatch(given) else str(uuid.uuid4()),
+        request_id=given.decode()
+        if _SANE_ID.fullmatch(given)
+        else str(uuid.UUID(int=random.getrandbits(128), version=4)),
         method=scope["method"],
         traceparent=trace[0].decode() if trace else None,
         trace_id=trace[1].decode() if trace else None,

@@ -165,7 +165,9 @@ class Runner:
         if self.variant.fused:
             update(self.bare, self.optimizer, learning_rate=learning_rate, max_grad_norm=1.0)
             return
-        nn.utils.clip_grad_norm_(self.bare.parameters(), 1.0)  # only a fused optimizer skips what is not finite by itself
+        nn.utils.clip_grad_norm_(
+            self.bare.parameters(), 1.0
+        )  # only a fused optimizer skips what is not finite by itself
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
