@@ -21,14 +21,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.engine import wanted_variants
 from server.manifest import Manifest, ModelFolderError
-from server.model_folder import read_model_json
+from server.model_folder import TORCH_FILES, names_to_serve
 from server.settings import Settings
 
 _PROGRAM = "python -m server.fetch"
 _HUB = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_NAME = re.compile(r"onnx/[\w-][\w.-]*")  # a file of that folder, never a way out of it
 _MODEL_JSON = "onnx/model.json"
-_MODEL = (".onnx", ".xml", ".bin")
 _CHUNK_BYTES = 8 << 20
 
 
@@ -48,9 +46,9 @@ class _Hub(BaseSettings):
 
 
 def fetch(uri: str, folder: Path, *, sha256: str | None, variants: Sequence[str]) -> int:
-    """Write <folder>/onnx, with the first of these variants; returns its bytes. What stands there is replaced.
+    """Bring the model in the first of these variants that it has; returns its bytes. The model that stands there is replaced.
 
-    Only files that the manifest lists are taken, and only as it lists them; `sha256` is that of the manifest.
+    Only what a server reads of it is taken, and only as the manifest lists it; `sha256` is that of the manifest.
     """
     store, staging = _store(uri), folder / ".fetching"
     shutil.rmtree(staging, ignore_errors=True)  # what an attempt before this one left
@@ -59,35 +57,30 @@ def fetch(uri: str, folder: Path, *, sha256: str | None, variants: Sequence[str]
         _download(store, "onnx/manifest.json", staging, uri)
         manifest = Manifest(staging)
         _compare(manifest, sha256, uri)
-        for name in _names(store, manifest, staging, uri, variants):
+        _download(store, _MODEL_JSON, staging, uri)
+        for name in names_to_serve(manifest, staging / _MODEL_JSON, variants, where=uri):
             _download(store, name, staging, uri)
             manifest.checked(name)
-        size = sum(file.stat().st_size for file in (staging / "onnx").iterdir())
-        shutil.rmtree(folder / "onnx", ignore_errors=True)
-        (staging / "onnx").rename(folder / "onnx")
+        size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+        _replace(folder, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return size
 
 
+def _replace(folder: Path, staging: Path) -> None:
+    """onnx/ goes first and comes last: without it, nothing in the folder counts."""
+    shutil.rmtree(folder / "onnx", ignore_errors=True)
+    for name in TORCH_FILES:
+        (folder / name).unlink(missing_ok=True)
+        if (staging / name).exists():
+            (staging / name).rename(folder / name)
+    (staging / "onnx").rename(folder / "onnx")
+
+
 def check(folder: Path, *, sha256: str | None) -> None:
     """ModelFolderError unless the folder has the manifest with this digest; its files are compared when they are loaded."""
     _compare(Manifest(folder), sha256, str(folder))
-
-
-def _names(store: ObjectStore, manifest: Manifest, staging: Path, uri: str, variants: Sequence[str]) -> list[str]:
-    """What a server reads besides model.json, which is fetched here: everything in onnx/ but other variants' models."""
-    _download(store, _MODEL_JSON, staging, uri)
-    model = read_model_json(manifest, staging / _MODEL_JSON)
-    served = next((name for name in variants if name in model.variants), None)
-    if served is None:
-        raise ModelFolderError(f"{uri} has no variant {' or '.join(variants)}, only {', '.join(model.variants)}")
-    others = {Path(variant.file).stem for name, variant in model.variants.items() if name != served}
-    return [
-        name
-        for name in manifest.names
-        if _NAME.fullmatch(name) and name != _MODEL_JSON and not (name.endswith(_MODEL) and Path(name).stem in others)
-    ]
 
 
 def _store(uri: str) -> ObjectStore:

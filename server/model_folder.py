@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from server.manifest import MEND, Manifest, ModelFolderError, refuse_pickles
 
-__all__ = ["ModelFolder", "ModelFolderError", "read_model_folder", "read_model_json"]
+__all__ = ["TORCH_FILES", "ModelFolder", "ModelFolderError", "names_to_serve", "read_model_folder"]
 
-_TORCH_FILES = ("model.safetensors", "config.json")  # of the variant torch: the trained model itself
+TORCH_FILES = ("model.safetensors", "config.json")  # of the variant torch: the trained model itself
 
 
 def _model_name(name: str) -> str:
@@ -55,20 +55,14 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
     onnx = _onnx_folder(folder)
     refuse_pickles(folder, onnx)
     manifest = Manifest(folder)
-    model = read_model_json(manifest, onnx / "model.json")
-    there = {*model.variants, *(["torch"] if manifest.has(*_TORCH_FILES) else [])}
-    name = next((name for name in variants if name in there), None)
-    if name is None and variants == ("torch",):
-        name = "torch"  # to say which of its files is missing
-    if name is None:
-        raise ModelFolderError(
-            f"{onnx / 'model.json'} has no variant {' or '.join(variants)}, only {', '.join(model.variants)}: choose with --engine"
-        )
+    model = _read_model_json(manifest, onnx / "model.json")
+    name = _first_variant(model, variants, torch=manifest.has(*TORCH_FILES), where=str(onnx / "model.json"))
+    files = [manifest.checked(file) for file in _files(model, name)]
     return ModelFolder(
         labels=tuple(model.labels),
         max_length=model.max_length,
         variant=name,
-        file=_checked_model(manifest, model.variants.get(name)),
+        file=files[0],
         tokenizer=_read_tokenizer(manifest, onnx / "tokenizer.json", max_length=model.max_length),
         temperature=model.temperature,
         sha256=manifest.sha256,
@@ -87,16 +81,34 @@ def _onnx_folder(folder: Path) -> Path:
     raise ModelFolderError(f"{folder} has no folder onnx: {meant}")
 
 
-def _checked_model(manifest: Manifest, variant: _Variant | None) -> Path:
-    if variant is None:
-        weights, _ = [manifest.checked(name) for name in _TORCH_FILES]
-        return weights
-    if variant.file.endswith(".xml"):  # OpenVINO takes the weights from beside it
-        manifest.checked(f"onnx/{variant.file.removesuffix('.xml')}.bin")
-    return manifest.checked(f"onnx/{variant.file}")
+def names_to_serve(manifest: Manifest, model_json: Path, variants: Sequence[str], *, where: str) -> list[str]:
+    """The files besides manifest and model.json that a server reads of a folder that may not be here yet, for the first of these variants that it has."""
+    model = _read_model_json(manifest, model_json)
+    listed = set(TORCH_FILES) <= set(manifest.names)
+    return ["onnx/tokenizer.json", *_files(model, _first_variant(model, variants, torch=listed, where=where))]
 
 
-def read_model_json(manifest: Manifest, file: Path) -> _ModelJson:
+def _first_variant(model: _ModelJson, variants: Sequence[str], *, torch: bool, where: str) -> str:
+    there = {*model.variants, *(["torch"] if torch else [])}
+    name = next((name for name in variants if name in there), None)
+    if name is None and tuple(variants) == ("torch",):
+        return "torch"  # to say which of its files is missing
+    if name is None:
+        raise ModelFolderError(
+            f"{where} has no variant {' or '.join(variants)}, only {', '.join(model.variants)}: choose with --engine"
+        )
+    return name
+
+
+def _files(model: _ModelJson, variant: str) -> tuple[str, ...]:
+    """The model in a variant, and what has to be beside it; by their names in the model folder."""
+    if variant == "torch" and variant not in model.variants:
+        return TORCH_FILES
+    file = f"onnx/{model.variants[variant].file}"
+    return (file, f"{file.removesuffix('.xml')}.bin") if file.endswith(".xml") else (file,)
+
+
+def _read_model_json(manifest: Manifest, file: Path) -> _ModelJson:
     """What stands in it, compared with the manifest; the file says only where it is."""
     try:
         model = _ModelJson.model_validate_json(manifest.read("onnx/model.json"))

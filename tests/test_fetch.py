@@ -16,9 +16,12 @@ from threading import Thread
 
 import pytest
 
-from server import fetch, smoke
+from server import engine, fetch, smoke
+from server.gpu import Gpu
 from server.model_folder import read_model_folder
+from server.settings import Settings
 from tests.test_server import serving, write_model_folder
+from trainer.manifest import write_manifest
 
 
 @dataclass
@@ -84,11 +87,46 @@ def test_a_fetched_folder_is_served(model: Path, tmp_path: Path) -> None:
 def test_only_the_variant_that_is_served_is_fetched(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for engine, file in (("onnx", "model_int8.onnx"), ("onnx-fp32", "model.onnx")):
-        monkeypatch.setenv("DISTRINEWS_ENGINE", engine)
-        fetch.main([model.as_uri(), "--to", str(tmp_path / engine)])
-        there = {path.name for path in (tmp_path / engine / "onnx").iterdir()}
+    for chosen, file in (("onnx", "model_int8.onnx"), ("onnx-fp32", "model.onnx")):
+        monkeypatch.setenv("DISTRINEWS_ENGINE", chosen)
+        fetch.main([model.as_uri(), "--to", str(tmp_path / chosen)])
+        there = {path.name for path in (tmp_path / chosen / "onnx").iterdir()}
         assert there == {"manifest.json", "model.json", "tokenizer.json", file}
+
+
+def test_the_trained_model_comes_along_for_pytorch_alone_and_goes_with_the_next_engine(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_bytes(b"of " + name.encode())
+    write_manifest(model)
+    files = {"onnx/manifest.json", "onnx/model.json", "onnx/tokenizer.json"}
+    monkeypatch.setattr(engine, "gpu", lambda: Gpu(usable=True))
+    monkeypatch.setattr(engine, "openvino_installed", lambda: False)
+    beside = {"config.json", "model.safetensors"}
+    for chosen, more in (("torch", beside), ("onnx", {"onnx/model_int8.onnx"}), ("auto", beside)):
+        monkeypatch.setenv("DISTRINEWS_ENGINE", chosen)
+        fetch.main([model.as_uri(), "--to", str(tmp_path / "to")])
+        there = {str(file.relative_to(tmp_path / "to")) for file in (tmp_path / "to").rglob("*") if file.is_file()}
+        assert there == files | more
+        read = read_model_folder(tmp_path / "to", engine.wanted_variants(Settings().engine))
+        assert read.variant == ("int8" if chosen == "onnx" else "torch")
+
+
+def test_weights_that_are_not_the_manifest_s_or_not_listed_are_refused_by_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTRINEWS_ENGINE", "torch")
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"others")
+    asked = [model.as_uri(), "--to", str(tmp_path / "to")]
+    assert "model.safetensors is not in onnx/manifest.json" in refusal(asked, capsys)
+    write_manifest(model)
+    (model / "model.safetensors").write_bytes(b"change")
+    assert "model.safetensors is not the file that was exported" in refusal(asked, capsys)
+    (model / "model.safetensors").unlink()
+    assert f"cannot fetch {model.as_uri()}/model.safetensors" in refusal(asked, capsys)
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_a_web_server_is_enough(model: Path, tmp_path: Path) -> None:
