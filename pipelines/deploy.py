@@ -1,6 +1,7 @@
 """deploy on this machine: start the server with the new model, ask it, and note it as the model now served."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.record import Run
+from server.settings import PREFIX
 from trainer.dataset import Dataset
 from trainer.errors import UserError
 from trainer.flags import write_json
@@ -21,6 +23,7 @@ from trainer.progress import say
 _TEXTS = 50
 _AGREEMENT = 0.9  # of the labels: int8 may take a close one for another
 _SECONDS = 60
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches a server on this machine
 
 
 class Questions(NamedTuple):
@@ -86,8 +89,10 @@ def served_now(run: Run) -> dict[str, Any]:
 @contextmanager
 def serving(model: Path) -> Iterator[str]:
     """A server of this model on a free port, while the block runs; gives its address."""
-    command = [sys.executable, "-m", "server.main", str(model), "--port", "0", "--drain-seconds", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    command = [sys.executable, "-m", "server.main", str(model), "--port", "0", "--metrics-port", "off", "--drain-seconds", "0"]  # fmt: skip
+    with subprocess.Popen(
+        command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         said = []
         try:
@@ -102,11 +107,20 @@ def serving(model: Path) -> Iterator[str]:
             process.wait(timeout=_SECONDS)
 
 
+def _environment() -> dict[str, str]:
+    """Of what the shell sets for servers, the engine alone counts: it gives the answers; keys, limits and ports are for callers of another."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(PREFIX) or name.upper() == f"{PREFIX}ENGINE"
+    }
+
+
 def ask(address: str, text: str) -> dict[str, Any]:
     """The answer of a server to one text."""
     request = urllib.request.Request(  # noqa: S310 - the address is that of our own server
         f"{address}/predict", data=json.dumps({"text": text}).encode(), headers={"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=_SECONDS) as response:  # noqa: S310
+    with _DIRECTLY.open(request, timeout=_SECONDS) as response:
         answer: dict[str, Any] = json.load(response)
     return answer

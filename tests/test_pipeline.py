@@ -62,9 +62,22 @@ def test_the_model_served_at_the_end_is_noted_for_the_next_gate(finished_run: Pa
     assert (served["run"], served["model"]) == ("first", str(finished_run / "model"))
 
 
-def test_the_server_answers_from_the_run_s_model(finished_run: Path) -> None:
+def test_the_server_that_deploy_asks_has_the_run_s_model_and_the_shell_s_engine_and_nothing_else_of_another_s_settings(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "DISTRINEWS_API_KEYS": f"me:{'0' * 64}",
+        "DISTRINEWS_RATE_LIMIT": "1/hour",
+        "DISTRINEWS_METRICS_PORT": "1",
+        "DISTRINEWS_ANYTHING": "of a later version",
+        "distrinews_host": "host.invalid",
+        "http_proxy": "http://127.0.0.1:9",
+        "DISTRINEWS_ENGINE": "onnx-fp32",
+    }.items():
+        monkeypatch.setenv(name, value)
     with serving(finished_run / "model") as address:
-        assert httpx.get(f"{address}/health").json()["status"] == "healthy"
+        health = httpx.get(f"{address}/health", trust_env=False).json()
+        assert (health["status"], health["variant"]) == ("healthy", "fp32")
         answer = ask(address, "The striker scored twice and the coach praised the defence after the final.")
     assert answer["label"] == "Sports"
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
