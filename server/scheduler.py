@@ -77,6 +77,8 @@ class Scheduler:
     def admit(self, *, texts: int, tokens: int) -> None:
         """Reserve room for a request as a whole; QueueFullError when there is none."""
         with self._changed:
+            if self._texts + texts > self._max_texts or self._tokens + tokens > self._max_tokens:
+                self._drop_dead()  # a text that nobody waits for takes no place
             if self._texts + texts > self._max_texts:
                 self._refuse(f"{self._texts} texts wait and {self._max_texts} may")
             if self._tokens + tokens > self._max_tokens:

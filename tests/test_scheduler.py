@@ -137,6 +137,21 @@ def test_a_queue_full_of_tokens_refuses_too() -> None:
         harness.put(job(20))
 
 
+def test_a_text_that_nobody_waits_for_takes_no_place_in_a_full_queue() -> None:
+    harness, gone, late = Harness(max_texts=3, max_tokens=100), job(10), job(60, seconds=0.01)
+    harness.put(gone, late, job(10))
+    with pytest.raises(QueueFullError, match="3 texts wait and 3 may"):
+        harness.put(job(10))
+    gone.left = True
+    harness.put(job(10))
+    with pytest.raises(QueueFullError):
+        harness.put(job(90))
+    time.sleep(0.01)
+    harness.put(job(80))
+    assert harness.dropped == [(gone, "left"), (late, "deadline")]
+    assert harness.scheduler.depth == (3, 100)
+
+
 def test_when_to_try_again_follows_from_what_waits_and_how_fast_it_goes() -> None:
     harness = Harness(max_tokens=50_000)
     harness.put(*[job(500) for _ in range(100)])
