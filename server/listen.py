@@ -13,7 +13,7 @@ import uvicorn
 from server.api import create_app
 from server.classifier import Classifier
 from server.engine import why
-from server.http_protocol import BoundedProtocol
+from server.http_protocol import bounded
 from server.lifecycle import Lifecycle
 from server.logs import first_line
 from server.metrics import Exporter, Metrics
@@ -35,7 +35,7 @@ def listen(
     app = create_app(classifier, lifecycle, settings, tell=tell)
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=bounded(settings.max_connections),
         ws="none",
         log_config=None,  # the logs are set up already, for its records and ours
         access_log=False,

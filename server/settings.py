@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, CliImplicitFlag, PydanticBaseSetting
 
 from server.addresses import HttpUrl, NamedOrigins, Networks, Origins
 from server.api_keys import parse_api_keys, read_api_keys
+from server.connections import most_connections, with_open_files
 from server.cpus import available_cpus
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32", "torch"]
@@ -89,6 +90,11 @@ class Settings(BaseSettings):
 
     max_queued_tokens: int = Field(default=32_768, ge=64, le=100_000_000)
     """Tokens of waiting texts, 64 to 100,000,000; a request for which there is no room is refused with 429."""
+
+    max_connections: Annotated[int, AfterValidator(with_open_files)] = Field(
+        default_factory=most_connections, ge=1, le=100_000
+    )
+    """Connections at a time, up to 100,000. For one more, the one that has waited longest without a request is closed. By default 2,000, or what the limit on open files (ulimit -n) has room for."""
 
     timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Seconds that a request may take, up to 3600, where its header X-Request-Timeout-Ms says nothing else."""

@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 
@@ -167,6 +167,83 @@ def test_a_connection_on_which_no_whole_request_comes_is_closed(
             assert await reader.read() == b""
             assert time.monotonic() - started > 0.1
             writer.close()
+
+    asyncio.run(check())
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the server has closed it, soon."""
+    try:
+        return await asyncio.wait_for(reader.read(), 0.05) == b""
+    except (TimeoutError, ConnectionResetError) as error:
+        return isinstance(error, ConnectionResetError)
+
+
+def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_lost(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with gated(folder, max_connections=4) as served:
+            url = served.client.base_url
+            asked = served.predict()
+            await served.until_waiting(0)
+            slow = []
+            for begun in (b"", b"GET /li", SILENT["half a body"][1]) * 4:
+                slow.append(await asyncio.open_connection(url.host, url.port))
+                slow[-1][1].write(begun)
+                async with httpx.AsyncClient(base_url=url) as probe:
+                    assert (await probe.get("/livez")).status_code == 200
+            gone = [await ended(reader) for reader, _ in slow]
+            assert all(gone[:10])
+            assert not gone[-1], "only the oldest had to go"
+            served.engine.open.set()
+            assert (await asked).status_code == 200
+            for _, writer in slow:
+                writer.close()
+
+    asyncio.run(check())
+    assert caplog.text.count("all 4 connections of --max-connections are taken") == 1, "not one for each"
+
+
+def test_where_all_connections_have_requests_in_work_one_more_is_told_so(folder: Path) -> None:
+    async def check() -> None:
+        async with gated(folder, max_connections=2) as served:
+            asked = [served.predict(), served.predict()]
+            await served.until_waiting(1)
+            url = served.client.base_url
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+            writer.close()
+            served.engine.open.set()
+            assert [(await one).status_code for one in asked] == [200, 200]
+            assert (await served.client.get("/livez")).status_code == 200
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("read_seconds", "connections"), [(0.2, 2), (60, 1)], ids=["in time", "in number"])
+def test_a_client_that_does_not_read_its_answers_does_not_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, read_seconds: float, connections: int
+) -> None:
+    monkeypatch.setattr("server.http_protocol._READ_SECONDS", read_seconds)
+
+    async def check() -> None:
+        async with gated(folder, max_connections=connections) as served, asyncio.timeout(4):
+            url = served.client.base_url
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect((url.host, url.port or 0))
+                connection.setblocking(False)
+                connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
+                if connections == 1:
+                    # Until nothing more can be written to it, its requests are being answered.
+                    while (await served.client.get("/livez")).status_code == 503:  # noqa: ASYNC110 - no event is set
+                        await asyncio.sleep(0.05)
+                with pytest.raises(ConnectionError):  # noqa: PT012 - at one of these
+                    while True:
+                        await asyncio.sleep(0.02)
+                        with suppress(BlockingIOError):
+                            connection.send(b" ")
 
     asyncio.run(check())
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from server.api import create_app
 from server.classifier import Classifier
-from server.http_protocol import BoundedProtocol
+from server.http_protocol import bounded
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.model_folder import read_model_folder
@@ -78,7 +78,7 @@ async def gated(folder: Path, **settings: Any) -> AsyncIterator[Served]:  # noqa
     engine.open.clear()
     lifecycle = Lifecycle(classifier, drain_seconds=0)
     app = create_app(classifier, lifecycle, chosen)
-    server = uvicorn.Server(uvicorn.Config(app, http=BoundedProtocol, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_connections), log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve([listener]))
     limits = httpx.Limits(max_connections=None)

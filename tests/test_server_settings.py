@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from server import connections
 from server.cpus import _quota, available_cpus
 from server.main import Serve, _read_settings
 from server.settings import Settings
@@ -114,6 +115,19 @@ def test_a_wrong_flag_is_named_with_what_would_be_right(
     args: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert named in refusal(args, capsys)
+
+
+def test_there_are_no_more_connections_than_open_files_have_room_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connections, "_open_files", lambda: 1_000_000)
+    assert Settings().max_connections == 2000
+    monkeypatch.setattr(connections, "_open_files", lambda: 1024)
+    assert Settings().max_connections == 924
+    assert Settings(max_connections=924).max_connections == 924
+    assert "open files for 924 connections: choose fewer, or raise ulimit -n" in refusal(
+        ["folder", "--max-connections", "925"], capsys
+    )
 
 
 def test_help_gives_the_meaning_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

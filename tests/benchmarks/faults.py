@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.benchmarks.load import HOST
 from tests.benchmarks.record import table, write
@@ -48,6 +49,7 @@ def main() -> None:
         with serving(folder) as (client, _):
             _bad_input(client, found)
             _hang_up(client, found)
+        _slow_clients(folder, found)
         _overload(folder, found)
         _callers(folder, found)
         _stop(folder, found)
@@ -149,6 +151,21 @@ def _hang_up(client: httpx.Client, found: Found) -> None:
         "50 clients that send 64 texts each and hang up",
         f"{left:.0f} requests counted as left, {dropped:,.0f} of 3,200 texts never computed",
     )
+
+
+def _slow_clients(folder: Path, found: Found) -> None:
+    with serving(folder, "--max-connections", "100") as (client, process), ExitStack() as open_:
+        port = client.base_url.port
+        assert port
+        for _ in range(500):
+            slow = open_.enter_context(socket.create_connection((HOST, port)))
+            slow.sendall(b"POST /predict HTTP/1.1\r\nHost")
+        time.sleep(1)
+        held = sum(one.status == "ESTABLISHED" for one in psutil.Process(process.pid).net_connections("tcp"))
+        told, took = _right(client)
+        found.add(
+            "500 clients that send half a head, --max-connections 100", f"{held} stay; a right request {told}", took
+        )
 
 
 def _overload(folder: Path, found: Found) -> None:
