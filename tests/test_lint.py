@@ -16,7 +16,9 @@ from tests.conftest import distrinews
 from tests.jobs import GOOD, line_of
 
 WORKER = GOOD.replace("Master:", "Worker:")
-ELASTIC = WORKER.replace("spec:\n", "spec:\n  elasticPolicy: {minReplicas: 1, maxReplicas: 4, rdzvBackend: c10d}\n", 1)
+ELASTIC = WORKER.replace(
+    "spec:\n", "spec:\n  elasticPolicy: {minReplicas: 1, maxReplicas: 4, rdzvBackend: c10d}\n", 1
+).replace("trainer.train]", "trainer.train, --allow-changed-world]")
 GPU = GOOD.replace("limits: {", 'limits: {nvidia.com/gpu: "1", ')
 
 # What is there, what takes its place, the rule that finds it, words of its mend, and what stands in the line that it names.
@@ -55,6 +57,7 @@ FAULTS = [
     ("name: data, mountPath", "name: date, mountPath", "mount", "volumes", "name: date"),
     ("runAsUser: 1000", "runAsUser: 0", "root", "not 0", "name: pytorch"),
     ("runAsNonRoot: true", "runAsNonRoot: false", "root", "runAsNonRoot", "name: pytorch"),
+    (", runAsUser: 1000", "", "numeric-user", "runAsUser: 10001", "name: pytorch"),
     (", seccompProfile: {type: RuntimeDefault}", "", "seccomp", "RuntimeDefault", "name: pytorch"),
     ("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true", "privileges", "false", "name: pytorch"),
     ("drop: [ALL]", "drop: [NET_RAW]", "capabilities", "ALL", "name: pytorch"),
@@ -95,6 +98,7 @@ def test_a_fault_is_found_in_its_line_with_its_mend(there: str, instead: str, ru
         ("rdzvBackend: c10d", "rdzvBackend: tcp", "c10d"),
         ("rdzvBackend: c10d", "nProcPerNode: 2", "spec.nprocPerNode"),
         ("Worker:", "Master:", "Workers"),
+        (", --allow-changed-world", "", "--allow-changed-world"),
     ],
 )
 def test_an_elastic_policy_that_contradicts_itself_is_found(there: str, instead: str, mend: str) -> None:

@@ -8,6 +8,7 @@ from pipelines.job.kind import CONTAINER, ISTIO, OPERATOR_ENVIRONMENT
 from pipelines.job.rules import REPLICA_SPECS, RUN_POLICY, did_you_mean, replica_names
 
 _RESTART_POLICIES = ("OnFailure", "Never", "ExitCode", "Always")
+_CHANGED_WORLD = {"--allow-changed-world", "--allow-changed-world=true", "--allow-changed-world=True"}
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a place in the pod, not here
 
 
@@ -19,7 +20,7 @@ def check_pods(job: Document) -> Iterator[Problem]:
             yield from rule(job, (*place, "template"))
         for number, container in enumerate(_items(job, (*place, "template", "spec", "containers"))):
             spot = (*place, "template", "spec", "containers", number)
-            for check in (_environment, _resources, _image, _command):
+            for check in (_environment, _resources, _image, _command, _world):
                 yield from check(job, spot, container)
 
 
@@ -105,6 +106,14 @@ def _security(job: Document, template: Path) -> Iterator[Problem]:
         if said("runAsUser") == 0 or said("runAsNonRoot") is not True:
             mend = "set securityContext.runAsNonRoot: true and a runAsUser that is not 0"
             yield spot, "root", "the container may run as root", mend
+        elif said("runAsUser") is None:
+            why = "without runAsUser, no node runs an image whose USER is a name or left out, such as the operator's init container"
+            yield (
+                spot,
+                "numeric-user",
+                why,
+                "set securityContext.runAsUser: 10001, unless the cluster sets one, as OpenShift does",
+            )
         if said("seccompProfile", "type") not in ("RuntimeDefault", "Localhost"):
             mend = "set securityContext.seccompProfile.type: RuntimeDefault"
             yield spot, "seccomp", "no seccomp profile filters its system calls", mend
@@ -156,3 +165,12 @@ def _command(job: Document, place: Path, container: dict[str, Any]) -> Iterator[
     if container.get("name") == CONTAINER and words and not launcher and processes not in (None, "1"):
         why = f"{words[0]} starts one process, but nprocPerNode is {processes}"
         yield (*place, "command"), "command", why, "start with torchrun, which reads what the operator sets"
+
+
+def _world(job: Document, place: Path, container: dict[str, Any]) -> Iterator[Problem]:
+    policy = job.get("spec", "elasticPolicy")
+    words = [str(word) for word in (*(container.get("command") or ()), *(container.get("args") or ()))]
+    fixed = dig(policy, "minReplicas") == dig(policy, "maxReplicas")
+    if policy and not fixed and "trainer.train" in words and not _CHANGED_WORLD & set(words):
+        why = "the number of Workers may change, but the trainer refuses a checkpoint of another number"
+        yield (*place, "args"), "elastic", why, "add --allow-changed-world, or make minReplicas and maxReplicas equal"
