@@ -1,22 +1,19 @@
 """Follow one job to its end: logs, events, progress, deadlines."""
 
-import queue
 import time
 from datetime import datetime
 from typing import Self
 
 from pipelines.job import kind
+from pipelines.job.changes import Changes
 from pipelines.job.cluster import Cluster
 from pipelines.job.console import Console, Progress
-from pipelines.job.events import Events
 from pipelines.job.hints import hints
 from pipelines.job.ranks import Ranks
 from pipelines.job.settings import Deadlines, Object
-from pipelines.job.watch import Change, Watch
+from pipelines.job.watch import Change
 from trainer.errors import UserError
 
-_QUEUE = 1_000
-_TICK_SECONDS = 0.5  # of our own clock; nothing is asked then
 _LAST_WORDS_INTERVALS = 6  # for logs and statuses that come after the end of the job
 _SHOWN_LINES = 10
 
@@ -37,20 +34,17 @@ class Follower:
         self.name: str = job["metadata"]["name"]
         self._expected = kind.pod_count(kind.read(job))
         self._progress = Progress()
-        since = job["metadata"].get("creationTimestamp") or ""
-        self._events = Events(lambda name: kind.is_of_job(name, job=self.name), since=since)
-        self._recent: list[str] = []
         self.ranks = Ranks(cluster, console, self._progress.hear)
-        self._changes: queue.Queue[Change] = queue.Queue(_QUEUE)
-        jobs, pods, events = (
-            cluster.path(group, plural)
-            for group, plural in ((kind.API_VERSION, kind.PLURAL), ("v1", "pods"), ("v1", "events"))
+        self._changes = Changes(
+            cluster,
+            "job",
+            self.name,
+            path=cluster.path(kind.API_VERSION, kind.PLURAL),
+            pods=f"{kind.JOB_LABEL}={self.name}",
+            about=lambda name: kind.is_of_job(name, job=self.name),
+            since=job["metadata"].get("creationTimestamp") or "",
+            console=console,
         )
-        self._watches = [
-            Watch(cluster, "job", jobs, [("fieldSelector", f"metadata.name={self.name}")], self._changes),
-            Watch(cluster, "pod", pods, [("labelSelector", f"{kind.JOB_LABEL}={self.name}")], self._changes),
-            Watch(cluster, "event", events, [], self._changes),
-        ]
         self._begun = time.monotonic() - _age_seconds(job)
         self._waiting_since: float | None = time.monotonic()
         self._spoken, self._said = time.monotonic(), ""
@@ -58,13 +52,11 @@ class Follower:
     def __enter__(self) -> Self:
         if kind.state(self._job).suspended:  # as Kueue makes it before we see it
             self._say_suspended()
-        for watch in self._watches:
-            watch.start()
+        self._changes.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for watch in self._watches:
-            watch.stop()
+        self._changes.stop()
         self.ranks.stop()
 
     def until_succeeded(self) -> None:
@@ -79,17 +71,10 @@ class Follower:
 
     def _take(self) -> None:
         """The next change, or none within a tick."""
-        try:
-            change = self._changes.get(timeout=min(_TICK_SECONDS, self._cluster.pace.interval_seconds))
-        except queue.Empty:
+        change = self._changes.take()
+        if change is None:
             return
-        if change.error:
-            raise change.error
-        if change.what == "event":
-            if not change.gone and (line := self._events.line(change.item)):
-                self._recent = [*self._recent[-20:], line]
-                self._console.say("event", line)
-        elif change.what == "pod":
+        if change.what == "pod":
             if _owner(change.item) in (None, self._job["metadata"]["uid"]):
                 self.ranks.update(change.item, gone=change.gone)
         elif change.item["metadata"]["uid"] == self._job["metadata"]["uid"]:
@@ -141,7 +126,10 @@ class Follower:
 
     def _check(self, what: str, minutes: float | None, since: float, why: str) -> None:
         if minutes is not None and time.monotonic() - since > minutes * 60:
-            words = [f"job {self.name}: the deadline of {minutes:g} min {what} has passed: {why}", *self._recent[-3:]]
+            words = [
+                f"job {self.name}: the deadline of {minutes:g} min {what} has passed: {why}",
+                *list(self._changes.told)[-3:],
+            ]
             raise DeadlineError("\n".join([*words, *self._hints(words)]))
 
     def _tell_how_it_stands(self) -> None:
@@ -177,8 +165,8 @@ class Follower:
             words.append(f"{rank.name}: {ends} ({rank.restarts} restarts); its last lines:")
             words += [f"    {line}" for line in list(rank.last_lines)[-_SHOWN_LINES:]]
         if not any(rank.ends for rank in self.ranks.by_name.values()):
-            words += self._recent[-5:]
-        return "\n".join([*words, *self._hints([*words, *self._recent])])
+            words += list(self._changes.told)[-5:]
+        return "\n".join([*words, *self._hints([*words, *self._changes.told])])
 
     def _hints(self, words: list[str]) -> list[str]:
         return [f"hint: {hint}" for hint in hints(words)]

@@ -1,21 +1,18 @@
 """How a Deployment gets to its new pods: told while it goes on, and what the pods said when it does not."""
 
-import queue
 import time
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from urllib3.exceptions import HTTPError
 
+from pipelines.job.changes import Changes
 from pipelines.job.cluster import Cluster, Refused, Unanswered
 from pipelines.job.console import Console
-from pipelines.job.events import Events
 from pipelines.job.settings import Object
-from pipelines.job.watch import Change, Watch
+from pipelines.job.watch import Change
 from trainer.errors import UserError
 
-_QUEUE = 1_000
-_TICK_SECONDS = 0.5
 _STARTING = {"ContainerCreating", "PodInitializing"}
 _SHOWN_PODS, _SHOWN_LINES, _SHOWN_EVENTS = 3, 8, 5
 _LONGEST_LOG = 65_536
@@ -28,40 +25,32 @@ class Rollout:
         self.name, self._cluster, self._console = name, cluster, console
         self._deployment: Object = {}
         self._pods: dict[str, Object] = {}
-        since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._events = Events(lambda about: about == name or about.startswith(f"{name}-"), since=since)
-        self._warnings: list[str] = []
         self._told: set[str] = set()
         self._stood = ""
-        self._changes: queue.Queue[Change] = queue.Queue(_QUEUE)
-        deployments, pods, events = (cluster.path(group, plural) for group, plural in (("apps/v1", "deployments"), ("v1", "pods"), ("v1", "events")))  # fmt: skip
-        ours = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=server"
-        self._watches = [
-            Watch(cluster, "deployment", deployments, [("fieldSelector", f"metadata.name={name}")], self._changes),
-            Watch(cluster, "pod", pods, [("labelSelector", ours)], self._changes),
-            Watch(cluster, "event", events, [], self._changes),
-        ]
+        self._changes = Changes(
+            cluster,
+            "deployment",
+            name,
+            path=cluster.path("apps/v1", "deployments"),
+            pods=f"app.kubernetes.io/instance={release},app.kubernetes.io/component=server",
+            about=lambda about: about == name or about.startswith(f"{name}-"),
+            since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            console=console,
+        )
 
     def __enter__(self) -> Self:
-        for watch in self._watches:
-            watch.start()
+        self._changes.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for watch in self._watches:
-            watch.stop()
+        self._changes.stop()
 
     def look(self) -> None:
         """Take the next change, or none within a tick, and tell what is new."""
-        try:
-            change = self._changes.get(timeout=min(_TICK_SECONDS, self._cluster.pace.interval_seconds))
-        except queue.Empty:
+        change = self._changes.take()
+        if change is None:
             return
-        if change.error:
-            raise change.error
-        if change.what == "event":
-            self._take_event(change)
-        elif change.what == "pod":
+        if change.what == "pod":
             self._take_pod(change)
         else:
             self._deployment = {} if change.gone else change.item
@@ -80,16 +69,10 @@ class Rollout:
         """Why pods are not ready, the warnings, and the last lines of the containers; empty where all is well."""
         waiting = [pod for pod in self._pods.values() if not _is_ready(pod)]
         lines = [f"pod {pod['metadata']['name']}: {fault}" for pod in waiting for fault in _faults(pod)]
-        lines += [f"event: {line}" for line in self._warnings[-_SHOWN_EVENTS:]]
+        lines += [f"event: {line}" for line in list(self._changes.warnings)[-_SHOWN_EVENTS:]]
         for pod in waiting[:_SHOWN_PODS]:
             lines += self._last_lines(pod)
         return "\n".join(f"  {line}" for line in lines)
-
-    def _take_event(self, change: Change) -> None:
-        if not change.gone and (line := self._events.line(change.item)):
-            self._console.say("event", line)
-            if change.item.get("type") == "Warning":
-                self._warnings.append(line)
 
     def _take_pod(self, change: Change) -> None:
         name = change.item["metadata"]["name"]
