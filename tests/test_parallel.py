@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
 
-from tests.forked_ranks import in_ranks
+from tests.ranks import in_ranks
 from trainer.batches import Step, TrainingPlan
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
