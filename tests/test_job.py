@@ -36,8 +36,9 @@ from trainer.errors import UserError
 TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
 
 
-def rendered(**settings: Any) -> Object:  # noqa: ANN401 - settings of a job
-    return render(JobConfig(**settings), TRAIN, run="20260101-120000")
+def rendered(*, allow_changed_world: bool = False, **settings: Any) -> Object:  # noqa: ANN401 - settings of a job
+    train = TRAIN.model_copy(update={"allow_changed_world": allow_changed_world})
+    return render(JobConfig(**settings), train, run="20260101-120000")
 
 
 def pod_of(job: Object, replica: str = "Worker") -> Object:
@@ -47,13 +48,25 @@ def pod_of(job: Object, replica: str = "Worker") -> Object:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"nodes": 3}, {"nodes": 2, "gpus": 4, "queue": "gpu"}, {"nodes": 3, "elastic": True}, {"nodes": 3, "gpus": 1, "elastic": True}],
+    [
+        {}, {"nodes": 3}, {"nodes": 2, "gpus": 4, "queue": "gpu"}, {"nodes": 3, "elastic": True},
+        {"nodes": 3, "elastic": True, "allow_changed_world": True}, {"nodes": 3, "gpus": 1, "elastic": True},
+    ],
 )  # fmt: skip
 def test_a_rendered_job_has_no_finding_and_loses_nothing_to_the_typed_models(settings: dict[str, Any]) -> None:
     job = rendered(**settings)
     assert lint(yaml.safe_dump(job)) == []
     assert kind.plain(kind.read(job)) == job
     assert kind.pod_count(kind.read(job)) == settings.get("nodes", 1)
+
+
+def test_an_elastic_job_trains_with_fewer_pods_only_where_a_checkpoint_of_another_number_is_taken() -> None:
+    for allowed, least in ((False, 3), (True, 1)):
+        job = rendered(nodes=3, elastic=True, allow_changed_world=allowed)
+        policy = job["spec"]["elasticPolicy"]
+        assert (policy["minReplicas"], policy["maxReplicas"]) == (least, 3)
+        assert kind.pods_needed(kind.read(job)) == least
+    assert kind.pods_needed(kind.read(rendered(nodes=3))) == 3
 
 
 def test_the_base_manifest_comes_through_unchanged_but_for_what_is_filled_in() -> None:
@@ -334,12 +347,12 @@ def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("overlay", "settings"), [("gpu", {"nodes": 4, "gpus": 1}), ("elastic", {"nodes": 2, "elastic": True})]
+    ("overlay", "settings"), [("gpu", {"nodes": 4, "gpus": 1}), ("elastic", {"nodes": 4, "elastic": True})]
 )
 def test_an_overlay_gives_the_pods_that_kubectl_makes_of_it(overlay: str, settings: dict[str, Any]) -> None:
     command = [str(kubectl("v35")), "kustomize", str(shipped("manifests") / "overlays" / overlay)]
     made = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout)
-    job = rendered(**settings)
+    job = rendered(allow_changed_world=overlay == "elastic", **settings)
     for replica, spec in made["spec"]["pytorchReplicaSpecs"].items():
         found = job["spec"]["pytorchReplicaSpecs"][replica]
         assert found["replicas"] == spec["replicas"]

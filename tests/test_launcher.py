@@ -47,10 +47,12 @@ class Stage:
         configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{self.port}")
         return Cluster(configuration, "news", self.pace)
 
-    def launch(self, deadlines: Deadlines = NO_END, **job: Any) -> "Future[Result]":  # noqa: ANN401 - settings of a job
+    def launch(
+        self, deadlines: Deadlines = NO_END, *, train: TrainConfig = TRAIN, **job: Any  # noqa: ANN401 - settings of a job
+    ) -> "Future[Result]":  # fmt: skip
         config = JobConfig(mount_path=str(self.run_folder.parent), **{"nodes": 2, **job})
         return self._pool.submit(
-            launch, TRAIN, config, run_folder=self.run_folder, deadlines=deadlines, cluster=self.cluster()
+            launch, train, config, run_folder=self.run_folder, deadlines=deadlines, cluster=self.cluster()
         )
 
     def train(self, *, whole: bool = True) -> None:
@@ -318,6 +320,22 @@ def test_a_job_that_its_queue_does_not_start_in_time_is_ended(stage: Stage) -> N
     message = failure_of(stage.launch(NO_END.model_copy(update={"schedule_minutes": SECOND / 2}), queue="gpu"))
     assert "min to be scheduled has passed: its queue has not started it" in message
     assert stage.jobs() == []
+
+
+def test_an_elastic_job_that_may_go_on_with_fewer_pods_is_not_given_up_while_one_is_missing(
+    stage: Stage, said: Said
+) -> None:
+    train = TRAIN.model_copy(update={"allow_changed_world": True})
+    running = stage.launch(NO_END.model_copy(update={"schedule_minutes": 1.5 * SECOND}), train=train, elastic=True)
+    there, missing = stage.operator.pods()
+    stage.operator.run(there)
+    said.until("1 of 2 pods run")
+    time.sleep(1.7)
+    assert not running.done()
+    stage.operator.run(missing)
+    stage.train()
+    stage.operator.succeed()
+    assert running.result(10).pods == 2
 
 
 def test_a_run_that_the_pods_would_not_see_is_refused(stage: Stage, tmp_path: Path) -> None:

@@ -137,8 +137,9 @@ def test_the_elastic_job_has_no_master_and_its_workers_are_within_its_bounds() -
     policy = render("overlays/elastic")["spec"]["elasticPolicy"]
     found = replicas("overlays/elastic")
     assert list(found) == ["Worker"]
-    assert policy["minReplicas"] <= found["Worker"]["replicas"] <= policy["maxReplicas"]
+    assert policy["minReplicas"] < found["Worker"]["replicas"] == policy["maxReplicas"]
     assert policy["rdzvBackend"] == "c10d"
+    assert found["Worker"]["template"]["spec"]["containers"][0]["args"][-1] == "--allow-changed-world"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Follower:
     def __init__(self, cluster: Cluster, job: Object, deadlines: Deadlines, console: Console) -> None:
         self._cluster, self._job, self._deadlines, self._console = cluster, job, deadlines, console
         self.name: str = job["metadata"]["name"]
-        self._expected = kind.pod_count(kind.read(job))
+        self._expected, self._needed = kind.pod_count(kind.read(job)), kind.pods_needed(kind.read(job))
         self._progress = Progress()
         self.ranks = Ranks(cluster, console, self._progress.hear)
         self._changes = Changes(
@@ -101,10 +101,10 @@ class Follower:
     def _check_deadlines(self) -> None:
         now, ends = time.monotonic(), self._deadlines
         answering_since = self._cluster.answering_since
-        if self.ranks.running >= self._expected:
+        if self.ranks.running >= self._needed:
             if self._waiting_since is not None:
                 self._progress.restart()
-                self._console.say("launch", f"{self._expected} of {self._expected} pods run")
+                self._console.say("launch", f"{self.ranks.running} of {self._expected} pods run")
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = now

@@ -63,15 +63,15 @@ def plain(model: object) -> Any:  # noqa: ANN401 - whatever the model holds
     return _MODELS.sanitize_for_serialization(model)
 
 
-def shape(job: Job, *, nodes: int, processes: int, elastic: bool, backoff_limit: int | None) -> None:
-    """Make it a job of so many pods, of so many processes each, and of so many restarts."""
+def shape(job: Job, *, nodes: int, at_least: int, processes: int, elastic: bool, backoff_limit: int | None) -> None:
+    """Make it a job of so many pods, of so many processes each, and of so many restarts; where it is elastic, fewer pods may do."""
     if backoff_limit is not None:
         job.spec.run_policy.backoff_limit = backoff_limit
     job.spec.nproc_per_node = str(processes)
     specs = job.spec.pytorch_replica_specs
     if elastic:
         specs["Worker"].replicas = nodes
-        job.spec.elastic_policy.min_replicas = job.spec.elastic_policy.max_replicas = nodes
+        job.spec.elastic_policy.min_replicas, job.spec.elastic_policy.max_replicas = at_least, nodes
     elif nodes == 1:
         del specs["Worker"]
     else:
@@ -90,6 +90,12 @@ def pod_templates(job: Job) -> list[V1PodTemplateSpec]:
 def pod_count(job: Job) -> int:
     """Pods that the job has when all of them are there."""
     return sum(spec.replicas or 1 for spec in job.spec.pytorch_replica_specs.values())
+
+
+def pods_needed(job: Job) -> int:
+    """Pods without which it does not train."""
+    policy = job.spec.elastic_policy
+    return (policy and policy.min_replicas) or pod_count(job)
 
 
 def rank_name(pod: Object) -> str:

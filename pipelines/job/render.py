@@ -53,6 +53,7 @@ def render(
     kind.shape(
         model,
         nodes=job.nodes,
+        at_least=1 if train.allow_changed_world else job.nodes,  # others would refuse the checkpoint
         processes=job.gpus or job.processes,
         elastic=job.elastic,
         backoff_limit=job.backoff_limit,

@@ -54,7 +54,7 @@ class JobConfig(Settings):
     """Processes of each pod without GPUs."""
 
     elastic: bool = False
-    """Workers alone, which find each other again when some are lost; needed under Pod Security `restricted`, and on spot nodes."""
+    """Workers alone, which find each other again when some are lost, and with allow_changed_world go on without those; needed under Pod Security `restricted`, and on spot nodes."""
 
     cpu: str | None = None
     """Cores of each pod, such as 4 or 500m. By default as in manifests/."""
