@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from torch.nn import functional
 
+from tests.kills import losses, same_weights
 from tests.ranks import Ranks, steps_done, wait_for
 from tests.test_resume import stopped_at
 from trainer.checkpoint import what_is_wrong
@@ -50,6 +52,41 @@ def test_sigterm_to_one_process_has_all_save_the_same_step_and_leave_with_status
     assert what_is_wrong(tmp_path / "checkpoints" / latest) == ""
     assert f"train: SIGTERM: step {step:,} is saved; start again to go on" in ranks.said
     assert kinds(tmp_path)[-2:] == ["checkpoint", "preemption"]
+
+
+def slow_validation(_rank: int) -> None:
+    """Batches of a row, each as slow as a step."""
+    import trainer.predict
+    import trainer.train
+
+    vars(trainer.predict)["_BATCH_ROWS"] = 1
+    for module, name in ((trainer.predict, "collate"), (trainer.train, "seed_step")):
+        work = vars(module)[name]
+
+        def slowly(*args: Any, work: Any = work, **given: Any) -> Any:  # noqa: ANN401 - of either
+            time.sleep(0.15)
+            return work(*args, **given)
+
+        vars(module)[name] = slowly
+
+
+def test_sigterm_in_validation_saves_the_epoch_s_last_step_and_the_next_start_validates_again(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    given = ["--epochs", "2", "--checkpoint-steps", "11"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with Ranks(run, flags(dataset, run, *given), hook=slow_validation) as ranks:
+        wait_for(lambda: steps_done(run) == 11, ranks)
+        time.sleep(0.3)  # now in the first of 20 batches
+        os.kill(ranks.processes[1].pid or 0, signal.SIGTERM)
+        assert ranks.wait(20) == [PREEMPTED, PREEMPTED], ranks.said
+    assert steps_done(run) == 11
+    assert not [line for line in read_log(run / "logs") if line["kind"] == "validation"]
+    for folder in (run, whole):
+        with Ranks(folder, flags(dataset, folder, *given)) as ranks:
+            assert ranks.wait(60) == [0, 0], ranks.said
+    assert losses(run) == losses(whole)
+    assert same_weights(run, whole)
 
 
 def test_one_process_killed_ends_the_other_at_once(dataset: Dataset, tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+_PRIMITIVES = "128"
+"""Kernels of oneDNN that are kept, one for each shape of each product. Its own 1,024 held 165 MB more after 60 steps of MiniLM in
+bf16, whose batches are of many lengths; 16 are as fast."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -27,6 +31,7 @@ class Process:
 @contextmanager
 def process_group(*, timeout_minutes: float) -> Iterator[Process]:
     """Join the group that torchrun's environment describes, or be a group of one; leave it at the end."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PRIMITIVES)  # read when the first is made
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:

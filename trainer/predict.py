@@ -1,6 +1,6 @@
 """Class probabilities of every row of a split, computed by all processes together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from trainer.batches import collate, own_rows
-from trainer.dataset import Split
+from trainer.dataset import Dataset, Split
 from trainer.distributed import Process
 from trainer.progress import Progress
 
@@ -33,7 +33,7 @@ def predict(
     *,
     pad_token_id: int,
     what: str,
-    after_batch: Callable[[], None] = lambda: None,
+    after_batch: Sequence[Callable[[], object]] = (),
 ) -> Probabilities:
     """Probabilities [rows, classes] in fp32, the same on every process, in the order of the split.
 
@@ -53,11 +53,20 @@ def predict(
             found[torch.from_numpy(rows).to(process.device), :-1] = logits.float().softmax(dim=-1)
             found[torch.from_numpy(rows).to(process.device), -1] = 1
             progress.advance(len(rows) * process.world_size)
-            after_batch()
+            for call in after_batch:
+                call()
     model.train(was_training)
     dist.all_reduce(found)
     assert bool((found[:, -1] == 1).all()), "a row was computed by no process, or by two"  # noqa: S101 - ours to get right
     return found[:, :-1].cpu().numpy()
+
+
+def validate(model: PreTrainedModel, dataset: Dataset, process: Process, *after_batch: Callable[[], object]) -> Score:
+    """Loss and accuracy on the validation rows, computed by all processes together."""
+    found = predict(
+        model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation", after_batch=after_batch
+    )  # fmt: skip
+    return score(found, dataset.validation.labels)
 
 
 def score(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> Score:

@@ -49,12 +49,21 @@ class Checkpoints:
         """Save if it is time to, and leave after that if a process was sent SIGTERM: all processes at the same step."""
         self._check()
         old = self._process.is_main and time.monotonic() - self._saved_at >= self._config.checkpoint_minutes * 60
-        save, stop = self._agreement.after_step(save=old, stop=self._preemption.requested)
-        if save or stop or state.step % (self._config.checkpoint_steps or state.step + 1) == 0:
+        due = self.leave_if_told(state, model, optimizer, meter, save=old)
+        if due or state.step % (self._config.checkpoint_steps or state.step + 1) == 0:
             self._preemption.saving()
             self.save(state, model, optimizer, meter)
+
+    def leave_if_told(
+        self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter, *, save: bool = False
+    ) -> bool:  # fmt: skip
+        """Save and leave if a process was sent SIGTERM, all at the same call; else whether one wished to save."""
+        due, stop = self._agreement.after_step(save=save, stop=self._preemption.requested)
         if stop:
+            self._preemption.saving()
+            self.save(state, model, optimizer, meter)
             self._leave(state)
+        return due
 
     def _leave(self, state: TrainingState) -> None:
         self.wait()

@@ -27,7 +27,7 @@ from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
 from trainer.parallel import exchange, parallelize, whole_tensor
 from trainer.phases import Phases
-from trainer.predict import Score, predict, score
+from trainer.predict import validate
 from trainer.progress import Progress, say
 from trainer.resuming import resume
 from trainer.saving import Checkpoints
@@ -96,7 +96,10 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                         bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
                     checkpoints.after_step(state, bare, optimizer, meter)
                     phases.step()
-            validation = validate(bare, dataset, process, watchdog)
+            validation = validate(
+                bare, dataset, process, lambda: watchdog.beat("validation"),
+                lambda: checkpoints.leave_if_told(state, bare, optimizer, meter),
+            )  # fmt: skip
             state.finish_epoch(validation, patience=config.early_stopping_patience)
             log.write("validation", step=state.step, **state.validation[-1])
             if process.is_main:
@@ -153,15 +156,6 @@ def train_step(
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
-
-
-def validate(model: PreTrainedModel, dataset: Dataset, process: Process, watchdog: Watchdog) -> Score:
-    """Loss and accuracy on the validation rows, computed by all processes together."""
-    found = predict(
-        model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation",
-        after_batch=lambda: watchdog.beat("validation"),
-    )  # fmt: skip
-    return score(found, dataset.validation.labels)
 
 
 def write_model(
