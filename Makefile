@@ -10,7 +10,7 @@ venv: .venv/installed ## set up .venv with the locked versions
 .venv/installed: pyproject.toml images/constraints.txt
 	@echo "setting up .venv (about a minute; needs a package index)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[trainer,server,oidc,telemetry,pipelines,dev]'
+	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[trainer,server,mlflow,oidc,telemetry,pipelines,dev]'
 	@touch $@
 
 run: venv ## the whole pipeline on generated sample data with a small model
@@ -59,7 +59,7 @@ test-images: venv ## build them for a CPU and run them with podman: two pods tra
 
 lock: ## renew images/constraints.txt from the newest versions that pyproject allows, then what each image installs
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH_VERSION)' '.[trainer,server,oidc,telemetry,pipelines,dev]'
+	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH_VERSION)' '.[trainer,server,mlflow,oidc,telemetry,pipelines,dev]'
 	.venv-lock/bin/python -m pip freeze --exclude distrinews | sed 's/+cpu$$//' > images/constraints.txt
 	rm -rf .venv-lock
 	$(MAKE) lock-images

@@ -31,6 +31,9 @@ _NEEDS = {
     "finish": _Needs("1", "1Gi", retries=2),
 }
 
+_MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_EXPERIMENT_NAME")  # fmt: skip
+"""Keys of the Secret, and variables of the same names."""
+
 
 def _wiring(*values: Any) -> None:  # noqa: ANN401 - as the form says
     parameters = dict(zip(form.signature().parameters, values, strict=True))
@@ -49,6 +52,10 @@ def _wiring(*values: Any) -> None:  # noqa: ANN401 - as the form says
             components.deploy,
         ):
             task = _placed(component(run_folder=task.outputs["Output"]), parameters)
+            if component is components.evaluate:  # the job of train has it from manifests/
+                kubernetes.use_secret_as_env(
+                    task, "distrinews-mlflow", dict(zip(_MLFLOW, _MLFLOW, strict=True)), optional=True
+                )
 
 
 def _placed(task: dsl.PipelineTask, parameters: dict[str, Any]) -> dsl.PipelineTask:

@@ -38,7 +38,7 @@ def status(run: Path, *, now: float) -> dict[str, Any]:
     trained = [line for line in lines if line["kind"] == "train"]
     last, total = (trained or starts)[-1], starts[-1]["total_samples"]
     speed = last.get("samples_per_second")
-    state = _state(lines[-1], now)
+    state = _state([line for line in lines if line["kind"] != "tracking"][-1], now)  # which may be said after the end
     return {
         "run": str(run), "state": state, "step": last["step"], "samples": last["samples"], "total_samples": total,
         "epoch": sum(line["kind"] == "validation" for line in lines), "epochs": starts[-1]["epochs"],
@@ -87,7 +87,7 @@ def describe(found: dict[str, Any], *, now: float) -> list[str]:
 
 
 def _event(event: dict[str, Any]) -> str:
-    told = {"why", "norm", "in_a_row", "loss", "median", "world_size", "best_epoch", "samples"}
+    told = {"why", "norm", "in_a_row", "loss", "median", "world_size", "best_epoch", "samples", "unsent_lines"}
     facts = ", ".join(f"{name} {value}" for name, value in event.items() if name in told)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
     return f"  {when}  step {event['step']:,}: {event['kind']}" + (f" ({facts})" if facts else "")

@@ -1,6 +1,7 @@
 """Small real objects that several files share: a dataset, a process group of one, a finished run."""
 
 import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group
 from trainer.preprocess import preprocess
 
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # what tests train is nothing to track
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMAGES = {"trainer": ["trainer"], "server": ["server", "oidc", "telemetry"], "pipelines": ["pipelines"]}
+IMAGES = {"trainer": ["trainer", "mlflow"], "server": ["server", "oidc", "telemetry"], "pipelines": ["pipelines"]}
 _RENEW = "make lock-images renews the files"
 
 

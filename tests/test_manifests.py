@@ -82,6 +82,7 @@ def test_every_pod_has_the_same_surroundings(folder: str) -> None:
         assert mounts["/workspace"]["persistentVolumeClaim"]["claimName"] == "distrinews-workspace"
         assert "emptyDir" in mounts["/tmp"]  # noqa: S108 - a mount, not a file
         assert set(container["resources"]["limits"]) >= {"cpu", "memory"}
+        assert container["envFrom"] == [{"secretRef": {"name": "distrinews-mlflow", "optional": True}}]
 
 
 @pytest.mark.parametrize("folder", ["base", *OVERLAYS])

@@ -22,6 +22,7 @@ from trainer.model import load_model
 from trainer.predict import Probabilities, predict
 from trainer.progress import say
 from trainer.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
+from trainer.tracking import Tracking, trained_with
 from trainer.training_log import read_log
 
 _TIMEOUT_MINUTES = 10
@@ -125,7 +126,10 @@ def main() -> None:
     arguments = parse(EvaluateArguments, prog="python -m trainer.evaluate")
     with process_group(timeout_minutes=_TIMEOUT_MINUTES) as process:
         config = EvaluateConfig(**arguments.model_dump(include=set(EvaluateConfig.model_fields)))
-        evaluate(config, Dataset(arguments.dataset), arguments.output, process)
+        output = arguments.output
+        with Tracking(output, trained_with(output), step="evaluate", enabled=process.is_main) as tracking:
+            metrics = evaluate(config, Dataset(arguments.dataset), output, process)
+            tracking.measured(metrics, output / "metrics.json", output / "report.html")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from trainer.progress import Progress, say
 from trainer.resuming import resume
 from trainer.saving import Checkpoints
 from trainer.state import TrainingState
+from trainer.tracking import Tracking
 from trainer.training_log import TrainingLog
 from trainer.watchdog import Watchdog
 
@@ -64,6 +65,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
 
     with (
         TrainingLog(output / "logs", enabled=process.is_main, step=state.step) as log,
+        Tracking(output, made_with, enabled=process.is_main, patience_minutes=config.timeout_minutes / 2),
         Checkpoints(output / "checkpoints", config, made_with=made_with, process=process, log=log) as checkpoints,
         Watchdog(process.rank, minutes=config.hang_minutes) as watchdog,
     ):
