@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,13 +12,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.injected import hang, infinite_loss, other_batch_size
 from tests.kills import losses, same_weights
 from tests.ranks import Ranks, steps_done, wait_for
 from tests.test_resume import stopped_at
 from trainer.checkpoint import what_is_wrong
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
-from trainer.distributed import Process, seed_step
+from trainer.distributed import Process
 from trainer.errors import UserError
 from trainer.launch import launch
 from trainer.preemption import PREEMPTED
@@ -97,30 +97,13 @@ def test_one_process_killed_ends_the_other_at_once(dataset: Dataset, tmp_path: P
     assert codes == [1, -signal.SIGKILL], ranks.said
 
 
-def hang(rank: int) -> None:
-    def and_hang(seed: int, *, step: int, rank: int) -> None:
-        if rank == 1 and step == 3:
-            time.sleep(600)
-        seed_step(seed, step=step, rank=rank)
-
-    if rank == 1:
-        import trainer.train
-
-        vars(trainer.train)["seed_step"] = and_hang
-
-
 def test_a_process_that_hangs_ends_all_with_the_stacks_of_each_in_the_log(dataset: Dataset, tmp_path: Path) -> None:
     with Ranks(tmp_path, flags(dataset, tmp_path, "--hang-minutes", "0.1"), hook=hang) as ranks:
         assert ranks.wait(60) == [HUNG, HUNG], ranks.said
     for rank in (0, 1):
         assert f"rank {rank} hangs: no progress for 0.1 minutes in the step after 3" in ranks.said
-    assert "in and_hang" in ranks.said
+    assert "in asleep" in ranks.said
     assert "in train_step" in ranks.said
-
-
-def other_batch_size(rank: int) -> None:
-    if rank == 1:
-        sys.argv += ["--batch-size", "8"]
 
 
 def test_processes_that_differ_are_found_before_the_first_step(dataset: Dataset, tmp_path: Path) -> None:
@@ -130,24 +113,11 @@ def test_processes_that_differ_are_found_before_the_first_step(dataset: Dataset,
     assert steps_done(tmp_path) == 0
 
 
-def bad_loss(rank: int) -> None:
-    """One process has a loss that is infinite, though its gradient is not, in its fourth step."""
-    calls = iter(range(10_000))
-    work = functional.cross_entropy
-
-    def worse(logits: torch.Tensor, labels: torch.Tensor, *, reduction: str) -> torch.Tensor:
-        found = work(logits, labels, reduction=reduction)
-        return found + torch.inf if next(calls) == 3 else found
-
-    if rank == 1:
-        functional.cross_entropy = worse  # type: ignore[assignment]
-
-
 def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all_and_counted(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     given = flags(dataset, tmp_path, "--epochs", "1")
-    with Ranks(tmp_path, given, hook=bad_loss) as ranks:
+    with Ranks(tmp_path, given, hook=infinite_loss) as ranks:
         assert ranks.wait(60) == [0, 0], ranks.said
     skipped = [line for line in read_log(tmp_path / "logs") if line["kind"] == "skipped"]
     assert [(line["step"], line["in_a_row"], len(line["rows"])) for line in skipped] == [(4, 1, 32)]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from trainer.flags import write_json
-from trainer.folders import sync, whole_folder
+from trainer.folders import disk_errors, sync, whole_folder
 from trainer.parallel import put_optimizer_state, put_weights
 from trainer.state import TrainingState
 
@@ -69,8 +69,9 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 def write(folder: Path, taken: Snapshot, *, keep_last: int) -> None:
     """Write a checkpoint, then point `latest` at it, then remove those that are neither among the last nor the best."""
     with whole_folder(folder / taken.name) as target:
-        save_file(taken.model, target / "model.safetensors")
-        save_file(taken.optimizer, target / "optimizer.safetensors")
+        for name, tensors in (("model", taken.model), ("optimizer", taken.optimizer)):
+            with disk_errors(target / f"{name}.safetensors"):
+                save_file(tensors, target / f"{name}.safetensors")
         how = {"state": taken.state, "made_with": taken.made_with, "param_groups": taken.param_groups}
         write_json(target / "state.json", how)
         files = {

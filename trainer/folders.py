@@ -30,6 +30,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """OSError with the path where safetensors cannot write: it has an error of its own, for a full disk too."""
+    from safetensors import SafetensorError  # here, for not all that makes folders has it
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
 def link_folder(source: Path, target: Path) -> None:
     """The same files under another folder, as hard links, or as copies where the file system has no links."""
     with whole_folder(target) as folder:

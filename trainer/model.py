@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.dataset import Dataset
 from trainer.errors import UserError
+from trainer.folders import disk_errors
 from trainer.tokenizer import load_tokenizer, tokenizer_digest
 
 transformers_logging.set_verbosity_error()  # it warns of the fresh head, which is what fine-tuning starts with
@@ -60,7 +61,8 @@ def save_model(
     model: PreTrainedModel, dataset: Dataset, folder: Path, *, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
     """What `transformers` loads: these weights, or else the model's, as safetensors, configuration with class names, tokenizer."""
-    model.save_pretrained(folder, state_dict=weights)
+    with disk_errors(folder):
+        model.save_pretrained(folder, state_dict=weights)
     shutil.copytree(dataset.tokenizer_folder, folder, dirs_exist_ok=True)
 
 
