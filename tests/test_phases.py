@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
+from tests.ranks import in_ranks
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
-from trainer.distributed import Process
+from trainer.distributed import Process, process_group
 from trainer.phases import Phases
 from trainer.train import train
-
-CPU = torch.device("cpu")
 
 
 def test_a_run_profiled_has_a_trace_of_its_phases_and_a_summary(
@@ -30,12 +30,16 @@ def test_a_run_profiled_has_a_trace_of_its_phases_and_a_summary(
     summary = json.loads((tmp_path / "logs" / "profile" / "phases-rank0.json").read_text(encoding="utf-8"))
     assert sum(summary["phases"].values()) == pytest.approx(1)
     assert summary["steps"] == 2
-    assert 0 < summary["outside"] < 1
-    assert "train: 2 steps of" in capsys.readouterr().out
+    assert set(summary["phases"]) == {"load", "forward", "backward", "exchange", "optimizer", "log", "save", "rest"}
+    computing = sum(summary["phases"][name] for name in ("forward", "backward", "optimizer"))
+    assert summary["outside"] == pytest.approx(1 - computing)
+    said = capsys.readouterr().out
+    assert "train: 2 steps of" in said
+    assert f"outside of forward, backward, optimizer {summary['outside']:.1%}" in said
 
 
 def test_what_is_outside_the_computing_phases_is_told_apart(tmp_path: Path) -> None:
-    phases = Phases(2, folder=tmp_path, rank=0, device=CPU, trace=False)
+    phases = Phases(2, folder=tmp_path, trace=False)
     for _ in range(6):
         with phases("load"):
             time.sleep(0.01)
@@ -49,8 +53,34 @@ def test_what_is_outside_the_computing_phases_is_told_apart(tmp_path: Path) -> N
     assert summary["phases"]["rest"] == pytest.approx(0.25, abs=0.15)
 
 
+def with_one_slow(folder: Path) -> None:
+    """Backward passes in which the second of two processes computes for longer before its gradient is there."""
+    with process_group(timeout_minutes=1) as process:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 1)
+        model = DistributedDataParallel(layer)
+        phases = Phases(4, layer, process, folder=folder, trace=False)
+        for _ in range(8):
+            with phases("forward"):
+                loss = model(torch.ones(2, 4)).sum()
+            loss.register_hook(lambda _: time.sleep(0.05 if process.rank == 1 else 0))
+            with phases("backward"):
+                loss.backward()
+            phases.step()
+
+
+def test_waiting_for_a_slower_process_is_exchange_and_no_computing(tmp_path: Path) -> None:
+    in_ranks(with_one_slow, tmp_path, world_size=2)
+    waiting, slow = (
+        json.loads((tmp_path / f"phases-rank{rank}.json").read_text(encoding="utf-8"))["phases"] for rank in (0, 1)
+    )
+    assert waiting["exchange"] > 0.7
+    assert slow["exchange"] < 0.3
+    assert slow["backward"] > 0.6
+
+
 def test_without_steps_to_profile_nothing_is_written(tmp_path: Path) -> None:
-    phases = Phases(0, folder=tmp_path / "profile", rank=0, device=CPU)
+    phases = Phases(0, folder=tmp_path / "profile")
     for _ in range(6):
         with phases("forward"):
             pass

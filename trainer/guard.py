@@ -60,7 +60,8 @@ class Guard:
             )
 
     def loss(self, found: float) -> None:
-        """Report a logged loss that is far above those before it."""
+        """Report a loss that is about to be logged where it is far above those before it, and what was skipped."""
+        self.read()
         usual = statistics.median(self._losses) if len(self._losses) >= _AT_LEAST else math.inf
         if found > _TIMES * usual:
             self._log.event("spike", step=self._state.step, loss=found, median=usual)

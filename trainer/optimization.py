@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,10 @@ class Meter:
         finite = torch.isfinite(loss_sum.detach())
         self._sums[0] += torch.where(finite, loss_sum.detach(), 0)
         self._sums[1] += rows * finite
-        self._sums[2:] += torch.tensor([rows, tokens], device=self._sums.device)
+        self._sums[2] += (
+            rows  # a number goes along with the kernel; a tensor made of it would have the device waited for
+        )
+        self._sums[3] += tokens
 
     def read(self) -> dict[str, float]:
         """Mean loss of what was finite, samples/s and tokens/s since the last reading; a collective call."""
@@ -84,7 +88,7 @@ class Meter:
         dist.all_gather(found, own)
         return [share.tolist() for share in found]
 
-    def take(self, shares: list[list[float]]) -> None:
+    def take(self, shares: list[list[float]]) -> Self:
         """Go on from what `shares` said; where there were more or fewer processes, the first goes on for all."""
         rank, shape = dist.get_rank(), (-1, len(self._sums) + 1)
         kept = torch.tensor(shares, dtype=torch.float64, device=self._sums.device).reshape(shape)
@@ -93,6 +97,7 @@ class Meter:
         elif rank == 0:
             self._sums.copy_(kept[:, :-1].sum(dim=0))
         self._since = time.perf_counter() - max((share[-1] for share in shares), default=0.0)
+        return self
 
     def restart(self) -> None:
         """Count from here, so that what was not training is not counted."""

@@ -58,9 +58,8 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
         rank=process.rank, world_size=process.world_size, seed=config.seed,
     )  # fmt: skip
     precision = introduce(config, dataset, model, process, plan, unused)
-    phases = Phases(config.profile_steps, folder=output / "logs" / "profile", rank=process.rank, device=process.device)
-    meter = Meter(process.device)
-    meter.take(state.meter)
+    phases = Phases(config.profile_steps, bare, process, folder=output / "logs" / "profile")
+    meter = Meter(process.device).take(state.meter)
     total_steps = config.epochs * len(dataset.train) / plan.step_rows
 
     with (
@@ -86,17 +85,20 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                     train_step(model, step, dataset, process, precision, meter, phases)
                     with phases("optimizer"):
                         norm = update(bare, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
-                    state.count(step.global_rows)
-                    guard.note(step, norm)
-                    watchdog.beat(f"the step after {state.step:,}")
-                    bar.advance()
-                    if state.step % config.log_steps == 0 or step is steps[-1]:
-                        guard.read()
-                        seen = meter.read()
-                        guard.loss(seen["loss"])
-                        log.write("train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen)
-                        bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
-                    checkpoints.after_step(state, bare, optimizer, meter)
+                    with phases("log"):
+                        state.count(step.global_rows)
+                        guard.note(step, norm)
+                        watchdog.beat(f"the step after {state.step:,}")
+                        bar.advance()
+                        if state.step % config.log_steps == 0 or step is steps[-1]:
+                            seen = meter.read()
+                            guard.loss(seen["loss"])
+                            log.write(
+                                "train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen
+                            )
+                            bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
+                    with phases("save"):
+                        checkpoints.after_step(state, bare, optimizer, meter)
                     phases.step()
             validation = validate(
                 bare, dataset, process, lambda: watchdog.beat("validation"),
@@ -132,14 +134,8 @@ def prepare(
 
 
 def train_step(
-    model: nn.Module,
-    step: Step,
-    dataset: Dataset,
-    process: Process,
-    precision: torch.dtype,
-    meter: Meter,
-    phases: Phases | None = None,
-) -> None:
+    model: nn.Module, step: Step, dataset: Dataset, process: Process, precision: torch.dtype, meter: Meter, phases: Phases | None = None,
+) -> None:  # fmt: skip
     """Forward and backward passes of one optimizer step; gradients are those of the mean loss over the rows of all processes."""
     phase = phases or Phases()
     for number, rows in enumerate(step.micro_batches, start=1):
