@@ -13,6 +13,10 @@ _PRIMITIVES = "128"
 """Kernels of oneDNN that are kept, one for each shape of each product. Its own 1,024 held 165 MB more after 60 steps of MiniLM in
 bf16, whose batches are of many lengths; 16 are as fast."""
 
+_kept: list[dist.ProcessGroup | None] = []
+"""The last group. A model that is freed after its group was left would else be the last to hold it, and end Gloo's threads while it
+holds the interpreter's lock, for which one of them may wait: neither would ever go on."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -46,6 +50,7 @@ def process_group(*, timeout_minutes: float) -> Iterator[Process]:
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         yield Process(dist.get_rank(), dist.get_world_size(), device, local_world_size)
     finally:
+        _kept[:] = [dist.group.WORLD]
         dist.destroy_process_group()
 
 
