@@ -8,6 +8,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from trainer.rendezvous import meet
 
 _KERNELS = "128"
 """That oneDNN and ideep keep, each in a cache of its own, one for each shape of each product: 16 do for a step of MiniLM. Their own
@@ -43,7 +46,10 @@ def process_group(*, timeout_minutes: float) -> Iterator[Process]:
         torch.cuda.set_device(device)
     backend, timeout = "nccl" if on_gpu else "gloo", timedelta(minutes=timeout_minutes)
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        store = meet(store, rank=rank, world_size=world_size, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     else:
         alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
         dist.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
