@@ -1,12 +1,17 @@
-"""Processes that start together meet each other, whoever used the store before them."""
+"""Processes that start together meet each other, whoever used the store before them, and part without waiting."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from tests.ranks import Ranks
+from trainer.dataset import Dataset
+from trainer.errors import UserError
 from trainer.rendezvous import meet
 
 SOON = timedelta(seconds=10)
@@ -32,3 +37,21 @@ def test_a_process_that_does_not_come_is_missed_in_time() -> None:
     store.set("distrinews/rank-1", "of one that has ended")
     with pytest.raises(TimeoutError, match=r"1 of 2 processes met within 0:00:00\.1"):
         meet(store, rank=0, world_size=2, timeout=timedelta(seconds=0.1))
+
+
+def refused_in_an_exchange(rank: int) -> None:
+    """Which the other rank joins a moment later."""
+    import trainer.train
+
+    def resume(*_: object, **__: object) -> None:
+        time.sleep(rank / 2)
+        dist.all_reduce(torch.ones(1), async_op=rank == 0)
+        raise UserError("refused")
+
+    vars(trainer.train)["resume"] = resume
+
+
+def test_a_process_that_is_refused_in_the_middle_of_an_exchange_ends(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ["--dataset", str(dataset.folder), "--output", str(tmp_path), "--precision", "fp32"]
+    with Ranks(tmp_path, flags, hook=refused_in_an_exchange) as ranks:
+        assert ranks.wait(20) == [1, 1], ranks.said
