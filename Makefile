@@ -47,6 +47,9 @@ bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, its
 bench-kills: venv ## kill a training 20 times at random steps, and compare it with one left alone (half a minute)
 	$(BIN)/python -m tests.benchmarks.kills 20 1
 
+bench-train-faults: venv ## do to a training what can go wrong, and keep what its log says (5 minutes)
+	$(BIN)/python -m tests.benchmarks.train_faults
+
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
 	$(BIN)/python -m tests.chart_files
 
@@ -73,4 +76,4 @@ lock-images: ## renew what each image installs from images/constraints.txt
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test charts bench-kills bench-data bench-engines bench-train bench-gpu bench-serve bench-serve-more images test-images lock lock-images clean
+.PHONY: help venv run test charts bench-kills bench-train-faults bench-data bench-engines bench-train bench-gpu bench-serve bench-serve-more images test-images lock lock-images clean
