@@ -1,6 +1,7 @@
 """The HTTP server around the application: its ports, its first line, and how it stops."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what was made by now stays: to look through it again and again would hold up all requests
         print(self._announce, flush=True)
 
 

@@ -53,6 +53,15 @@ def test_killed_ten_times_at_random_steps_a_run_learns_bit_for_bit_what_one_left
     assert max(starts) > 10, "they went on from checkpoints, not from the beginning"
 
 
+def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_the_same(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    flags = ["--epochs", "1", "--batch-size", "16", "--precision", "fp32"]
+    found = kill_and_compare(dataset.folder, tmp_path, kills=2, seed=1, flags=flags, world_size=3)
+    assert found.losses_equal
+    assert found.weights_equal
+
+
 def test_stopped_between_two_lines_of_the_log_the_next_line_is_the_same(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:

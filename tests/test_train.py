@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig, DistilBertForSequenceClassification, pipeline
 
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process
 from trainer.errors import UserError
+from trainer.folders import whole_folder
 from trainer.launch import launch
 from trainer.model import build_model, freeze_unused
 from trainer.optimization import choose_precision, make_optimizer, schedule
@@ -214,3 +215,11 @@ def test_texts_longer_than_the_encoder_takes_are_refused(dataset: Dataset, tmp_p
 def test_a_failing_process_ends_all_with_its_own_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^.*/nothing: is no dataset folder, it has no dataset.json"):
         launch("trainer.train", ["--dataset", str(tmp_path / "nothing"), "--output", str(tmp_path)], ranks=2)
+
+
+def test_weights_can_be_read_by_whoever_the_umask_lets_read_the_files_beside_them(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "model") as folder:
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+    weights, beside = ((tmp_path / "model" / name).stat().st_mode for name in ("model.safetensors", "config.json"))
+    assert weights & 0o666 == beside & 0o666

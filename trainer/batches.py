@@ -81,6 +81,10 @@ class TrainingPlan:
             left = np.concatenate(steps) if steps else left[:0]
         return [self._own(rows) for rows in steps]
 
+    def largest(self) -> Step:
+        """The step of the first epoch that computes the most tokens, and needs the most memory."""
+        return max(self.epoch(0), key=lambda step: len(step.rows) * int(self._lengths[step.rows].max()))
+
     def _deal(self, rows: Rows, step_rows: int, seed: list[int]) -> list[Rows]:
         random = np.random.default_rng(seed)
         order = rows[random.permutation(len(rows))]

@@ -16,7 +16,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        readable = temporary.stat().st_mode & 0o666  # as the umask allows; safetensors' files are for their owner alone
         for file in (*temporary.rglob("*"), temporary):
+            if ~file.stat().st_mode & readable:
+                file.chmod(file.stat().st_mode | readable)
             sync(file)
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")

@@ -49,7 +49,6 @@ class TrainArguments(TrainConfig):
 
 def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainingState:
     """Train, keep the best epoch, and write <output>/model; <output>/checkpoints is gone on from where there is one."""
-    check_alike(config, dataset)
     bare, model, optimizer, unused = prepare(config, dataset, process)
     made_with = {**config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size}
     state = resume(output, bare, optimizer, config=config, made_with=made_with, process=process)
@@ -73,6 +72,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             "start", step=state.step, samples=state.samples, epoch=state.epoch, epochs=config.epochs,
             world_size=process.world_size, total_samples=config.epochs * len(dataset.train), environment=environment(),
         )  # fmt: skip
+        rehearse(model, plan, dataset, process, precision)
         while state.epoch < config.epochs and not state.stopped_early:
             state.begin(plan.step_rows)
             steps, done = plan.epoch(state.epoch, state.parts), state.epoch_steps
@@ -126,7 +126,11 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
 def prepare(
     config: TrainConfig, dataset: Dataset, process: Process
 ) -> tuple[PreTrainedModel, nn.Module, torch.optim.Optimizer, list[str]]:
-    """The model, the same as all processes train it, its optimizer, and names of parameters that the classes do not depend on."""
+    """The model, the same as all processes train it, its optimizer, and names of parameters that the classes do not depend on.
+
+    UserError where processes differ.
+    """
+    check_alike(config, dataset)
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
     train_first_position_only(bare)
     unused = freeze_unused(bare)
@@ -154,6 +158,14 @@ def train_step(
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
+
+
+def rehearse(model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
+    """Pass over the largest step and forget it: what does not fit ends training now and not after hours, and DDP arranges its
+    buckets, so that all steps add gradients in one order, those after a resume too.
+    """
+    train_step(model, plan.largest(), dataset, process, precision, Meter(process.device))
+    model.zero_grad(set_to_none=True)
 
 
 def write_model(

@@ -1,4 +1,4 @@
-"""Our server beside LitServe and BentoML: the same int8 model on ONNX Runtime, their dynamic batching on.
+"""Our server beside LitServe and BentoML: the same int8 model on ONNX Runtime, their dynamic batching on; and ours on OpenVINO.
 
     python -m tests.benchmarks.serve_others --tokenizer FOLDER_OF_AN_UNCASED_BERT
 
@@ -27,7 +27,7 @@ from trainer.progress import Progress, say
 _CLIENTS = (1, 8, 32)
 _SHARE = 0.7
 _BATCH = 8
-_OURS = "DistriNews"
+_OURS, _ENGINES = "DistriNews", ("onnx", "openvino")
 
 _CLASSIFIER = """
 import json
@@ -121,7 +121,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="in which all servers are started and measured")
-    parser.add_argument("--ours", default="", help='flags of our server, such as "--engine onnx"')
     parser.add_argument("--batch", type=int, default=_BATCH, help="texts that the others batch, at most")
     parser.add_argument("--model", type=Path, help="folder that serving_model wrote; by default one is written")
     parser.add_argument("--tokenizer", default="tiny", help="folder of an encoder; by default one is trained")
@@ -132,7 +131,7 @@ def main() -> None:
         folder = (args.model or Path(temporary) / "model").absolute()
         if not args.model:
             write_serving_model(folder, tokenizer=args.tokenizer)
-        contenders, versions = _prepare(Path(temporary), folder, ours=args.ours, batch=args.batch)
+        contenders, versions = _prepare(Path(temporary), folder, batch=args.batch)
         texts = load_texts(seed=0)
         load = wait_until_quiet(args.wait_minutes)
         measured = _measure(contenders, texts, rounds=args.rounds, seconds=args.seconds)
@@ -148,18 +147,16 @@ def main() -> None:
     write(
         str(args.output.absolute() / "serve_others"),
         title="Our server beside LitServe and BentoML",
-        command=f"python -m tests.benchmarks.serve_others --seconds {args.seconds:g} --rounds {args.rounds}"
-        + (f' --ours "{args.ours}"' if args.ours else ""),
+        command=f"python -m tests.benchmarks.serve_others --seconds {args.seconds:g} --rounds {args.rounds}",
         packages=("onnxruntime", "tokenizers", "fastapi", "uvicorn"),
         parts=[how, table([_row(name, one) for name, one in measured.items()])],
     )
 
 
-def _prepare(temporary: Path, folder: Path, *, ours: str, batch: int) -> tuple[list[Contender], list[str]]:
+def _prepare(temporary: Path, folder: Path, *, batch: int) -> tuple[list[Contender], list[str]]:
     cores = available_cpus()
-    contenders = [
-        Contender(Server(_OURS, [sys.executable, "-m", "server.main", str(folder), *ours.split(), "--port"]), _one)
-    ]
+    ours = [sys.executable, "-m", "server.main", str(folder), "--engine"]
+    contenders = [Contender(Server(f"{_OURS}, {engine}", [*ours, engine, "--port"]), _one) for engine in _ENGINES]
     (temporary / "classifier.py").write_text(_CLASSIFIER, encoding="utf-8")
     (temporary / "with_litserve.py").write_text(_LITSERVE, encoding="utf-8")
     (temporary / "with_bentoml.py").write_text(_BENTOML, encoding="utf-8")

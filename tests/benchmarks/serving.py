@@ -1,18 +1,17 @@
 """Servers as processes: started, timed, watched and stopped; and what was measured of one."""
 
 import http.client
-import itertools
 import json
 import math
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +27,6 @@ from trainer.progress import Progress, say
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 120
 _MEMORY_SECONDS = 0.5
-_PROBE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -203,21 +201,13 @@ def _resident_mb(root: psutil.Process) -> float:
 
 @contextmanager
 def probing(port: int, paths: Sequence[str], seconds: list[float]) -> Iterator[None]:
-    """Ask the health checks in turn, each on a connection of its own as a kubelet does, and note how long each took."""
-    done = threading.Event()
-
-    def probe() -> None:
-        for path in itertools.cycle(paths):
-            began = time.perf_counter()
-            request(port, "GET", path)
-            seconds.append(time.perf_counter() - began)
-            if done.wait(_PROBE_SECONDS):
-                return
-
-    with ThreadPoolExecutor(1) as threads:
-        probes = threads.submit(probe)
+    """Ask the health checks in turn meanwhile, and note how long each took."""
+    command = [sys.executable, "-m", "tests.benchmarks.probes", str(port), *paths]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield
         finally:
-            done.set()
-        probes.result()
+            said, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the probes ended with status {process.returncode}")
+    seconds += map(float, said.split())
