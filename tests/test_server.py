@@ -427,7 +427,7 @@ def load(folder: Path) -> None:
         ({"max_length": MAX_LENGTH + 1}, f"fails on {MAX_LENGTH + 1} tokens"),
         ({"variants": {"int4": {"file": "model.onnx"}}}, "no variant openvino or int8 or fp32, only int4"),
         ({"variants": {"int8": {"file": "../../model.onnx"}}}, r"variants\.int8\.file"),
-        ({"variants": {"openvino": {"file": "a.xml"}}}, r"a\.bin is missing"),
+        ({"variants": {"openvino": {"file": "a.xml"}}}, r"a\.xml is missing"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(own_folder: Path, facts: dict[str, object], said: str) -> None:
