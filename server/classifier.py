@@ -206,16 +206,18 @@ class Classifier:
     def _compute(self, worker: int) -> None:
         while batch := self.scheduler.take():
             started = self._busy_since[worker] = time.monotonic()
+            told: list[tuple[Callable[..., None], *tuple[object, ...]]]
             try:
                 logits = self._logits([job.token_ids for job in batch])
                 probabilities = _softmax(logits / self.folder.temperature)
             except Exception as error:  # noqa: BLE001 - the engine's exceptions share no narrower base
-                for job in batch:
-                    self._on_loop(_fail, job.owner[0], error)
+                told = [(_fail, job.owner[0], error) for job in batch]
             else:
-                self._on_loop(self._answer, batch, probabilities.tolist(), started, time.monotonic() - started)
+                told = [(self._answer, batch, probabilities.tolist(), started, time.monotonic() - started)]
             finally:
                 del self._busy_since[worker]
+            for call in told:
+                self._on_loop(*call)
             self.scheduler.timed(sum(map(len, batch)) * self.workers, time.monotonic() - started)
 
     def _answer(self, batch: Sequence[Job], probabilities: list[list[float]], started: float, seconds: float) -> None:

@@ -120,14 +120,16 @@ def test_a_triton_client_s_timeout_is_the_deadline_of_the_request(folder: Path) 
             assert late.json() == {
                 "error": "no answer within 50 ms; the header X-Request-Timeout-Ms sets the time that a request may take"
             }
-            waiting = [served.predict() for _ in range(2)]
-            await served.until_waiting(3)  # with the late one, which no worker has come to yet
+            waiting = [
+                served.predict() for _ in range(3)
+            ]  # the late one, which no worker has come to yet, takes no place
+            await served.until_waiting(3)
             full = await served.client.post("/v2/models/distrinews/infer", json=ask())
             assert (full.status_code, list(full.json())) == (429, ["error"])
             assert int(full.headers["retry-after"]) >= 1
             assert full.headers["content-type"] == "application/json"
             served.engine.open.set()
-            assert [(await one).status_code for one in [first, *waiting]] == [200] * 3
+            assert [(await one).status_code for one in [first, *waiting]] == [200] * 4
 
     asyncio.run(check())
 
