@@ -13,7 +13,7 @@ _KNOWN_POD = {
     "automountServiceAccountToken", "containers", "enableServiceLinks", "restartPolicy", "securityContext", "serviceAccountName",
     "terminationGracePeriodSeconds", "topologySpreadConstraints", "volumes",
 }  # fmt: skip
-_KNOWN_CONTAINER = {"args", "command", "env", "image", "imagePullPolicy", "name", "resources", "securityContext", "volumeMounts"}  # fmt: skip
+_KNOWN_CONTAINER = {"args", "command", "env", "envFrom", "image", "imagePullPolicy", "name", "resources", "securityContext", "volumeMounts"}  # fmt: skip
 
 
 class Pod:
@@ -26,6 +26,9 @@ class Pod:
         self.pod, (self.container,) = template["spec"], template["spec"]["containers"]
         assert set(self.pod) <= _KNOWN_POD, "a field that this stand-in would leave out"
         assert set(self.container) <= _KNOWN_CONTAINER, "a field that this stand-in would leave out"
+        assert all(source["secretRef"]["optional"] for source in self.container.get("envFrom", [])), (
+            "there is none here"
+        )
         self.environment = {**dict(map(self._variable, self.container.get("env", []))), **environment}
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
