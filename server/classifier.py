@@ -154,6 +154,7 @@ class Classifier:
         finally:
             for job in request.jobs:
                 job.left = True  # whoever asked is gone, or has the answer: what still waits is not computed
+            request.jobs = []  # they know the request: without a cycle all is freed at once, and no collection holds others up
 
     def stuck_for(self) -> float:
         """Seconds that the slowest worker has been at its batch; 0 when all wait for work. Raises when a thread has ended."""
@@ -194,14 +195,15 @@ class Classifier:
         self.observer.tokenized(seconds)
         for request in requests:
             request.tokenize_started, request.tokenize_seconds = started, seconds
-            bulk = len(request.texts) > 1
+            bulk, jobs = len(request.texts) > 1, list[Job]()
             for number, encoding in zip(range(len(request.texts)), encodings, strict=False):
-                request.jobs.append(Job(encoding.ids, request.deadline, bulk, owner=(request, number)))
+                jobs.append(Job(encoding.ids, request.deadline, bulk, owner=(request, number)))
                 request.truncated.append(bool(encoding.overflowing))
+            request.jobs = jobs
             if request.answered.done():  # its time was up before its tokens were there
-                for job in request.jobs:
+                for job in jobs:
                     job.left = True
-            self.scheduler.put(request.jobs, reserved_tokens=request.reserved_tokens)
+            self.scheduler.put(jobs, reserved_tokens=request.reserved_tokens)
 
     def _compute(self, worker: int) -> None:
         while batch := self.scheduler.take():

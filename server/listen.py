@@ -22,6 +22,7 @@ from server.record import Record
 from server.settings import Settings
 
 _ANSWER_SECONDS = 20  # for what is in flight: with the pause before, within the 30 s after which Kubernetes kills
+_FULL_COLLECTION = 1_000  # of how many: it looks through all requests in flight, and takes some 0.1 ms for each
 
 
 class CannotListenError(Exception):
@@ -91,6 +92,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         gc.collect()
+        gc.set_threshold(*gc.get_threshold()[:2], _FULL_COLLECTION)
         gc.freeze()  # what was made by now stays: to look through it again and again would hold up all requests
         print(self._announce, flush=True)
 

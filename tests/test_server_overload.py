@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import threading
@@ -24,6 +25,7 @@ from server.http_protocol import bounded
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.model_folder import read_model_folder
+from server.scheduler import Job
 from server.settings import Settings
 from tests.test_server import serving, write_model_folder
 
@@ -113,6 +115,24 @@ def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder:
             assert served.metric("distrinews_http_requests_in_flight") == 4
             served.engine.open.set()
             assert [(await one).status_code for one in accepted] == [200] * 4
+
+    asyncio.run(check())
+
+
+def test_what_is_answered_or_too_late_is_freed_at_once_without_the_garbage_collector(folder: Path) -> None:
+    async def check() -> None:
+        async with gated(folder) as served:
+            gc.collect()
+            gc.disable()
+            try:
+                late = [served.predict(**{"X-Request-Timeout-Ms": "50"}) for _ in range(20)]
+                assert [(await one).status_code for one in late] == [504] * 20
+                served.engine.open.set()
+                assert [(await served.predict()).status_code for _ in range(20)] == [200] * 20
+                held = [found for found in gc.get_objects() if type(found) is Job]
+            finally:
+                gc.enable()
+            assert len(held) <= 2  # what the two threads had last
 
     asyncio.run(check())
 

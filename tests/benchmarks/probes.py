@@ -1,4 +1,5 @@
-"""Health checks, each on a connection of its own as a kubelet does: from a process of their own, for the load generator is busy.
+"""Health checks, each on a connection of its own as a kubelet does: from a process of their own, for the load generator is busy,
+and which gets a core first, for a kubelet has its own.
 
 python -m tests.benchmarks.probes PORT PATH...
 
@@ -10,12 +11,13 @@ import select
 import sys
 import time
 
-from tests.benchmarks.serving import request
+from tests.benchmarks.serving import go_first, request
 
 _PAUSE_SECONDS = 0.05
 
 
 def main() -> None:
+    go_first()
     port, paths, seconds = int(sys.argv[1]), sys.argv[2:], list[float]()
     for path in itertools.cycle(paths):
         began = time.perf_counter()

@@ -18,7 +18,17 @@ from statistics import median
 from tests.benchmarks.load import batch_requests, closed_loop, describe, load_texts, open_loop, run, single_requests
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
 from tests.benchmarks.serve_chart import curve
-from tests.benchmarks.serving import Measured, Server, at_share, probing, record, request, started, with_clients
+from tests.benchmarks.serving import (
+    Measured,
+    Server,
+    at_share,
+    go_first,
+    probing,
+    record,
+    request,
+    started,
+    with_clients,
+)
 from tests.benchmarks.serving_model import mean_tokens, write_serving_model
 from trainer.progress import Progress
 
@@ -55,7 +65,7 @@ def main() -> None:
             Server(_OURS, _python("server.main", str(folder), *args.ours.split())),
         ]
         texts = load_texts(seed=0)
-        load = wait_until_quiet(args.wait_minutes)
+        load = f"{wait_until_quiet(args.wait_minutes)} {go_first()}"
         measured = measure(servers, texts, rounds=args.rounds, seconds=args.seconds)
         how = _how(args.rounds, args.seconds, mean_tokens(folder, texts), measured, load)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from server.cpus import available_cpus
 from tests.benchmarks.load import closed_loop, describe, load_texts, open_loop, post, run
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
-from tests.benchmarks.serving import Measured, Server, at_share, record, request, started, with_clients
+from tests.benchmarks.serving import Measured, Server, at_share, go_first, record, request, started, with_clients
 from tests.benchmarks.serving_model import mean_tokens, write_serving_model
 from trainer.progress import Progress, say
 
@@ -133,7 +133,7 @@ def main() -> None:
             write_serving_model(folder, tokenizer=args.tokenizer)
         contenders, versions = _prepare(Path(temporary), folder, batch=args.batch)
         texts = load_texts(seed=0)
-        load = wait_until_quiet(args.wait_minutes)
+        load = f"{wait_until_quiet(args.wait_minutes)} {go_first()}"
         measured = _measure(contenders, texts, rounds=args.rounds, seconds=args.seconds)
         tokens = mean_tokens(folder, texts)
     how = (

@@ -84,6 +84,17 @@ class Measured:
         return self.pooled(what).percentile(percent) * 1e3
 
 
+def go_first() -> str:
+    """Let this thread have a core before the server on the same cores, as a client elsewhere has its own; a sentence on whether."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))  # what it starts does not
+    except PermissionError:
+        return "The generator may not go before the server (it needs CAP_SYS_NICE), so latencies have its own waits for a core in them."
+    return (
+        "The generator goes before the server on the cores that they share, as a client elsewhere has cores of its own."
+    )
+
+
 def with_clients(number: int) -> str:
     return f"closed loop, {number} client{'s' if number > 1 else ''}"
 
