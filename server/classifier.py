@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.cpus import give_way
 from server.engine import Engine, best_token_budget
 from server.model_folder import ModelFolder, ModelFolderError
 from server.observer import Observer
@@ -206,6 +207,8 @@ class Classifier:
             self.scheduler.put(jobs, reserved_tokens=request.reserved_tokens)
 
     def _compute(self, worker: int) -> None:
+        if not self.engine.gpu:
+            give_way()
         while batch := self.scheduler.take():
             started = self._busy_since[worker] = time.monotonic()
             told: list[tuple[Callable[..., None], *tuple[object, ...]]]

@@ -1,7 +1,10 @@
-"""How many CPUs this process may use."""
+"""How many CPUs this process may use, and which of its threads go first."""
 
 import os
+import sys
 from pathlib import Path
+
+_NICENESS = 10
 
 
 def available_cpus() -> int:
@@ -31,3 +34,12 @@ def _quota(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/
             quota, period = file.read_text().split()
             limits += [] if quota == "max" else [int(quota) // int(period)]
     return min(limits, default=os.cpu_count() or 1)
+
+
+def give_way() -> None:
+    """Make this thread, and those that it starts, less urgent than the threads that answer requests and probes.
+
+    On Linux alone, where a thread has a priority of its own: elsewhere the whole process would give way to others.
+    """
+    if sys.platform == "linux":
+        os.nice(_NICENESS)

@@ -2,12 +2,14 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.cpus import give_way
 from server.model_folder import ModelFolderError
 
 # Its import would tell its makers of itself over the network. Without this package, OpenVINO works and sends nothing.
@@ -33,7 +35,8 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # another server on this machine would pin its threads to the same cores
         }
         try:
-            self._model = core.compile_model(core.read_model(file), "CPU", config)
+            with ThreadPoolExecutor(1, initializer=give_way) as thread:  # streams inherit it
+                self._model = thread.submit(core.compile_model, core.read_model(file), "CPU", config).result()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise ModelFolderError(f"{file} cannot be loaded ({reason}): run the export step again") from error

@@ -179,3 +179,14 @@ def test_the_libraries_send_nothing_and_leave_no_file_behind(module: str, tmp_pa
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == "[]"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_its_threads_give_way_to_those_that_answer(engine: OpenVinoEngine, texts: list[list[int]]) -> None:
+    run(engine, texts[:1])
+    nice = {
+        task.name: os.getpriority(os.PRIO_PROCESS, int(task.name))
+        for task in Path(f"/proc/{os.getpid()}/task").iterdir()
+    }
+    assert nice[str(os.getpid())] == os.getpriority(os.PRIO_PROCESS, 0) < 10
+    assert sum(of == nice[str(os.getpid())] + 10 for of in nice.values()) >= WORKERS
