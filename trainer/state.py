@@ -29,6 +29,10 @@ class TrainingState:
         """Steps done of the unfinished epoch."""
         return sum(steps for _, steps in self.parts)
 
+    def over(self, epochs: int) -> bool:
+        """Whether no step is left, of so many epochs."""
+        return self.epoch >= epochs or self.stopped_early
+
     def begin(self, step_rows: int) -> None:
         """From here on a step sees this many rows."""
         if not self.parts or self.parts[-1][0] != step_rows:

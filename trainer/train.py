@@ -72,8 +72,9 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             "start", step=state.step, samples=state.samples, epoch=state.epoch, epochs=config.epochs,
             world_size=process.world_size, total_samples=config.epochs * len(dataset.train), environment=environment(),
         )  # fmt: skip
-        rehearse(model, plan, dataset, process, precision)
-        while state.epoch < config.epochs and not state.stopped_early:
+        if not state.over(config.epochs):
+            rehearse(model, plan, dataset, process, precision)
+        while not state.over(config.epochs):
             state.begin(plan.step_rows)
             steps, done = plan.epoch(state.epoch, state.parts), state.epoch_steps
             with Progress(

@@ -54,7 +54,7 @@ WAYS = {
     "onnx-2": Way("ONNX Runtime int8, one text, two callers", "onnx", callers=2),
     "openvino-1": Way("OpenVINO int8, one text, one stream", "openvino", callers=1),
     "openvino-2": Way("OpenVINO int8, one text, two streams", "openvino", callers=2),
-    "openvino-8": Way("OpenVINO int8, batches of 8 of like length, two streams", "openvino", callers=2, batch_size=8),
+    "openvino-4": Way("OpenVINO int8, batches of 4 of like length, two streams", "openvino", callers=2, batch_size=4),
 }
 
 

@@ -126,11 +126,15 @@ def in_turn(groups: list[Group], folder: Path, *, rounds: int) -> dict[str, dict
 def write_inputs(folder: Path, *, data: str, tokenizer: str) -> None:
     """A dataset, and beside it a model of DistilBERT size that reads it."""
     preprocess(PreprocessConfig(data=data, model=tokenizer, max_train_rows=_ROWS), folder / "dataset")
-    dataset = Dataset(folder / "dataset")
+    write_model(folder / "model", Dataset(folder / "dataset"))
+
+
+def write_model(folder: Path, dataset: Dataset) -> None:
+    """Random weights of DistilBERT size, and the dataset's tokenizer."""
     torch.manual_seed(0)
-    DistilBertForSequenceClassification(DistilBertConfig()).save_pretrained(folder / "model")
+    DistilBertForSequenceClassification(DistilBertConfig()).save_pretrained(folder)
     for file in dataset.tokenizer_folder.iterdir():
-        (folder / "model" / file.name).write_bytes(file.read_bytes())
+        (folder / file.name).write_bytes(file.read_bytes())
 
 
 def main() -> None:

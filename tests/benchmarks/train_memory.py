@@ -1,81 +1,149 @@
 """Memory of a rank in training, beyond what any trainer needs: weights, gradients, optimizer and activations.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.train_memory DATASET MODEL
+    python -m tests.benchmarks.train_memory [--encoder FOLDER] [--steps 60]
 
-It counts pages of the process itself (RssAnon of /proc), and the libraries' code beside them; pages of the mapped
-dataset belong to the system, which takes them back when it needs them.
+Two ranks of one thread train AG News, 10,000 rows of it and all, with a model of DistilBERT size with random weights, and
+with an encoder where one is given. The peak is of pages of the process itself: VmHWM, begun anew after the first step,
+without RssFile of /proc, which is the libraries' code and the mapped dataset and can be dropped by the system. So this needs Linux.
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tests.benchmarks.record import memory
+from tests.benchmarks.record import memory, table, write
+from tests.benchmarks.train import write_model
+from tests.data import AG_NEWS
 from trainer.batches import Step, TrainingPlan, collate
-from trainer.cls_only import train_first_position_only
-from trainer.config import TrainConfig
+from trainer.config import PreprocessConfig, TrainConfig
 from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group
-from trainer.model import build_model, freeze_unused
-from trainer.optimization import Meter, choose_precision, make_optimizer
-from trainer.parallel import parallelize
-from trainer.train import train_step, update
+from trainer.distributed import Process, process_group, seed_step
+from trainer.optimization import Meter, choose_precision
+from trainer.preprocess import preprocess
+from trainer.train import prepare, train_step, update
 
 _MB = 2**20
+_FEW_ROWS = 10_000
+_RANKS = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--data", type=Path, default=AG_NEWS, help="folder with AG News")
+    parser.add_argument("--tokenizer", default="tiny", help="folder of an uncased BERT; by default one is trained")
+    parser.add_argument("--encoder", type=Path, help="folder of an encoder to be measured besides")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rows", type=int, help="of the dataset; by default all")
+    parser.add_argument(
+        "--measure", nargs=4, metavar=("DATASET", "MODEL", "PRECISION", "RESULT"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
-    with process_group(timeout_minutes=10) as process:
-        print(json.dumps(measure(args, process)))
+    if args.measure:
+        dataset, model, precision, result = args.measure
+        with process_group(timeout_minutes=10) as process:
+            found = measure(Dataset(Path(dataset)), model, precision, steps=args.steps, process=process)
+        Path(f"{result}{process.rank}").write_text(json.dumps(found), encoding="utf-8")
+    else:
+        compare(args)
 
 
-def measure(args: argparse.Namespace, process: Process) -> dict[str, float]:
+def compare(args: argparse.Namespace) -> None:
+    data, found = str(args.data) if args.data.is_dir() else "sample:120000", []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        encoders = {
+            "DistilBERT size": args.tokenizer,
+            **({args.encoder.parent.name: args.encoder} if args.encoder else {}),
+        }
+        for name, encoder in encoders.items():
+            for rows in (_FEW_ROWS, None):
+                dataset = folder / f"{name}-{rows}"
+                preprocess(PreprocessConfig(data=data, model=str(encoder), max_train_rows=rows), dataset)
+                model = encoder if encoder == args.encoder else folder / "model"
+                if model != encoder and not model.is_dir():
+                    write_model(model, Dataset(dataset))
+                for precision in ("bf16", "fp32"):
+                    ranks = in_ranks(dataset, model, precision, steps=args.steps, folder=folder)
+                    found.append(line(f"{name}, {precision}", ranks))
+                    print(found[-1], flush=True)
+    write(
+        "train_memory", title="Memory of a rank in training",
+        command="python -m tests.benchmarks.train_memory" + (" --encoder FOLDER" if args.encoder else ""),
+        packages=("torch", "transformers", "numpy"), parts=[*told(args.steps), table(found)],
+    )  # fmt: skip
+
+
+def in_ranks(dataset: Path, model: Path, precision: str, *, steps: int, folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes of one thread measured."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(_RANKS)]
+    this = ["-m", "tests.benchmarks.train_memory", "--steps", str(steps), "--measure"]
+    given = [str(dataset), str(model), precision, str(folder / "rank")]
+    subprocess.run([*torchrun, *this, *given], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    return [json.loads((folder / f"rank{rank}").read_text(encoding="utf-8")) for rank in range(_RANKS)]
+
+
+def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process: Process) -> dict[str, Any]:
     imported = memory("RssAnon")
-    dataset = Dataset(args.dataset)
-    config = TrainConfig(model=str(args.model), precision=args.precision)
-    bare = build_model(config.model, dataset, seed=0, device=process.device)
-    train_first_position_only(bare)
-    freeze_unused(bare)
-    model = parallelize(bare, config, process)
-    optimizer = make_optimizer(bare, config)
-    precision, _ = choose_precision(config.precision, process.device)
+    config = TrainConfig.model_validate({"model": model, "precision": precision})
+    bare, replica, optimizer, _ = prepare(config, dataset, process)
+    number_format, _ = choose_precision(precision, process.device)
     meter = Meter(process.device)
     plan = TrainingPlan(
-        dataset.train.lengths[: args.rows], batch_size=config.batch_size, accumulation_steps=1, rank=process.rank,
+        dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=1, rank=process.rank,
         world_size=process.world_size, seed=0,
     )  # fmt: skip
-    steps = list(plan.epoch(0))[: args.steps]
-    trained = sum(parameter.nbytes for parameter in bare.parameters() if parameter.requires_grad)
-    needed = sum(parameter.nbytes for parameter in bare.parameters()) + 3 * trained  # gradients, and two moments
-    activations = saved_for_backward(bare, longest(steps, dataset), precision)
-    highest = 0.0
-    for step in steps:
-        train_step(model, step, dataset, process, precision, meter)
-        highest = max(highest, memory("RssAnon"))
+    train_step(
+        replica, plan.largest(), dataset, process, number_format, meter
+    )  # the rehearsal that training begins with
+    bare.zero_grad(set_to_none=True)
+    for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest()]):
+        seed_step(0, step=number, rank=process.rank)
+        train_step(replica, step, dataset, process, number_format, meter)
         update(bare, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
-        highest = max(highest, memory("RssAnon"))
+        if number == 0:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+    peak, code = memory("VmHWM") - memory("RssFile") - memory("RssShmem"), memory("RssFile")
+    weights = sum(parameter.nbytes for parameter in bare.parameters())
+    trained = sum(parameter.nbytes for parameter in bare.parameters() if parameter.requires_grad)
+    activations = saved_for_backward(bare, loss_of(plan.largest(), dataset), number_format) / _MB
     return {
-        "imported": imported, "code": memory("RssFile"), "needed": needed / _MB, "activations": activations / _MB,
-        "highest": highest, "beyond": highest - imported - (needed + activations) / _MB,
+        "rows": len(dataset.train), "imported": imported, "code": code, "weights": weights / _MB,
+        "learned": 3 * trained / _MB, "activations": activations, "peak": peak,
     }  # fmt: skip
 
 
-def longest(steps: list[Step], dataset: Dataset) -> Callable[[PreTrainedModel], torch.Tensor]:
-    """The loss of the largest batch."""
-    rows = max((step.micro_batches[0] for step in steps), key=lambda rows: int(dataset.train.lengths[rows].max()))
-    batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id)
+def line(name: str, ranks: list[dict[str, Any]]) -> dict[str, str]:
+    """Of the rank with the higher peak."""
+    of = max(ranks, key=lambda rank: float(rank["peak"]))
+    beyond = of["peak"] - of["weights"] - of["learned"] - of["activations"]
+    return {
+        "Model": name, "Rows": f"{of['rows']:,}", "Peak": f"{of['peak']:.0f}", "Weights": f"{of['weights']:.0f}",
+        "Gradients, moments": f"{of['learned']:.0f}", "Activations": f"{of['activations']:.0f}", "Beyond": f"{beyond:.0f}",
+        "of which imports": f"{of['imported']:.0f}", "Beyond without imports": f"{beyond - of['imported']:.0f}", "Code": f"{of['code']:.0f}",
+    }  # fmt: skip
+
+
+def told(steps: int) -> list[str]:
+    how = (
+        f"MB of one of {_RANKS} ranks of a thread each, 32 rows a rank, after {steps} steps and the largest of the epoch. "
+        "Activations are what one forward pass of that keeps for the backward pass, the bf16 copies of weights included, and not the "
+        "temporaries of either pass. Imports are what the process held before it opened dataset and model: Python, torch, transformers. "
+        "Code is file-backed: the libraries, and the parts of the dataset that were read."
+    )
+    return [how, "Not in it: while a checkpoint is written, the main rank holds a copy of weights and moments."]
+
+
+def loss_of(step: Step, dataset: Dataset) -> Callable[[PreTrainedModel], torch.Tensor]:
+    batch = collate(dataset.train, step.micro_batches[0], pad_token_id=dataset.pad_token_id)
 
     def loss(model: PreTrainedModel) -> torch.Tensor:
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
