@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from trainer.config import TrainConfig
 from trainer.distributed import Process
 from trainer.errors import UserError
+from trainer.rows import exchange_used_rows
 
 _POWER_SGD_RANK, _POWER_SGD_START = (
     4,
@@ -28,7 +29,7 @@ def parallelize(model: PreTrainedModel, config: TrainConfig, process: Process) -
     """The model as the processes train it together, with the same outputs; a sharded one is the model itself, changed."""
     check(config, process, backend=dist.get_backend())
     if config.strategy == "ddp":
-        return _replicate(model, config)
+        return _replicate(model, config, process)
     mesh = _mesh(config, process)
     for layers in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
         for layer in layers:
@@ -46,7 +47,7 @@ def check(config: TrainConfig, process: Process, *, backend: str) -> None:
         raise UserError(f"--shard-ranks {config.shard_ranks}: does not divide the {process.world_size} processes")
 
 
-def _replicate(model: PreTrainedModel, config: TrainConfig) -> DistributedDataParallel:
+def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) -> DistributedDataParallel:
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
     if config.gradient_compression == "powersgd":
         state = powerSGD_hook.PowerSGDState(None, _POWER_SGD_RANK, _POWER_SGD_START)
@@ -54,6 +55,8 @@ def _replicate(model: PreTrainedModel, config: TrainConfig) -> DistributedDataPa
     elif config.gradient_compression != "none":
         hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
         replica.register_comm_hook(dist.group.WORLD, hooks[config.gradient_compression])
+    elif process.world_size > 1 and process.device.type == "cpu":  # a GPU would wait here for its own work
+        exchange_used_rows(replica, model.get_input_embeddings())
     return replica
 
 

@@ -118,7 +118,6 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
         checkpoints.wait()
         if process.is_main:
             write_model(bare, dataset, output, made_with=made_with, state=state)
-            say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
         log.event("end", step=state.step, best_epoch=state.best_epoch)
     dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
     return state
@@ -178,6 +177,7 @@ def write_model(
     with whole_folder(output / "model") as target:
         save_model(model, dataset, target, weights=weights)
         write_json(target / "train_config.json", how)
+    say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
 
 
 def update(
