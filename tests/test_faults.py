@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -37,6 +39,22 @@ def flags(dataset: Dataset, run: Path, *more: str) -> list[str]:
 
 def kinds(run: Path) -> list[str]:
     return [line["kind"] for line in read_log(run / "logs") if line["kind"] not in ("train", "validation")]
+
+
+_LEAVING = """
+import os, signal
+from trainer.preemption import Preempted, Preemption
+try:
+    with Preemption():
+        {how}
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("raise Preempted", PREEMPTED), ("pass", -signal.SIGTERM)])
+def test_a_process_that_leaves_keeps_its_status_when_torchrun_then_sends_it_sigterm(how: str, status: int) -> None:
+    assert subprocess.run([sys.executable, "-c", _LEAVING.format(how=how)], check=False).returncode == status
 
 
 def test_sigterm_to_one_process_has_all_save_the_same_step_and_leave_with_status_75(

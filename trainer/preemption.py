@@ -32,10 +32,11 @@ class Preemption:
             self._before = signal.signal(signal.SIGTERM, self._remember)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.saving()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._before)
+            # Once one process has left, torchrun sends SIGTERM to the others, which are leaving: their status is their own.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if kind is Preempted else self._before)
 
     def saving(self) -> None:
         """The step is agreed on: what is left takes as long as it takes to write a checkpoint."""

@@ -39,9 +39,9 @@ class Checkpoints:
         self._preemption.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._thread.shutdown()  # what is being written is finished, whatever ended training
-        self._preemption.__exit__(*error)
+        self._preemption.__exit__(kind, *error)
 
     def after_step(
         self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter
