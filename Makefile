@@ -31,6 +31,7 @@ bench-engines: venv ## measure what runs the model fastest, and its memory
 
 bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings (20 minutes)
 	$(BIN)/python -m tests.benchmarks.train
+	$(BIN)/python -m tests.benchmarks.train_phases
 
 bench-gpu: venv ## the same on a CUDA device
 	$(BIN)/python -m tests.benchmarks.train --device cuda
