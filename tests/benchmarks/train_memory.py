@@ -68,16 +68,16 @@ def compare(args: argparse.Namespace) -> None:
             for rows in (_FEW_ROWS, None):
                 dataset = folder / f"{name}-{rows}"
                 preprocess(PreprocessConfig(data=data, model=str(encoder), max_train_rows=rows), dataset)
-                model = encoder if encoder == args.encoder else folder / "model"
-                if model != encoder and not model.is_dir():
-                    write_model(model, Dataset(dataset))
+                model = encoder if encoder == args.encoder else folder / f"{name}-{rows}-model"
+                if model != encoder:
+                    write_model(model, Dataset(dataset))  # with its own tokenizer
                 for precision in ("bf16", "fp32"):
                     ranks = in_ranks(dataset, model, precision, steps=args.steps, folder=folder)
                     found.append(line(f"{name}, {precision}", ranks))
                     print(found[-1], flush=True)
     write(
         "train_memory", title="Memory of a rank in training",
-        command="python -m tests.benchmarks.train_memory" + (" --encoder FOLDER" if args.encoder else ""),
+        command=f"python -m tests.benchmarks.train_memory --steps {args.steps}" + (" --encoder FOLDER" if args.encoder else ""),
         packages=("torch", "transformers", "numpy"), parts=[*told(args.steps), table(found)],
     )  # fmt: skip
 
