@@ -29,9 +29,10 @@ bench-data: venv ## measure the dataset format and the memory of preprocess
 bench-engines: venv ## measure what runs the model fastest, and its memory
 	$(BIN)/python -m tests.benchmarks.engines
 
-bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings (20 minutes)
+bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings; its phases and memory (more than half an hour)
 	$(BIN)/python -m tests.benchmarks.train
 	$(BIN)/python -m tests.benchmarks.train_phases
+	$(BIN)/python -m tests.benchmarks.train_memory
 
 bench-gpu: venv ## the same on a CUDA device
 	$(BIN)/python -m tests.benchmarks.train --device cuda

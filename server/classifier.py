@@ -204,6 +204,7 @@ class Classifier:
             if request.answered.done():  # its time was up before its tokens were there
                 for job in jobs:
                     job.left = True
+                request.jobs = []
             self.scheduler.put(jobs, reserved_tokens=request.reserved_tokens)
 
     def _compute(self, worker: int) -> None:

@@ -1,5 +1,5 @@
-"""Health checks, each on a connection of its own as a kubelet does: from a process of their own, for the load generator is busy,
-and which gets a core first, for a kubelet has its own.
+"""Health checks, each on a connection of its own as a kubelet does: from a process of their own, for the load generator is busy.
+It goes before the server on its cores, for a kubelet has others.
 
 python -m tests.benchmarks.probes PORT PATH...
 

@@ -86,6 +86,8 @@ class Measured:
 
 def go_first() -> str:
     """Let this thread have a core before the server on the same cores, as a client elsewhere has its own; a sentence on whether."""
+    if sys.platform != "linux":
+        return "The generator does not go before the server (only Linux has a way to), so latencies have its own waits for a core in them."
     try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))  # what it starts does not
     except PermissionError:

@@ -17,6 +17,7 @@ from tests.benchmarks.record import table, wait_until_quiet, write
 from tests.benchmarks.train import write_inputs
 from tests.data import AG_NEWS
 
+_PHASES = ("forward", "backward", "optimizer", "load", "exchange", "log", "save", "rest")
 _TARGET = 0.03
 _SECONDS = 200
 _ABOUT = """
@@ -80,9 +81,6 @@ def _row(label: str, found: dict[str, Any]) -> dict[str, object]:
         "Ranks": label, "Step, ms": f"{found['step_ms']:,.0f}", **shares, "outside": f"{outside:.1%}",
         "without exchange": f"{outside - found['phases'].get('exchange', 0):.1%}", "target": "met" if outside < _TARGET else "not met",
     }  # fmt: skip
-
-
-_PHASES = ("forward", "backward", "optimizer", "load", "exchange", "log", "save", "rest")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def measure(arguments: StepArguments, dataset: Dataset, process: Process) -> Mea
 def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Trained:
     """Model, optimizer and number format as `trainer.train` makes them, and the exchange that it has on GPUs.
 
-    On CPUs training sends less (`trainer.rows`), by how much depends on the texts: what is projected is no better than it.
+    On CPUs training sends less (`trainer.rows`): how much depends on the texts.
     """
     config = TrainConfig(
         model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed
