@@ -10,6 +10,7 @@ import torch
 from trainer.dataset import Split
 
 Rows = npt.NDArray[np.int64]
+_LARGE = 0.6  # of the tokens of the largest step
 _MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together: random enough, and next to no padding
 
 
@@ -41,6 +42,8 @@ class Step:
     micro_batches: list[Rows]
     rows: Rows
     """Those of all processes."""
+    large: bool = False
+    """Whether it computes nearly as many tokens as the largest of its epoch, and so sets how much memory is needed."""
 
     @property
     def global_rows(self) -> int:
@@ -79,11 +82,16 @@ class TrainingPlan:
         for number, (step_rows, done) in enumerate(parts or [(self.step_rows, 0)]):
             steps = self._deal(left, step_rows, [self._seed, 2, epoch] + ([number] if number else []))[done:]
             left = np.concatenate(steps) if steps else left[:0]
-        return [self._own(rows) for rows in steps]
+        most = max(map(self._tokens, steps), default=0)
+        return [self._own(rows, large=self._tokens(rows) > _LARGE * most) for rows in steps]
 
     def largest(self) -> Step:
         """The step of the first epoch that computes the most tokens, and needs the most memory."""
-        return max(self.epoch(0), key=lambda step: len(step.rows) * int(self._lengths[step.rows].max()))
+        return max(self.epoch(0), key=lambda step: self._tokens(step.rows))
+
+    def _tokens(self, rows: Rows) -> int:
+        """Computed for these rows, with padding."""
+        return len(rows) * int(self._lengths[rows].max())
 
     def _deal(self, rows: Rows, step_rows: int, seed: list[int]) -> list[Rows]:
         random = np.random.default_rng(seed)
@@ -94,9 +102,9 @@ class TrainingPlan:
         steps = [mega[start : start + step_rows] for mega in by_length for start in range(0, len(mega), step_rows)]
         return [steps[number] for number in random.permutation(len(steps))]
 
-    def _own(self, rows: Rows) -> Step:
+    def _own(self, rows: Rows, *, large: bool) -> Step:
         micro = [rows[start : start + self._micro_rows] for start in range(0, len(rows), self._micro_rows)]
-        return Step([part[self._rank :: self._world_size] for part in micro], rows)
+        return Step([part[self._rank :: self._world_size] for part in micro], rows, large=large)
 
 
 def own_rows(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, world_size: int) -> list[Rows]:

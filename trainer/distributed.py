@@ -12,9 +12,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from trainer.rendezvous import meet
 
-_KERNELS = "128"
-"""That oneDNN and ideep keep, each in a cache of its own, one for each shape of each product: 16 do for a step of MiniLM. Their own
-1,024 are of lengths that hardly come again, and grew by 240 MB in 50 steps of the smallest model in bf16, each of a new shape."""
+_KERNELS = "32"
+"""That oneDNN and ideep keep, each in a cache of its own, one for each shape of each product: 32 do for a step, at the speed of 128. Their
+own 1,024 are of lengths that hardly come again, and grew by 240 MB in 50 steps of the smallest model in bf16, each of a new shape."""
 
 _kept: list[dist.ProcessGroup | None] = []
 """The last group. A model that is freed after its group was left would else be the last to hold it, and end Gloo's threads while it

@@ -15,13 +15,17 @@ _TINY_PEAK_LEARNING_RATE = 1e-3  # random weights have further to go
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices, but neither biases nor norms."""
+    """AdamW that decays matrices, but neither biases nor norms; its moments are there from the start."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=peak_learning_rate(config), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=peak_learning_rate(config), fused=True)
+    for parameter in trained:  # else the first step would make them, in the room that later steps need for activations
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+    return optimizer
 
 
 def peak_learning_rate(config: TrainConfig) -> float:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from trainer.config import TrainConfig
 from trainer.distributed import Process
 from trainer.errors import UserError
-from trainer.rows import exchange_used_rows
+from trainer.neighbours import Neighbours
+from trainer.rows import exchange_by_rows
 
 _POWER_SGD_RANK, _POWER_SGD_START = (
     4,
@@ -55,8 +56,10 @@ def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) ->
     elif config.gradient_compression != "none":
         hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
         replica.register_comm_hook(dist.group.WORLD, hooks[config.gradient_compression])
-    elif process.world_size > 1 and process.device.type == "cpu":  # a GPU would wait here for its own work
-        exchange_used_rows(replica, model.get_input_embeddings())
+    elif process.world_size > 1 and process.device.type == "cpu":  # a GPU would wait for its own work
+        together = process.local_world_size == process.world_size
+        neighbours = Neighbours.of(process, timeout_minutes=config.timeout_minutes) if together else None
+        exchange_by_rows(replica, model.get_input_embeddings(), neighbours)
     return replica
 
 

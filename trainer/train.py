@@ -22,6 +22,7 @@ from trainer.distributed import Process, process_group, seed_step
 from trainer.flags import parse, write_json
 from trainer.folders import whole_folder
 from trainer.guard import Guard, skip_unless_finite
+from trainer.heap import give_back_free_memory
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
@@ -145,6 +146,7 @@ def train_step(
     for number, rows in enumerate(step.micro_batches, start=1):
         with phase("load"):
             batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id).to(process.device)
+            make_room(step, process)
         with exchange(model, last=number == len(step.micro_batches)):
             with (
                 phase("forward"),
@@ -155,17 +157,28 @@ def train_step(
             # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             mean = loss_sum * process.world_size / step.global_rows
             with phase("backward"):
+                make_room(step, process)
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
 
 
+def make_room(step: Step, process: Process) -> None:
+    """Before each pass of a large step, which sets how much memory a process takes: smaller ones leave pieces that it cannot use."""
+    if step.large and process.device.type == "cpu":
+        give_back_free_memory()
+
+
 def rehearse(model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
-    """Pass over the largest step and forget it: what does not fit ends training now and not after hours, and DDP arranges its
-    buckets, so that all steps add gradients in one order, those after a resume too.
+    """Pass over a row and then the largest step, and forget them: what does not fit ends training now and not after hours.
+
+    After the first pass DDP arranges its buckets, so that all steps add gradients in one order, those after a resume too.
+    Memory is asked for in this order so that activations, which come and go, have no gap to leave.
     """
-    train_step(model, plan.largest(), dataset, process, precision, Meter(process.device))
-    model.zero_grad(set_to_none=True)
+    largest = plan.largest()
+    for step in (Step([largest.micro_batches[0][:1]], largest.rows[:1]), largest):
+        train_step(model, step, dataset, process, precision, Meter(process.device))
+        model.zero_grad(set_to_none=True)
 
 
 def write_model(

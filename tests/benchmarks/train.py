@@ -65,10 +65,11 @@ def parts(device: str) -> dict[str, list[Group]]:
         but("ours, batches of 1,664 tokens", token_budget=1664),
         but("ours, with torch.compile", compiled=True),
     ]
-    half = but("ours: used rows of the embedding, bucket views", batch_size=16)
+    half = but("ours: shared memory, used rows of the embedding, bucket views", batch_size=16)
     exchange = [
         half,
-        but("all rows of the embedding", half, ddp={"gradient_as_bucket_view": True}),
+        but("sockets, used rows of the embedding", half, sockets=True),
+        but("sockets, all rows", half, ddp={"gradient_as_bucket_view": True}),
         but("the same, no bucket views", half, ddp={}),
         but("static graph", half, ddp={"gradient_as_bucket_view": True, "static_graph": True}),
         but("buckets of 5 MB", half, ddp={"gradient_as_bucket_view": True, "bucket_cap_mb": 5}),

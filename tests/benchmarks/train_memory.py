@@ -30,7 +30,7 @@ from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.optimization import Meter, choose_precision
 from trainer.preprocess import preprocess
-from trainer.train import prepare, train_step, update
+from trainer.train import prepare, rehearse, train_step, update
 
 _MB = 2**20
 _FEW_ROWS = 10_000
@@ -101,10 +101,7 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
         dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=1, rank=process.rank,
         world_size=process.world_size, seed=0,
     )  # fmt: skip
-    train_step(
-        replica, plan.largest(), dataset, process, number_format, meter
-    )  # the rehearsal that training begins with
-    bare.zero_grad(set_to_none=True)
+    rehearse(replica, plan, dataset, process, number_format)
     for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest()]):
         seed_step(0, step=number, rank=process.rank)
         train_step(replica, step, dataset, process, number_format, meter)

@@ -16,7 +16,7 @@ _TITLES = {
     "ways": "## What each way brings\n\nOne process of two threads, bf16; each line of the first four adds one way to the line above it.",
     "ranks": "## Ranks, bf16\n\nCompared by tokens, as lengths differ; 32 rows a rank, or 32 over both ranks.",
     "ranks-fp32": "## Ranks, fp32",
-    "exchange": "## Exchange of gradients\n\nTwo ranks of a thread each over loopback, 16 rows a rank, bf16; the lines below the first send all rows of the embedding.",
+    "exchange": "## Exchange of gradients\n\nTwo ranks of a thread each on one machine, 16 rows a rank, bf16; sockets are those of Gloo over loopback, and from the third line on they carry all rows of the embedding.",
 }
 
 
