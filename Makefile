@@ -29,8 +29,9 @@ bench-data: venv ## measure the dataset format and the memory of preprocess
 bench-engines: venv ## measure what runs the model fastest, and its memory
 	$(BIN)/python -m tests.benchmarks.engines
 
-bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings; its phases and memory (more than half an hour)
+bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings; its loss, phases and memory (more than half an hour)
 	$(BIN)/python -m tests.benchmarks.train
+	$(BIN)/python -m tests.benchmarks.train_loss
 	$(BIN)/python -m tests.benchmarks.train_phases
 	$(BIN)/python -m tests.benchmarks.train_memory
 

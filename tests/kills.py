@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.ranks import Ranks, steps_done, wait_for
+from tests.ranks import Hook, Ranks, steps_done, wait_for
 from trainer.training_log import read_log
 
 
@@ -23,24 +23,24 @@ class Killed:
 
 
 def kill_and_compare(
-    dataset: Path, folder: Path, *, kills: int, seed: int, flags: list[str], world_size: int = 2
-) -> Killed:
+    dataset: Path, folder: Path, *, kills: int, seed: int, flags: list[str], world_size: int = 2, hook: Hook | None = None
+) -> Killed:  # fmt: skip
     """Train twice with these processes; the second run is killed with SIGKILL, all processes at once, at random moments."""
     chance = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
     common = ["--dataset", str(dataset), "--log-steps", "1", "--checkpoint-steps", "1", *flags]
-    with Ranks(whole, [*common, "--output", str(whole)], world_size=world_size) as ranks:
+    with Ranks(whole, [*common, "--output", str(whole)], world_size=world_size, hook=hook) as ranks:
         assert ranks.wait(600) == [0] * world_size, ranks.said
     steps, at = steps_done(whole), list[int]()
     for number in range(kills):
-        with Ranks(killed, [*common, "--output", str(killed)], world_size=world_size) as ranks:
+        with Ranks(killed, [*common, "--output", str(killed)], world_size=world_size, hook=hook) as ranks:
             here = at[-1] if at else 0
             target = chance.randint(here + 1, max(here + 1, here + 2 * (steps - here) // (kills - number + 1)))
             wait_for(lambda target=target: steps_done(killed) >= target, ranks)  # type: ignore[misc]
             time.sleep(chance.random() * 0.05)  # anywhere in a step, or in the writing of a checkpoint
             ranks.kill()
         at.append(steps_done(killed))
-    with Ranks(killed, [*common, "--output", str(killed)], world_size=world_size) as ranks:
+    with Ranks(killed, [*common, "--output", str(killed)], world_size=world_size, hook=hook) as ranks:
         assert ranks.wait(600) == [0] * world_size, ranks.said
     return Killed(at, losses(whole) == losses(killed), same_weights(whole, killed), steps)
 

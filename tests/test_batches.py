@@ -78,6 +78,14 @@ def test_processes_have_rows_of_like_length_at_the_same_step() -> None:
     assert np.abs(np.array(longest[0]) - np.array(longest[1])).mean() < 3
 
 
+def test_steps_that_compute_nearly_as_much_as_the_largest_are_known() -> None:
+    made = plan(batch_size=8)
+    tokens = {len(step.rows) * int(LENGTHS[step.rows].max()): step.large for step in made.epoch(1)}
+    assert {large for count, large in tokens.items() if count > 0.6 * max(tokens)} == {True}
+    assert {large for count, large in tokens.items() if count <= 0.6 * max(tokens)} == {False}
+    assert made.largest().large
+
+
 def test_evaluation_shares_hold_every_row_exactly_once() -> None:
     for world_size in (1, 2, 3, 7):
         shares = [own_rows(LENGTHS, batch_size=64, rank=rank, world_size=world_size) for rank in range(world_size)]

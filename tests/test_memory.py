@@ -15,6 +15,7 @@ from trainer.batches import Step
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import process_group
+from trainer.heap import give_back_free_memory
 from trainer.optimization import Meter
 from trainer.train import prepare, train_step, update
 
@@ -42,3 +43,22 @@ def learn_from_many_shapes(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
 def test_memory_does_not_grow_with_the_number_of_steps_and_of_lengths(dataset_folder: Path) -> None:
     in_ranks(learn_from_many_shapes, dataset_folder, world_size=1)
+
+
+def free_in_pieces() -> None:
+    kept = []
+    for _ in range(200):
+        taken = torch.ones(2**18)  # of 1 MB
+        kept.append(torch.ones(100))  # stays in the middle of what is free soon
+        del taken
+    pieces = [(torch.ones(2**18), torch.ones(100)) for _ in range(200)]
+    kept += [small for _, small in pieces]
+    del pieces
+    before = memory("RssAnon")
+    give_back_free_memory()
+    assert before - memory("RssAnon") > 150, (before, memory("RssAnon"), len(kept))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+def test_memory_that_is_free_in_pieces_is_given_back() -> None:
+    in_ranks(free_in_pieces, world_size=1)

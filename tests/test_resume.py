@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tests.kills import kill_and_compare, losses, same_weights
 from tests.test_batches import LENGTHS, plan
+from trainer import parallel
 from trainer.checkpoint import Snapshot, names, what_is_wrong, write
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
@@ -58,6 +59,18 @@ def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_
 ) -> None:
     flags = ["--epochs", "1", "--batch-size", "16", "--precision", "fp32"]
     found = kill_and_compare(dataset.folder, tmp_path, kills=2, seed=1, flags=flags, world_size=3)
+    assert found.losses_equal
+    assert found.weights_equal
+
+
+def compress_from_the_third_step(_: int) -> None:
+    vars(parallel)["_POWER_SGD_START"] = 2
+
+
+def test_with_compressed_gradients_too(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ["--epochs", "2", "--batch-size", "16", "--precision", "fp32", "--gradient-compression", "powersgd", "--checkpoint-steps", "3"]  # fmt: skip
+    compressed = compress_from_the_third_step
+    found = kill_and_compare(dataset.folder, tmp_path, kills=2, seed=2, flags=flags, hook=compressed)
     assert found.losses_equal
     assert found.weights_equal
 

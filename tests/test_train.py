@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig, DistilBertForSequenceClassification, pipeline
 
 from trainer.config import TrainConfig
@@ -16,10 +17,10 @@ from trainer.errors import UserError
 from trainer.folders import whole_folder
 from trainer.launch import launch
 from trainer.model import build_model, freeze_unused
-from trainer.optimization import choose_precision, make_optimizer, schedule
+from trainer.optimization import choose_precision, make_optimizer, peak_learning_rate, schedule
 from trainer.predict import Score
 from trainer.state import TrainingState
-from trainer.train import train
+from trainer.train import train, update
 from trainer.training_log import read_log
 
 QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=1)
@@ -162,6 +163,42 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     assert rates[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(1 / 90)
+
+
+@pytest.mark.parametrize("size", [0.01, 100.0])
+def test_gradients_are_clipped_as_pytorch_clips_them(size: float) -> None:
+    models = [nn.Linear(8, 4), nn.Linear(8, 4)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, usual = (make_optimizer(model, TrainConfig(learning_rate=0.1)) for model in models)
+    for model in models:
+        torch.manual_seed(0)
+        (size * model(torch.randn(5, 8)).square().sum()).backward()
+    norm = update(models[0], ours, learning_rate=0.1, max_grad_norm=1.0)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(models[1].parameters(), 1.0))
+    assert (float(norm) > 1) == (size > 1)
+    usual.step()
+    for mine, theirs in zip(*(optimizer.state.values() for optimizer in (ours, usual)), strict=True):
+        torch.testing.assert_close(mine["exp_avg"], theirs["exp_avg"])
+
+
+def test_the_optimizer_has_its_moments_from_the_start_and_steps_as_one_that_makes_them_does() -> None:
+    config = TrainConfig(weight_decay=0.1)
+    models = [nn.Linear(8, 4), nn.Linear(8, 4)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = make_optimizer(models[0], config)
+    usual = torch.optim.AdamW([{"params": [models[1].weight], "weight_decay": 0.1}, {"params": [models[1].bias], "weight_decay": 0.0}], lr=peak_learning_rate(config), fused=True)  # fmt: skip
+    moments = {name: id(tensor) for name, tensor in ours.state[models[0].weight].items()}
+    assert set(moments) == {"step", "exp_avg", "exp_avg_sq"}
+    for number in range(3):
+        for model, optimizer in zip(models, (ours, usual), strict=True):
+            torch.manual_seed(number)
+            model(torch.randn(5, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert {name: id(tensor) for name, tensor in ours.state[models[0].weight].items()} == moments
+    assert all(
+        torch.equal(mine, theirs) for mine, theirs in zip(*(model.parameters() for model in models), strict=True)
+    )
 
 
 def test_matrices_decay_and_biases_do_not(dataset: Dataset) -> None:

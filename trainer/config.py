@@ -127,7 +127,7 @@ class TrainConfig(ModelConfig):
     """With hsdp, processes over which one copy of weights is spread. By default those of a machine."""
 
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
-    """With ddp, how gradients are made smaller for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. What PowerSGD learned of the gradients starts anew when training is resumed."""
+    """With ddp, how gradients are made smaller for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. What PowerSGD leaves out of gradients it adds later, but not after the next checkpoint, so that a run that goes on from there is the same."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation accuracy after which training ends. By default it never ends early."""

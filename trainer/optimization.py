@@ -28,6 +28,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return optimizer
 
 
+def clip(optimizer: torch.optim.Optimizer, norm: torch.Tensor, *, max_norm: float) -> None:
+    """Have the next fused step divide gradients of this norm so that it is `max_norm` at most: one pass over them less than to scale them first."""
+    optimizer.grad_scale = (norm / max_norm).clamp(min=1)  # type: ignore[attr-defined]  # what GradScaler sets, too
+
+
 def peak_learning_rate(config: TrainConfig) -> float:
     if config.learning_rate is not None:
         return config.learning_rate

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import GradBucket  # as torch.distributed has it, which mypy does not see
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -24,6 +26,7 @@ _POWER_SGD_RANK, _POWER_SGD_START = (
     4,
     100,
 )  # of its matrices; the step it starts at, as the first gradients compress badly
+_POWER_SGD = "power_sgd_state"  # an attribute of the replica
 
 
 def parallelize(model: PreTrainedModel, config: TrainConfig, process: Process) -> nn.Module:
@@ -52,7 +55,9 @@ def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) ->
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
     if config.gradient_compression == "powersgd":
         state = powerSGD_hook.PowerSGDState(None, _POWER_SGD_RANK, _POWER_SGD_START)
-        replica.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        in_order = powerSGD_hook.powerSGD_hook if process.device.type == "cuda" else _power_sgd_bucket_by_bucket
+        replica.register_comm_hook(state, in_order)
+        vars(replica)[_POWER_SGD] = state
     elif config.gradient_compression != "none":
         hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
         replica.register_comm_hook(dist.group.WORLD, hooks[config.gradient_compression])
@@ -61,6 +66,27 @@ def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) ->
         neighbours = Neighbours.of(process, timeout_minutes=config.timeout_minutes) if together else None
         exchange_by_rows(replica, model.get_input_embeddings(), neighbours)
     return replica
+
+
+def _power_sgd_bucket_by_bucket(
+    state: powerSGD_hook.PowerSGDState, bucket: GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    """PowerSGD sends again when what it sent has come. With Gloo, two buckets under way would send in an order of their own in each process."""
+    future = powerSGD_hook.powerSGD_hook(state, bucket)
+    future.wait()
+    return future
+
+
+def forget_left_out(model: nn.Module, step: int) -> None:
+    """Have PowerSGD begin anew at a step that is saved: what it left out of gradients is not, and to go on from there has to be the same.
+
+    Each process has its own, as large as all gradients.
+    """
+    state = vars(model).get(_POWER_SGD)
+    if isinstance(state, powerSGD_hook.PowerSGDState):
+        for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+            memory.clear()
+        state.rng, state.iter = np.random.RandomState(step), step
 
 
 def _mesh(config: TrainConfig, process: Process) -> DeviceMesh:

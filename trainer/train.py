@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 -m trainer.train --dataset runs/x/dataset --output runs/x --epochs 3
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
 from trainer.alike import check_alike, environment
@@ -25,8 +27,8 @@ from trainer.guard import Guard, skip_unless_finite
 from trainer.heap import give_back_free_memory
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
-from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
-from trainer.parallel import exchange, parallelize, whole_tensor
+from trainer.optimization import Meter, choose_precision, clip, make_optimizer, schedule
+from trainer.parallel import exchange, forget_left_out, parallelize, whole_tensor
 from trainer.phases import Phases
 from trainer.predict import validate
 from trainer.progress import Progress, say
@@ -65,7 +67,14 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     with (
         TrainingLog(output / "logs", enabled=process.is_main, step=state.step) as log,
         Tracking(output, made_with, enabled=process.is_main, patience_minutes=config.timeout_minutes / 2),
-        Checkpoints(output / "checkpoints", config, made_with=made_with, process=process, log=log) as checkpoints,
+        Checkpoints(
+            output / "checkpoints",
+            config,
+            made_with=made_with,
+            process=process,
+            log=log,
+            saved=partial(forget_left_out, model),
+        ) as checkpoints,
         Watchdog(process.rank, minutes=config.hang_minutes) as watchdog,
     ):
         guard = Guard(state, log, dataset.train, most=config.max_skipped_steps, is_main=process.is_main)
@@ -74,7 +83,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             world_size=process.world_size, total_samples=config.epochs * len(dataset.train), environment=environment(),
         )  # fmt: skip
         if not state.over(config.epochs):
-            rehearse(model, plan, dataset, process, precision)
+            rehearse(model, plan, dataset, process, precision, step=state.step)
         while not state.over(config.epochs):
             state.begin(plan.step_rows)
             steps, done = plan.epoch(state.epoch, state.parts), state.epoch_steps
@@ -169,16 +178,19 @@ def make_room(step: Step, process: Process) -> None:
         give_back_free_memory()
 
 
-def rehearse(model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
-    """Pass over a row and then the largest step, and forget them: what does not fit ends training now and not after hours.
+def rehearse(
+    model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Process, precision: torch.dtype, *, step: int = 0
+) -> None:
+    """Before `step`, pass over a row and then the largest step, and forget them: what does not fit ends training now and not after hours.
 
     After the first pass DDP arranges its buckets, so that all steps add gradients in one order, those after a resume too.
     Memory is asked for in this order so that activations, which come and go, have no gap to leave.
     """
     largest = plan.largest()
-    for step in (Step([largest.micro_batches[0][:1]], largest.rows[:1]), largest):
-        train_step(model, step, dataset, process, precision, Meter(process.device))
+    for one in (Step([largest.micro_batches[0][:1]], largest.rows[:1]), largest):
+        train_step(model, one, dataset, process, precision, Meter(process.device))
         model.zero_grad(set_to_none=True)
+    forget_left_out(model, step)
 
 
 def write_model(
@@ -197,9 +209,10 @@ def update(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, learning_rate: float, max_grad_norm: float
 ) -> torch.Tensor:
     """Clip the gradients, step unless they are not finite, and forget them; returns their norm."""
-    norm = whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    norm = whole_tensor(get_total_norm([one.grad for one in model.parameters() if one.grad is not None]))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+    clip(optimizer, norm, max_norm=max_grad_norm)
     skip_unless_finite(optimizer, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,26 +1,29 @@
 """What the reference and our trainer have learned after the same number of rows: validation loss over seeds, of a small model.
 
-python -m tests.benchmarks.train_loss DATASET --rows 6400
+python -m tests.benchmarks.train_loss [--dataset FOLDER] [--rows 6400]
 """
 
 import argparse
-import json
+import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 from transformers import PreTrainedModel
 
+from tests.benchmarks.record import table, write
 from tests.benchmarks.reference_trainer import PaddedTexts, train_reference
+from tests.data import AG_NEWS
 from trainer.batches import TrainingPlan
 from trainer.cls_only import train_first_position_only
-from trainer.config import TrainConfig
+from trainer.config import PreprocessConfig, TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.model import build_model
 from trainer.optimization import Meter, choose_precision, make_optimizer
 from trainer.parallel import parallelize
 from trainer.predict import predict, score
+from trainer.preprocess import preprocess
 from trainer.train import train_step, update
 
 _LEARNING_RATE, _BATCH_ROWS, _SEEDS = 1e-3, 32, 3
@@ -28,11 +31,15 @@ _LEARNING_RATE, _BATCH_ROWS, _SEEDS = 1e-3, 32, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--dataset", type=Path, help="that preprocess wrote; by default of AG News where it is there")
     parser.add_argument("--rows", type=int, default=6400)
     args = parser.parse_args()
-    with process_group(timeout_minutes=10) as process:
-        dataset = Dataset(args.dataset)
+    with process_group(timeout_minutes=10) as process, tempfile.TemporaryDirectory() as scratch:
+        folder = args.dataset or Path(scratch) / "dataset"
+        if args.dataset is None:
+            source = str(AG_NEWS) if AG_NEWS.is_dir() else "sample:24000"
+            preprocess(PreprocessConfig(data=source, max_train_rows=24_000), folder)
+        dataset = Dataset(folder)
         found: dict[str, list[float]] = {"the reference": [], "ours, fp32": [], "ours, bf16": []}
         for seed in range(_SEEDS):
             for name, losses in found.items():
@@ -49,8 +56,18 @@ def main() -> None:
                     model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what=name
                 )
                 losses.append(score(probabilities, dataset.validation.labels).loss)
-    summary = {name: {"mean": fmean(losses), "sd": stdev(losses)} for name, losses in found.items()}
-    print(json.dumps({"rows": args.rows, "seeds": _SEEDS, "loss": summary}))
+    rows = [
+        {"Trainer": name, "Validation loss, mean": f"{fmean(of):.4f}", "sd": f"{stdev(of):.4f}", "of each seed": ", ".join(f"{loss:.4f}" for loss in of)}
+        for name, of in found.items()
+    ]  # fmt: skip
+    what = (
+        f"The small model, {args.rows:,} of {len(dataset.train):,} training rows once, {_BATCH_ROWS} a step, learning rate {_LEARNING_RATE:g} that falls in a line, "
+        f"{_SEEDS} seeds; the loss is of {len(dataset.validation):,} validation rows."
+    )
+    write(
+        "train_loss", title="What the reference and our trainer learn from the same rows",
+        command=f"python -m tests.benchmarks.train_loss --rows {args.rows}", packages=("torch", "transformers", "numpy"), parts=[what, table(rows)],
+    )  # fmt: skip
 
 
 def train_ours(

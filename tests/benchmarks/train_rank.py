@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.benchmarks.reference_trainer import MAX_LENGTH, PaddedTexts, train_reference
+from trainer import parallel
 from trainer.batches import Rows, Step, TrainingPlan
 from trainer.cls_only import train_first_position_only
 from trainer.config import TrainConfig
@@ -183,6 +184,7 @@ class Runner:
 
 
 def main() -> None:
+    vars(parallel)["_POWER_SGD_START"] = _WARM_UP_STEPS  # not after a hundred steps: they would not be measured
     spec = Spec.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     with process_group(timeout_minutes=10) as process:
         dataset = Dataset(spec.dataset)
