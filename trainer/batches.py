@@ -10,7 +10,7 @@ import torch
 from trainer.dataset import Split
 
 Rows = npt.NDArray[np.int64]
-_LARGE = 0.6  # of the tokens of the largest step
+_LARGE = 0.75  # of the tokens of the largest step
 _MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together: random enough, and next to no padding
 
 

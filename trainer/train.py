@@ -155,12 +155,12 @@ def train_step(
     for number, rows in enumerate(step.micro_batches, start=1):
         with phase("load"):
             batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id).to(process.device)
-            make_room(step, process)
         with exchange(model, last=number == len(step.micro_batches)):
             with (
                 phase("forward"),
                 torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
             ):
+                make_room(step, process)
                 logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
             # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
