@@ -54,10 +54,10 @@ class UsedRows:
 
 def mean_over_sockets(used: UsedRows, bucket: GradBucket) -> _Future:
     """A communication hook of DDP: each bucket is sent while the gradients of the next are computed."""
-    sent, put_back = _pack(bucket, used)
-    work = dist.all_reduce(sent.div_(dist.get_world_size()), async_op=True)
-    assert work is not None  # noqa: S101 - this process is in the group
-    done: _Future = work.get_future().then(lambda _: put_back())
+    parts, put_back = _parts(bucket, used)
+    begun = [dist.all_reduce(part.div_(dist.get_world_size()), async_op=True) for part in parts]
+    futures = [work.get_future() for work in begun if work is not None]
+    done: _Future = torch.futures.collect_all(futures).then(lambda _: put_back())
     return done
 
 
@@ -77,29 +77,27 @@ def mean_in_shared_memory(state: Shared, bucket: GradBucket) -> _Future:
     if bucket.is_last():
         waiting, state.waiting = state.waiting, []
         for one, done in waiting:
-            sent, put_back = _pack(one, state.used)
-            state.neighbours.mean(sent)
+            parts, put_back = _parts(one, state.used)
+            for part in parts:
+                state.neighbours.mean(part)
             done.set_result(put_back())
     return future
 
 
-def _pack(bucket: GradBucket, used: UsedRows | None) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
-    """What has to be sent of a bucket, one flat tensor, and what puts it back; a collective call."""
+def _parts(bucket: GradBucket, used: UsedRows | None) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
+    """Flat tensors that have to be averaged of a bucket, in place, and what then completes it; a collective call."""
     buffer: torch.Tensor = bucket.buffer()
     place = next((number for number, one in enumerate(bucket.parameters()) if used and one is used.weight), None)
     if used is None or place is None:
-        return buffer, lambda: buffer
-    others: list[torch.Tensor] = bucket.gradients()
-    embedding = others.pop(place)
+        return [buffer], lambda: buffer
+    embedding: torch.Tensor = bucket.gradients()[place]  # a part of the buffer
+    start = embedding.storage_offset() - buffer.storage_offset()
     rows = used.of_all_processes()
-    parts = [embedding[rows], *others]
-    sent = torch.cat([part.flatten() for part in parts])
+    sent = embedding[rows]
 
     def put_back() -> torch.Tensor:
-        first, *rest = torch.split(sent, [part.numel() for part in parts])
-        embedding[rows] = first.view_as(parts[0])
-        for gradient, mean in zip(others, rest, strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        embedding[rows] = sent
         return buffer
 
-    return sent, put_back
+    others = [buffer[:start], buffer[start + embedding.numel() :]]
+    return [sent.flatten(), *(part for part in others if len(part))], put_back
