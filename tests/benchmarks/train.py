@@ -81,19 +81,19 @@ def parts(device: str) -> dict[str, list[Group]]:
     return {
         "speed": [Group("2 threads", [REFERENCE, OURS, BF16], steps=8)],
         "ways": [Group("2 threads", ways, steps=4)],
-        "ranks": _ranks(BF16, steps=6),
-        "ranks-fp32": _ranks(OURS, steps=3),  # each takes nearly three times as long
+        "ranks": _ranks(BF16),
+        "ranks-fp32": _ranks(OURS),
         "exchange": [Group("2 ranks × 1 thread", exchange, steps=4, ranks=2, threads=1)],
     }
 
 
-def _ranks(variant: Variant, *, steps: int) -> list[Group]:
+def _ranks(variant: Variant) -> list[Group]:
     smaller = but(f"{variant.name}, 16 rows a rank", variant, batch_size=16)
     return [
-        Group("1 rank × 1 thread", [variant], steps=steps, threads=1),
-        Group("1 rank × 2 threads", [variant], steps=steps),
-        Group("2 ranks × 1 thread", [variant], steps=steps, ranks=2, threads=1),
-        Group("2 ranks × 1 thread, same rows a step", [smaller], steps=steps, ranks=2, threads=1),
+        Group("1 rank × 1 thread", [variant], steps=3, threads=1),
+        Group("1 rank × 2 threads", [variant], steps=3),
+        Group("2 ranks × 1 thread", [variant], steps=3, ranks=2, threads=1),
+        Group("2 ranks × 1 thread, same rows a step", [smaller], steps=3, ranks=2, threads=1),
     ]
 
 
