@@ -46,13 +46,9 @@ def test_memory_does_not_grow_with_the_number_of_steps_and_of_lengths(dataset_fo
 
 
 def free_in_pieces() -> None:
-    kept = []
-    for _ in range(200):
-        taken = torch.ones(2**18)  # of 1 MB
-        kept.append(torch.ones(100))  # stays in the middle of what is free soon
-        del taken
-    pieces = [(torch.ones(2**18), torch.ones(100)) for _ in range(200)]
-    kept += [small for _, small in pieces]
+    torch.ones(2**22)  # freed at once: from now on what is smaller than its 16 MB comes from the heap
+    pieces = [(torch.ones(2**18), torch.ones(2**14)) for _ in range(200)]  # 1 MB, and 64 kB that stay between
+    kept = [between for _, between in pieces]
     del pieces
     before = memory("RssAnon")
     give_back_free_memory()
