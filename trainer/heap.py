@@ -10,6 +10,6 @@ _trim: Callable[[int], int] | None = (
 
 
 def give_back_free_memory() -> None:
-    """Give free memory to the system; what is asked for next costs as long as it takes to clear it, 60 ms for a large step."""
+    """Give free memory to the system, which has to clear what is asked for next: not for every step."""
     if _trim:
         _trim(0)
