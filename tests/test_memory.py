@@ -26,14 +26,14 @@ def learn_from_many_shapes(folder: Path) -> None:
     """Each step has a number of rows and a length that none had before it."""
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
-        bare, model, optimizer, _ = prepare(TrainConfig(precision="bf16"), dataset, process)
+        _, model, optimizer, _ = prepare(TrainConfig(precision="bf16"), dataset, process)
         lengths, places = np.unique(dataset.train.lengths, return_index=True)
         assert len(lengths) > 20
         seen = []
         for number, (count, row) in enumerate(itertools.product((8, 9, 10), places[-21:])):
             batch = np.full(count, row)
             train_step(model, Step([batch], batch), dataset, process, torch.bfloat16, Meter(process.device))
-            update(bare, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
+            update(model, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
             if number in (12, 62):
                 ctypes.CDLL(None).malloc_trim(0)  # what is left is in use
                 seen.append(memory("RssAnon"))

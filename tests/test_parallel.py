@@ -111,12 +111,13 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
         def fresh(seed: int) -> Learner:
             bare = build_model("tiny", dataset, seed=seed, device=process.device)
             bare.train(mode=False)  # without dropout
-            return Learner(bare, parallelize(bare, settings, process), make_optimizer(bare, settings))
+            model = parallelize(bare, settings, process)
+            return Learner(bare, model, make_optimizer(model, settings))
 
         def learn(learner: Learner, steps: list[Step]) -> None:
             for step in steps:
                 train_step(learner.model, step, dataset, process, torch.float32, Meter(process.device))
-                update(learner.bare, learner.optimizer, learning_rate=1e-3, max_grad_norm=1.0)
+                update(learner.model, learner.optimizer, learning_rate=1e-3, max_grad_norm=1.0)
 
         first, second = fresh(seed=0), fresh(seed=1)
         learn(first, steps[:2])

@@ -1,10 +1,6 @@
-"""Exchange of gradients by rows and through shared memory: what DDP itself gives, and nothing left when a process ends."""
+"""Exchange of gradients by rows, over sockets: what DDP itself gives."""
 
 import copy
-import os
-import resource
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +10,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from tests.ranks import Group, in_ranks
-from trainer import neighbours
+from tests.ranks import in_ranks
 from trainer.distributed import process_group
-from trainer.neighbours import Neighbours
-from trainer.rows import exchange_by_rows
+from trainer.rows import embedding_by_rows, exchange_by_rows
 
 VOCABULARY = 500
 
 
-def compare_with_ddp(tolerance: float, shared_memory: bool) -> None:
+def compare_with_ddp(tolerance: float) -> None:
     with process_group(timeout_minutes=1) as process:
         torch.manual_seed(0)
         sizes = DistilBertConfig(
@@ -33,24 +27,20 @@ def compare_with_ddp(tolerance: float, shared_memory: bool) -> None:
         plain = DistilBertForSequenceClassification(sizes)
         ours = copy.deepcopy(plain)
         replicas = [DistributedDataParallel(model, gradient_as_bucket_view=True) for model in (plain, ours)]
-        together = Neighbours.of(process, timeout_minutes=1) if shared_memory else None
-        assert (together is not None) == shared_memory
-        exchange_by_rows(replicas[1], ours.get_input_embeddings(), together)
-        by_sockets, by_memory = count_elements(dist, "all_reduce"), count_elements(Neighbours, "mean")
+        exchange_by_rows(replicas[1], embedding_by_rows(ours, ours.get_input_embeddings()))
+        sent = count_elements(dist, "all_reduce")
         for step in range(4):  # after the first DDP has rearranged its buckets
             torch.manual_seed(100 * step + process.rank)
             two = [torch.randint(VOCABULARY, (2, 8)) for _ in range(2)]
             with torch.no_grad():
                 ours(input_ids=torch.randint(VOCABULARY, (64, 8)))  # as in a validation: uses no row
-            by_sockets.clear()
-            by_memory.clear()
+            sent.clear()
             for replica in replicas:
                 with replica.no_sync():
                     replica(input_ids=two[0]).logits.square().sum().backward()
                 replica(input_ids=two[1]).logits.square().sum().backward()
             gradients = sum(parameter.numel() for parameter in ours.parameters())
-            assert sum(by_sockets) + sum(by_memory) < gradients - VOCABULARY * 32 // 2
-            assert sum(by_sockets) == VOCABULARY or not shared_memory  # which rows were used
+            assert sum(sent) < gradients - VOCABULARY * 32 // 2
             for theirs, mine in zip(plain.parameters(), ours.parameters(), strict=True):
                 assert theirs.grad is not None
                 assert mine.grad is not None
@@ -71,12 +61,9 @@ def count_elements(owner: object, name: str) -> list[int]:
     return given
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
 @pytest.mark.parametrize(("ranks", "tolerance"), [(2, 0.0), (3, 1e-5)])
-def test_the_mean_gradients_are_those_of_ddp_and_unused_rows_are_not_sent(
-    ranks: int, tolerance: float, shared_memory: bool
-) -> None:
-    in_ranks(compare_with_ddp, tolerance, shared_memory, world_size=ranks)
+def test_the_mean_gradients_are_those_of_ddp_and_unused_rows_are_not_sent(ranks: int, tolerance: float) -> None:
+    in_ranks(compare_with_ddp, tolerance, world_size=ranks)
 
 
 class Tied(nn.Module):
@@ -100,9 +87,8 @@ class Frozen(nn.Sequential):
         return self[0]
 
 
-def send_all_of_what_has_other_gradients(shared_memory: bool) -> None:
+def send_all_of_what_has_other_gradients() -> None:
     with process_group(timeout_minutes=1) as process:
-        together = Neighbours.of(process, timeout_minutes=1) if shared_memory else None
         for model in (Tied(), Frozen()):
             ids = torch.tensor([process.rank, 5])
             model(ids).square().sum().backward()
@@ -112,80 +98,11 @@ def send_all_of_what_has_other_gradients(shared_memory: bool) -> None:
                 dist.all_reduce(gradient)
             model.zero_grad()
             replica = DistributedDataParallel(model)
-            exchange_by_rows(replica, model.embedding, together)
+            exchange_by_rows(replica, embedding_by_rows(model, model.embedding))
             replica(ids).square().sum().backward()
             found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
             torch.testing.assert_close(found, {name: gradient / 2 for name, gradient in expected.items()})
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
-def test_of_a_weight_that_is_used_otherwise_or_not_trained_all_rows_are_sent(shared_memory: bool) -> None:
-    in_ranks(send_all_of_what_has_other_gradients, shared_memory, world_size=2)
-
-
-def average_more_than_a_slot_holds(folder: Path) -> None:
-    neighbours._SHARED_MEMORY = folder
-    neighbours._PART_BYTES = 64
-    with process_group(timeout_minutes=1) as process:
-        together = Neighbours.of(process, timeout_minutes=1)
-        assert together is not None
-        for count in (1, 15, 16, 17, 1000):
-            for dtype in (torch.float32, torch.float64):
-                found = torch.arange(count, dtype=dtype) + 10 * process.rank
-                together.mean(found)
-                torch.testing.assert_close(found, torch.arange(count, dtype=dtype) + 10)
-
-
-def test_tensors_of_any_size_and_type_are_averaged_and_no_file_is_left(tmp_path: Path) -> None:
-    in_ranks(average_more_than_a_slot_holds, tmp_path, world_size=3)
-    assert list(tmp_path.iterdir()) == []
-
-
-def wait_for_one_that_ends(said: Path) -> None:
-    with process_group(timeout_minutes=1) as process:
-        together = Neighbours.of(process, timeout_minutes=1)
-        assert together is not None
-        together.mean(torch.ones(10))
-        if process.rank == 1:
-            os._exit(9)
-        started = time.monotonic()
-        with pytest.raises(RuntimeError) as caught:
-            together.mean(torch.ones(10))
-        said.write_text(f"{time.monotonic() - started:.1f} {caught.value}", encoding="utf-8")
-        os._exit(0)
-
-
-def test_a_process_that_ends_is_noticed_at_once_and_named(tmp_path: Path) -> None:
-    with Group(wait_for_one_that_ends, tmp_path / "said", world_size=2) as group:
-        assert group.wait(30) == [0, 9]
-    seconds, said = (tmp_path / "said").read_text(encoding="utf-8").split(" ", 1)
-    assert float(seconds) < 5
-    assert said == "process 1 has ended, so that process 0 cannot go on"
-
-
-def wait_for_one_that_hangs() -> None:
-    with process_group(timeout_minutes=1) as process:
-        together = Neighbours.of(process, timeout_minutes=0.01)
-        assert together is not None
-        if process.rank == 0:
-            with pytest.raises(RuntimeError, match=r"process 1 sent nothing for 0\.01 minutes"):
-                together.mean(torch.ones(10))
-        dist.barrier()
-
-
-def test_a_process_that_hangs_is_named_after_the_time_that_is_set() -> None:
-    in_ranks(wait_for_one_that_hangs, world_size=2)
-
-
-def find_no_room(said: Path) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-    neighbours.say = lambda line: said.write_text(line, encoding="utf-8")  # type: ignore[attr-defined, assignment]
-    with process_group(timeout_minutes=1) as process:
-        assert Neighbours.of(process, timeout_minutes=1) is None
-
-
-def test_without_room_for_shared_memory_a_line_says_what_is_done_instead(tmp_path: Path) -> None:
-    in_ranks(find_no_room, tmp_path / "said", world_size=2)
-    said = (tmp_path / "said").read_text(encoding="utf-8")
-    assert said.startswith("train: gradients go through sockets, which is slower: no shared memory: ")
-    assert "File too large" in said
+def test_of_a_weight_that_is_used_otherwise_or_not_trained_all_rows_are_sent() -> None:
+    in_ranks(send_all_of_what_has_other_gradients, world_size=2)

@@ -34,7 +34,12 @@ def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device
         )
     try:
         built = AutoModelForSequenceClassification.from_pretrained(
-            model, local_files_only=Path(model).is_dir(), ignore_mismatched_sizes=True, use_safetensors=True, **labels
+            model,
+            local_files_only=Path(model).is_dir(),
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            **labels,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error

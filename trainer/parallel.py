@@ -14,13 +14,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
 from trainer.config import TrainConfig
 from trainer.distributed import Process
 from trainer.errors import UserError
-from trainer.neighbours import Neighbours
-from trainer.rows import exchange_by_rows
+from trainer.rows import embedding_by_rows, exchange_by_rows
+from trainer.shared import SharedReplica
 
 _POWER_SGD_RANK, _POWER_SGD_START = (
     4,
@@ -51,20 +52,24 @@ def check(config: TrainConfig, process: Process, *, backend: str) -> None:
         raise UserError(f"--shard-ranks {config.shard_ranks}: does not divide the {process.world_size} processes")
 
 
-def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) -> DistributedDataParallel:
+def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) -> nn.Module:
+    embedding = embedding_by_rows(model, model.get_input_embeddings())
+    on_cpu, plain = process.device.type == "cpu", config.gradient_compression == "none"
+    if on_cpu and plain and process.local_world_size == process.world_size:
+        shared = SharedReplica.of(model, embedding, process, timeout_minutes=config.timeout_minutes)
+        if shared:
+            return shared
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
     if config.gradient_compression == "powersgd":
         state = powerSGD_hook.PowerSGDState(None, _POWER_SGD_RANK, _POWER_SGD_START)
         in_order = powerSGD_hook.powerSGD_hook if process.device.type == "cuda" else _power_sgd_bucket_by_bucket
         replica.register_comm_hook(state, in_order)
         vars(replica)[_POWER_SGD] = state
-    elif config.gradient_compression != "none":
+    elif not plain:
         hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
         replica.register_comm_hook(dist.group.WORLD, hooks[config.gradient_compression])
-    elif process.world_size > 1 and process.device.type == "cpu":  # a GPU would wait for its own work
-        together = process.local_world_size == process.world_size
-        neighbours = Neighbours.of(process, timeout_minutes=config.timeout_minutes) if together else None
-        exchange_by_rows(replica, model.get_input_embeddings(), neighbours)
+    elif process.world_size > 1 and on_cpu:  # a GPU would wait for its own work
+        exchange_by_rows(replica, embedding)
     return replica
 
 
@@ -101,16 +106,26 @@ def _mesh(config: TrainConfig, process: Process) -> DeviceMesh:
 @contextmanager
 def exchange(model: nn.Module, *, last: bool) -> Iterator[None]:
     """Around forward and backward: processes exchange gradients in the last pass of an optimizer step alone."""
-    if isinstance(model, DistributedDataParallel):
-        if last:
+    if isinstance(model, DistributedDataParallel | SharedReplica) and not last:
+        with model.no_sync():
             yield
-        else:
-            with model.no_sync():
-                yield
         return
-    assert isinstance(model, FSDPModule)  # noqa: S101 - `parallelize` makes no other
-    model.set_requires_gradient_sync(last)
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
     yield
+
+
+def average_gradients(model: nn.Module) -> None:
+    """After the last of them: what has not been averaged in the backward pass already; a collective call."""
+    if isinstance(model, SharedReplica):
+        model.average_gradients()
+
+
+def gradient_norm(model: nn.Module) -> torch.Tensor:
+    """Of the mean gradients, the same in all processes."""
+    if isinstance(model, SharedReplica):
+        return model.norm
+    return whole_tensor(get_total_norm([one.grad for one in model.parameters() if one.grad is not None])).detach()
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -141,15 +156,14 @@ def put_weights(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
 
 
 def put_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Put a whole state_dict into an optimizer, of which each process takes its shards."""
+    """Put a whole state_dict into the state that an optimizer has, of which each process takes its shards."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        number: {
-            name: _shard_like(tensor, parameters[number]) if tensor.ndim else tensor for name, tensor in entry.items()
-        }
-        for number, entry in saved["state"].items()
-    }
-    optimizer.load_state_dict({**saved, "state": state})
+    for number, entry in saved["state"].items():
+        for name, tensor in entry.items():
+            there = optimizer.state[parameters[number]][name]
+            there.copy_(_shard_like(tensor, there))
+    for group, kept in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        group.update({name: value for name, value in kept.items() if name != "params"})
 
 
 def _shard_like(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:

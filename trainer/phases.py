@@ -25,7 +25,8 @@ class Phases:
     Each process writes <folder>/rank<N>.….pt.trace.json and <folder>/phases-rank<N>.json. `exchange` is what the processes'
     waiting for each other adds to a step: the time from the last gradient that this process computes in a backward pass to
     the end of that pass, when those of all processes are there. What is exchanged before that is hidden behind computing,
-    and counts as backward. Where weights are sharded, exchange is a part of forward and backward.
+    and counts as backward. Where processes share memory, it is adding gradients up, and to wait until all have updated their part
+    of the weights is in optimizer. Where weights are sharded, exchange is a part of forward and backward.
     """
 
     def __init__(

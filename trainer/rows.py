@@ -1,10 +1,9 @@
-"""How processes on CPUs exchange gradients: through shared memory on one machine, of an embedding only the rows that a step used.
+"""How processes on CPUs of several machines exchange gradients: of an embedding only the rows that a step used.
 
 Of a vocabulary a step uses a twentieth; the gradients of all other rows are zero.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -12,24 +11,21 @@ from torch import nn
 from torch._C._distributed_c10d import GradBucket  # as torch.distributed has it, which mypy does not see
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.neighbours import Neighbours
-
 _Future = torch.futures.Future[torch.Tensor]
 
 
-def exchange_by_rows(replica: DistributedDataParallel, embedding: nn.Module, neighbours: Neighbours | None) -> None:
-    """Have a replica exchange gradients so. The means are those of DDP, bit for bit for two processes.
+def embedding_by_rows(model: nn.Module, embedding: nn.Module) -> nn.Embedding | None:
+    """The embedding, if of its weight only the rows that are looked up have a gradient: it is trained, and used for nothing else."""
+    if not isinstance(embedding, nn.Embedding) or embedding.scale_grad_by_freq:
+        return None
+    owners = [module for module in model.modules() if getattr(module, "weight", None) is embedding.weight]
+    return embedding if owners == [embedding] and embedding.weight.requires_grad else None
 
-    All rows of the embedding are sent where its weight is also used otherwise, or is not trained.
-    """
-    weight = getattr(embedding, "weight", None)
-    owners = [module for module in replica.modules() if getattr(module, "weight", None) is weight]
-    alone = isinstance(embedding, nn.Embedding) and owners == [embedding] and embedding.weight.requires_grad
-    used = UsedRows(embedding) if isinstance(embedding, nn.Embedding) and alone else None
-    if neighbours:
-        replica.register_comm_hook(Shared(used, neighbours), mean_in_shared_memory)
-    elif used:
-        replica.register_comm_hook(used, mean_over_sockets)
+
+def exchange_by_rows(replica: DistributedDataParallel, embedding: nn.Embedding | None) -> None:
+    """Have a replica exchange gradients so. The means are those of DDP, bit for bit for two processes."""
+    if embedding:
+        replica.register_comm_hook(UsedRows(embedding), mean_over_sockets)
 
 
 class UsedRows:
@@ -61,34 +57,11 @@ def mean_over_sockets(used: UsedRows, bucket: GradBucket) -> _Future:
     return done
 
 
-@dataclass
-class Shared:
-    """State of `mean_in_shared_memory`."""
-
-    used: UsedRows | None
-    neighbours: Neighbours
-    waiting: list[tuple[GradBucket, _Future]] = field(default_factory=list)
-
-
-def mean_in_shared_memory(state: Shared, bucket: GradBucket) -> _Future:
-    """A communication hook of DDP: all buckets when the last is there, as adding them up takes the cores that compute."""
-    future = _Future()
-    state.waiting.append((bucket, future))
-    if bucket.is_last():
-        waiting, state.waiting = state.waiting, []
-        for one, done in waiting:
-            parts, put_back = _parts(one, state.used)
-            for part in parts:
-                state.neighbours.mean(part)
-            done.set_result(put_back())
-    return future
-
-
-def _parts(bucket: GradBucket, used: UsedRows | None) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
+def _parts(bucket: GradBucket, used: UsedRows) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
     """Flat tensors that have to be averaged of a bucket, in place, and what then completes it; a collective call."""
     buffer: torch.Tensor = bucket.buffer()
-    place = next((number for number, one in enumerate(bucket.parameters()) if used and one is used.weight), None)
-    if used is None or place is None:
+    place = next((number for number, one in enumerate(bucket.parameters()) if one is used.weight), None)
+    if place is None:
         return [buffer], lambda: buffer
     embedding: torch.Tensor = bucket.gradients()[place]  # a part of the buffer
     start = embedding.storage_offset() - buffer.storage_offset()

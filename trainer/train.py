@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
 from trainer.alike import check_alike, environment
@@ -28,7 +27,7 @@ from trainer.heap import give_back_free_memory
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, clip, make_optimizer, schedule
-from trainer.parallel import exchange, forget_left_out, parallelize, whole_tensor
+from trainer.parallel import average_gradients, exchange, forget_left_out, gradient_norm, parallelize
 from trainer.phases import Phases
 from trainer.predict import validate
 from trainer.progress import Progress, say
@@ -95,7 +94,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                     seed_step(config.seed, step=state.step, rank=process.rank)
                     train_step(model, step, dataset, process, precision, meter, phases)
                     with phases("optimizer"):
-                        norm = update(bare, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
+                        norm = update(model, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
                     with phases("log"):
                         state.count(step.global_rows)
                         guard.note(step, norm)
@@ -144,7 +143,8 @@ def prepare(
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
     train_first_position_only(bare)
     unused = freeze_unused(bare)
-    return bare, parallelize(bare, config, process), make_optimizer(bare, config), unused
+    model = parallelize(bare, config, process)
+    return bare, model, make_optimizer(model, config), unused
 
 
 def train_step(
@@ -170,6 +170,8 @@ def train_step(
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
+    with phase("exchange"):
+        average_gradients(model)
 
 
 def make_room(step: Step, process: Process) -> None:
@@ -209,14 +211,14 @@ def update(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, learning_rate: float, max_grad_norm: float
 ) -> torch.Tensor:
     """Clip the gradients, step unless they are not finite, and forget them; returns their norm."""
-    norm = whole_tensor(get_total_norm([one.grad for one in model.parameters() if one.grad is not None]))
+    norm = gradient_norm(model)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     clip(optimizer, norm, max_norm=max_grad_norm)
     skip_unless_finite(optimizer, norm)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm.detach()
+    model.zero_grad(set_to_none=True)
+    return norm
 
 
 def introduce(

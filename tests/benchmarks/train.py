@@ -55,25 +55,27 @@ def parts(device: str) -> dict[str, list[Group]]:
     if device == "cuda":
         large = [but(variant.name, variant, batch_size=256) for variant in (REFERENCE, OURS, BF16)]
         return {"speed": [Group("one GPU", [*large, but("ours, bf16, compiled", large[-1], compiled=True)], steps=24)]}
-    eager = but("padded to the longest of a batch", grouped=False, fused=False, first_position_only=False)
+    plain = {"gradient_as_bucket_view": True}
+    eager = but("padded to the longest of a batch", grouped=False, fused=False, first_position_only=False, ddp=plain)
     ways = [
         but(f"{eager.name}, bf16", eager),
         but("+ batches of like length", eager, grouped=True),
-        but("+ fused AdamW", grouped=True, first_position_only=False),
-        but("+ last layer for [CLS] alone: ours"),
+        but("+ fused AdamW", grouped=True, first_position_only=False, ddp=plain),
+        but("+ last layer for [CLS] alone", ddp=plain),
+        but("+ the embedding's gradient by rows: ours"),
         but("ours, with 2 × 16 rows accumulated", batch_size=16, accumulation_steps=2),
         but("ours, batches of 1,664 tokens", token_budget=1664),
         but("ours, with torch.compile", compiled=True),
     ]
-    half = but("ours: shared memory, used rows of the embedding, bucket views", batch_size=16)
+    half = but("ours: weights and moments there once, in shared memory", batch_size=16)
     exchange = [
         half,
         but("sockets, used rows of the embedding", half, sockets=True),
-        but("sockets, all rows", half, ddp={"gradient_as_bucket_view": True}),
+        but("sockets, all rows", half, ddp=plain),
         but("the same, no bucket views", half, ddp={}),
-        but("static graph", half, ddp={"gradient_as_bucket_view": True, "static_graph": True}),
-        but("buckets of 5 MB", half, ddp={"gradient_as_bucket_view": True, "bucket_cap_mb": 5}),
-        but("buckets of 100 MB", half, ddp={"gradient_as_bucket_view": True, "bucket_cap_mb": 100}),
+        but("static graph", half, ddp={**plain, "static_graph": True}),
+        but("buckets of 5 MB", half, ddp={**plain, "bucket_cap_mb": 5}),
+        but("buckets of 100 MB", half, ddp={**plain, "bucket_cap_mb": 100}),
         but("fp16 compression", half, settings={"gradient_compression": "fp16"}),
         but("PowerSGD", half, settings={"gradient_compression": "powersgd"}),
         but("fsdp", half, settings={"strategy": "fsdp"}),

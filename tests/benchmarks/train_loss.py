@@ -76,7 +76,8 @@ def train_ours(
     """The same rows and learning rates as the reference has."""
     config = TrainConfig.model_validate({"precision": precision, "learning_rate": _LEARNING_RATE, "seed": seed})
     train_first_position_only(model)
-    wrapped, optimizer = parallelize(model, config, process), make_optimizer(model, config)
+    wrapped = parallelize(model, config, process)
+    optimizer = make_optimizer(wrapped, config)
     lengths = dataset.train.lengths[np.arange(rows)]
     plan = TrainingPlan(lengths, batch_size=_BATCH_ROWS, accumulation_steps=1, rank=0, world_size=1, seed=seed)
     steps = list(plan.epoch(0))
@@ -84,7 +85,7 @@ def train_ours(
     for number, step in enumerate(steps):
         seed_step(seed, step=number, rank=0)
         train_step(wrapped, step, dataset, process, dtype, Meter(process.device))
-        update(model, optimizer, learning_rate=_LEARNING_RATE * (1 - number / len(steps)), max_grad_norm=1.0)
+        update(wrapped, optimizer, learning_rate=_LEARNING_RATE * (1 - number / len(steps)), max_grad_norm=1.0)
 
 
 if __name__ == "__main__":

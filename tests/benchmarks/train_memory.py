@@ -3,8 +3,9 @@
     python -m tests.benchmarks.train_memory [--encoder FOLDER] [--steps 60]
 
 Two ranks of one thread train AG News, 10,000 rows of it and all, with a model of DistilBERT size with random weights, and
-with an encoder where one is given. The peak is of pages of the process itself: VmHWM, begun anew after the first step,
-without RssFile of /proc, which is the libraries' code and the mapped dataset and can be dropped by the system. So this needs Linux.
+with an encoder where one is given. The peak is of pages of the process alone: VmHWM, begun anew after the first step, without
+RssShmem of /proc, which is weights, gradients and moments, and RssFile, which is the libraries' code and the mapped dataset
+and can be dropped by the system. So this needs Linux.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.optimization import Meter, choose_precision
 from trainer.preprocess import preprocess
+from trainer.shared import SharedReplica
 from trainer.train import prepare, rehearse, train_step, update
 
 _MB = 2**20
@@ -105,34 +107,34 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
     for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest()]):
         seed_step(0, step=number, rank=process.rank)
         train_step(replica, step, dataset, process, number_format, meter)
-        update(bare, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
+        update(replica, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
         if number == 0:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
     peak, code = memory("VmHWM") - memory("RssFile") - memory("RssShmem"), memory("RssFile")
-    weights = sum(parameter.nbytes for parameter in bare.parameters())
-    trained = sum(parameter.nbytes for parameter in bare.parameters() if parameter.requires_grad)
+    assert isinstance(replica, SharedReplica)
     activations = saved_for_backward(bare, loss_of(plan.largest(), dataset), number_format) / _MB
     return {
-        "rows": len(dataset.train), "imported": imported, "code": code, "weights": weights / _MB,
-        "learned": 3 * trained / _MB, "activations": activations, "peak": peak,
+        "rows": len(dataset.train), "imported": imported, "code": code, "peak": peak, "activations": activations,
+        "shared": replica.shared_bytes / _MB / process.world_size,
     }  # fmt: skip
 
 
 def line(name: str, ranks: list[dict[str, Any]]) -> dict[str, str]:
     """Of the rank with the higher peak."""
     of = max(ranks, key=lambda rank: float(rank["peak"]))
-    beyond = of["peak"] - of["weights"] - of["learned"] - of["activations"]
+    beyond = of["peak"] - of["activations"]
     return {
-        "Model": name, "Rows": f"{of['rows']:,}", "Peak": f"{of['peak']:.0f}", "Weights": f"{of['weights']:.0f}",
-        "Gradients, moments": f"{of['learned']:.0f}", "Activations": f"{of['activations']:.0f}", "Beyond": f"{beyond:.0f}",
-        "of which imports": f"{of['imported']:.0f}", "Beyond without imports": f"{beyond - of['imported']:.0f}", "Code": f"{of['code']:.0f}",
+        "Model": name, "Rows": f"{of['rows']:,}", "Weights, gradients, moments": f"{of['shared']:.0f}", "Peak besides": f"{of['peak']:.0f}",
+        "Activations": f"{of['activations']:.0f}", "Beyond": f"{beyond:.0f}", "of which imports": f"{of['imported']:.0f}",
+        "Beyond without imports": f"{beyond - of['imported']:.0f}", "Code": f"{of['code']:.0f}",
     }  # fmt: skip
 
 
 def told(steps: int) -> list[str]:
     how = (
         f"MB of one of {_RANKS} ranks of a thread each, 32 rows a rank, after {steps} steps and the largest of the epoch. "
-        "Activations are what one forward pass of that keeps for the backward pass, the bf16 copies of weights included, and not the "
+        f"Weights and moments are there once for all {_RANKS}, in shared memory, gradients once for each; a rank's share of all that is given, "
+        "and its peak is of what it has besides. Activations are what one forward pass of that keeps for the backward pass, the bf16 copies of weights included, and not the "
         "temporaries of either pass. Imports are what the process held before it opened dataset and model: Python, torch, transformers. "
         "Code is file-backed: the libraries, and the parts of the dataset that were read."
     )

@@ -22,8 +22,8 @@ _TARGET = 0.03
 _SECONDS = 200
 _ABOUT = """
 The trainer itself, a model of DistilBERT size, 32 rows a rank, lengths of AG News where it is there. Shares are of a step's wall time, and
-add up to 100 %. `exchange` is the time from a rank's last own gradient to the end of its backward pass: sending gradients and waiting for
-the other rank, as far as computing does not hide it. `outside` is all but forward, backward and optimizer. `save` is the agreement between
+add up to 100 %. `exchange` is the time from a rank's last own gradient to the moment when it has the mean over ranks of its part: waiting for the other
+rank, and adding up. `optimizer` ends when all ranks have updated their parts of the weights. `outside` is all but forward, backward and optimizer. `save` is the agreement between
 ranks on when to save or stop, and saving.
 """
 

@@ -122,7 +122,7 @@ class Runner:
             else DistributedDataParallel(self.bare, **self.variant.ddp)
         )
         self.optimizer = (
-            make_optimizer(self.bare, self.config)
+            make_optimizer(self.model, self.config)
             if self.variant.fused
             else torch.optim.AdamW(self.bare.parameters(), lr=_LEARNING_RATE)
         )
@@ -168,7 +168,7 @@ class Runner:
 
     def _update(self, learning_rate: float) -> None:
         if self.variant.fused:
-            update(self.bare, self.optimizer, learning_rate=learning_rate, max_grad_norm=1.0)
+            update(self.model, self.optimizer, learning_rate=learning_rate, max_grad_norm=1.0)
             return
         nn.utils.clip_grad_norm_(
             self.bare.parameters(), 1.0

@@ -13,10 +13,10 @@ svg { font: 13px system-ui, sans-serif; background: #fff; fill: #222 } rect { fi
 """
 _TITLES = {
     "speed": "## Beside the reference\n\nThe same rows, the same threads; tokens computed are those of the batches with their padding.",
-    "ways": "## What each way brings\n\nOne process of two threads, bf16; each line of the first four adds one way to the line above it.",
+    "ways": "## What each way brings\n\nOne process of two threads, bf16; each line of the first five adds one way to the line above it.",
     "ranks": "## Ranks, bf16\n\nCompared by tokens, as lengths differ; 32 rows a rank, or 32 over both ranks.",
     "ranks-fp32": "## Ranks, fp32",
-    "exchange": "## Exchange of gradients\n\nTwo ranks of a thread each on one machine, 16 rows a rank, bf16; sockets are those of Gloo over loopback, and from the third line on they carry all rows of the embedding.",
+    "exchange": "## Exchange of gradients\n\nTwo ranks of a thread each on one machine, 16 rows a rank, bf16; from the second line on each rank has weights and moments of its own, and sockets, those of Gloo over loopback, carry gradients; from the third line on those of all rows of the embedding.",
 }
 
 

@@ -110,8 +110,9 @@ def rows_of(result: ScalingResult) -> list[dict[str, str]]:
 
 def _introduce(result: ScalingResult) -> str:
     config = result.config
+    how = f"in {result.buckets} messages" if result.buckets else "in shared memory"
     return (
-        f"{config.model} ({result.parameters:,} parameters, {result.gradient_bytes / 1e6:,.1f} MB of gradients in {result.buckets} messages), "
+        f"{config.model} ({result.parameters:,} parameters, {result.gradient_bytes / 1e6:,.1f} MB of gradients {how}), "
         f"{result.precision}, {result.threads} threads a process, on {config.dataset or 'random tokens of the lengths of AG News'}; "
         f"{result.machine}. Medians of {config.rounds} rounds of {config.steps} steps. "
         "Weak scaling: the same batch for each process; strong: the same for all together."

@@ -28,7 +28,9 @@ from trainer.flags import parse, write_json
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
+from trainer.parallel import parallelize
 from trainer.progress import Progress
+from trainer.shared import SharedReplica
 from trainer.train import train_step, update
 
 _BLOCK_STEPS = 5
@@ -66,7 +68,7 @@ class Measured(BaseModel):
     parameters: int
     gradient_bytes: int
     buckets: int
-    """Messages of one exchange."""
+    """Messages of one exchange; 0 in shared memory."""
     precision: str
     threads: int
     points: list[StepPoint]
@@ -76,7 +78,7 @@ class Measured(BaseModel):
 class Trained:
     """All that a step of `trainer.train` works on."""
 
-    model: DistributedDataParallel
+    model: DistributedDataParallel | SharedReplica
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     dataset: Dataset
@@ -104,9 +106,9 @@ def measure(arguments: StepArguments, dataset: Dataset, process: Process) -> Mea
 
 
 def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Trained:
-    """Model, optimizer and number format as `trainer.train` makes them, and the exchange that it has on GPUs.
+    """Model, optimizer and number format as `trainer.train` makes them; if it is to be messages, the exchange that it has on GPUs.
 
-    On CPUs training sends less (`trainer.rows`): how much depends on the texts.
+    Between machines without GPUs training sends less (`trainer.rows`): how much depends on the texts.
     """
     config = TrainConfig(
         model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed
@@ -115,8 +117,14 @@ def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Tra
     train_first_position_only(bare)
     freeze_unused(bare)
     precision, _ = choose_precision(config.precision, process.device)
-    model = DistributedDataParallel(bare, gradient_as_bucket_view=True)
-    return Trained(model, make_optimizer(bare, config), config, dataset, process, precision)
+    as_trained = arguments.exchange == "as-trained"
+    model = (
+        parallelize(bare, config, process)
+        if as_trained
+        else DistributedDataParallel(bare, gradient_as_bucket_view=True)
+    )
+    assert isinstance(model, DistributedDataParallel | SharedReplica)  # noqa: S101 - the strategy is ddp
+    return Trained(model, make_optimizer(model, config), config, dataset, process, precision)
 
 
 def _build(arguments: StepArguments, dataset: Dataset, device: torch.device) -> PreTrainedModel:
@@ -128,7 +136,9 @@ def _build(arguments: StepArguments, dataset: Dataset, device: torch.device) -> 
     return cast("PreTrainedModel", built.to(device))
 
 
-def _buckets(model: DistributedDataParallel) -> int:
+def _buckets(model: DistributedDataParallel | SharedReplica) -> int:
+    if isinstance(model, SharedReplica):
+        return 0
     logged = model._get_ddp_logging_data()  # noqa: SLF001 - the only place where DDP tells how it cut the gradients
     sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
     return len(str(sizes).split(","))
