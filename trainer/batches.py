@@ -10,7 +10,7 @@ import torch
 from trainer.dataset import Split
 
 Rows = npt.NDArray[np.int64]
-_LARGE = 0.75  # of the tokens of the largest step
+_LARGE, _RARE = 0.75, 0.1  # of the tokens of the largest step; of all steps, at most
 _MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together: random enough, and next to no padding
 
 
@@ -43,7 +43,7 @@ class Step:
     rows: Rows
     """Those of all processes."""
     large: bool = False
-    """Whether it computes nearly as many tokens as the largest of its epoch, and so sets how much memory is needed."""
+    """Whether it computes nearly as many tokens as the largest of its epoch, as few steps do, and so sets how much memory is needed."""
 
     @property
     def global_rows(self) -> int:
@@ -82,8 +82,12 @@ class TrainingPlan:
         for number, (step_rows, done) in enumerate(parts or [(self.step_rows, 0)]):
             steps = self._deal(left, step_rows, [self._seed, 2, epoch] + ([number] if number else []))[done:]
             left = np.concatenate(steps) if steps else left[:0]
-        most = max(map(self._tokens, steps), default=0)
-        return [self._own(rows, large=self._tokens(rows) > _LARGE * most) for rows in steps]
+        tokens = np.array([self._tokens(rows) for rows in steps])
+        large = tokens > _LARGE * tokens.max(initial=0)
+        rare = large.sum() <= _RARE * len(
+            steps
+        )  # where they are many, each fits into the pieces that the one before left
+        return [self._own(rows, large=bool(one and rare)) for rows, one in zip(steps, large, strict=True)]
 
     def largest(self) -> Step:
         """The step of the first epoch that computes the most tokens, and needs the most memory."""

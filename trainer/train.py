@@ -169,13 +169,14 @@ def train_step(
                 make_room(step, process)
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
+        make_room(step, process)
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
     with phase("exchange"):
         average_gradients(model)
 
 
 def make_room(step: Step, process: Process) -> None:
-    """Before each pass of a large step, which sets how much memory a process takes: smaller ones leave pieces that it cannot use."""
+    """Around each pass of a large step, which sets how much memory a process takes: smaller ones leave pieces that it cannot use, and it leaves its own."""
     if step.large and process.device.type == "cpu":
         give_back_free_memory()
 
