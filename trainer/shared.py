@@ -47,7 +47,7 @@ class SharedReplica(nn.Module):
                 kept.copy_(parameter.data)
             parameter.data = kept
             parameter.register_post_accumulate_grad_hook(self._keep)  # type: ignore[no-untyped-call]  # torch's
-        if embedding:
+        if embedding is not None:
             embedding.sparse = True
         neighbours.wait_for_all()
 
@@ -97,7 +97,7 @@ class SharedReplica(nn.Module):
         """
         if not self._averages:
             return
-        by_rows = {self._embedding.weight} if self._embedding else set()
+        by_rows = {self._embedding.weight} if self._embedding is not None else set()
         without = [parameter for parameter in self.places if parameter.grad is None and parameter not in by_rows]
         if without:
             names = [name for name, one in self.module.named_parameters() if any(one is other for other in without)]
@@ -119,17 +119,21 @@ class SharedReplica(nn.Module):
     def no_sync(self) -> Iterator[None]:
         """Gradients stay each process's own."""
         self._averages = False
-        yield
-        self._averages = True
+        try:
+            yield
+        finally:
+            self._averages = True
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # torch's signature
         """Forget gradients; those of the embedding are zeros again where they were not."""
         super().zero_grad(set_to_none=set_to_none)
-        if self._embedding and self._used_rows:
-            self.whole(self.gradients, self._embedding.weight)[torch.cat(self._used_rows)] = 0
-            if self._process.world_size > 1:  # and what others used
-                self.own(self.gradients, self._embedding.weight).zero_()
-            self._used_rows.clear()
+        if self._embedding is None:
+            return
+        for rows in self._used_rows:
+            self.whole(self.gradients, self._embedding.weight)[rows] = 0
+        self._used_rows.clear()
+        if self._process.world_size > 1:  # and what others used
+            self.own(self.gradients, self._embedding.weight).zero_()
 
     def wait_for_all(self) -> None:
         """Return when all processes are here: before weights are read that others may be changing."""

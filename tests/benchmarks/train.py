@@ -170,7 +170,8 @@ def main() -> None:
     write(
         f"train-{args.device}",
         title="Training beside the reference",
-        command=f"python -m tests.benchmarks.train --device {args.device}",
+        command=f"python -m tests.benchmarks.train --device {args.device}"
+        + (" --tokenizer FOLDER" if args.tokenizer != "tiny" else ""),
         packages=("torch", "transformers", "numpy"),
         parts=report(found),
     )

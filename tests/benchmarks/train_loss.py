@@ -1,6 +1,6 @@
 """What the reference and our trainer have learned after the same number of rows: validation loss over seeds, of a small model.
 
-python -m tests.benchmarks.train_loss [--dataset FOLDER] [--rows 6400]
+python -m tests.benchmarks.train_loss [--dataset FOLDER] [--rows 6400] [--seeds 8]
 """
 
 import argparse
@@ -26,13 +26,14 @@ from trainer.predict import predict, score
 from trainer.preprocess import preprocess
 from trainer.train import train_step, update
 
-_LEARNING_RATE, _BATCH_ROWS, _SEEDS = 1e-3, 32, 3
+_LEARNING_RATE, _BATCH_ROWS = 1e-3, 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, help="that preprocess wrote; by default of AG News where it is there")
     parser.add_argument("--rows", type=int, default=6400)
+    parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
     with process_group(timeout_minutes=10) as process, tempfile.TemporaryDirectory() as scratch:
         folder = args.dataset or Path(scratch) / "dataset"
@@ -41,7 +42,7 @@ def main() -> None:
             preprocess(PreprocessConfig(data=source, max_train_rows=24_000), folder)
         dataset = Dataset(folder)
         found: dict[str, list[float]] = {"the reference": [], "ours, fp32": [], "ours, bf16": []}
-        for seed in range(_SEEDS):
+        for seed in range(args.seeds):
             for name, losses in found.items():
                 model = build_model("tiny", dataset, seed=seed, device=process.device)
                 if name == "the reference":
@@ -62,11 +63,11 @@ def main() -> None:
     ]  # fmt: skip
     what = (
         f"The small model, {args.rows:,} of {len(dataset.train):,} training rows once, {_BATCH_ROWS} a step, learning rate {_LEARNING_RATE:g} that falls in a line, "
-        f"{_SEEDS} seeds; the loss is of {len(dataset.validation):,} validation rows."
+        f"{args.seeds} seeds; the loss is of {len(dataset.validation):,} validation rows."
     )
     write(
         "train_loss", title="What the reference and our trainer learn from the same rows",
-        command=f"python -m tests.benchmarks.train_loss --rows {args.rows}", packages=("torch", "transformers", "numpy"), parts=[what, table(rows)],
+        command=f"python -m tests.benchmarks.train_loss --rows {args.rows} --seeds {args.seeds}", packages=("torch", "transformers", "numpy"), parts=[what, table(rows)],
     )  # fmt: skip
 
 
