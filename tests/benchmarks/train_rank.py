@@ -205,7 +205,10 @@ def main() -> None:
                         flush=True,
                     )
         if process.is_main:
-            result = {"rounds": found, "threads": torch.get_num_threads(), "world_size": process.world_size}
+            device = torch.cuda.get_device_name() if process.device.type == "cuda" else "CPU"
+            result = {
+                "rounds": found, "threads": torch.get_num_threads(), "world_size": process.world_size, "device": device
+            }  # fmt: skip
             Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
 
 

@@ -11,6 +11,9 @@ _STYLE = """
 svg { font: 13px system-ui, sans-serif; background: #fff; fill: #222 } rect { fill: #0b6bcb } rect.reference { fill: #b3541e }
 @media (prefers-color-scheme: dark) { svg { background: #15181c; fill: #ddd } rect { fill: #62a8f0 } rect.reference { fill: #e8935f } }
 """
+_LAYERS, _WIDTH_OF_MODEL = 6, 768  # of DistilBERT
+_PEAKS = {"H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12}
+"""Operations a second in bf16, without sparsity, of NVIDIA's data sheets."""
 _TITLES = {
     "speed": "## Beside the reference\n\nThe same rows, the same threads; tokens computed are those of the batches with their padding.",
     "ways": "## What each way brings\n\nOne process of two threads, bf16; each line of the first five adds one way to the line above it.",
@@ -25,6 +28,20 @@ def middle(rounds: list[dict[str, float]], fact: str) -> float:
     return median(one[fact] / one["seconds"] for one in rounds)
 
 
+def utilization(rounds: list[dict[str, float]], device: str) -> float | None:
+    """Model FLOPs utilization: 6 operations a weight of a layer's matrices and 12 · length · width for attention, for each real token and layer.
+
+    What is not computed, as most of the last layer, counts as if it were. None where the device's peak is not known here.
+    Source: Chowdhery et al. 2022, PaLM, appendix B.
+    """
+    peak = next((peak for name, peak in _PEAKS.items() if name in device), None)
+    if peak is None:
+        return None
+    length = median(one["tokens"] / one["rows"] for one in rounds)
+    of_token = _LAYERS * (6 * 12 * _WIDTH_OF_MODEL**2 + 12 * length * _WIDTH_OF_MODEL)
+    return middle(rounds, "tokens") * of_token / peak
+
+
 def _lines(part: dict[str, Any]) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     several = len(part["groups"]) > 1
@@ -33,6 +50,7 @@ def _lines(part: dict[str, Any]) -> list[dict[str, object]]:
         for name, rounds in group["rounds"].items():
             speed = middle(rounds, "tokens")
             base = base or speed
+            used = utilization(rounds, group.get("device", "CPU"))
             rates = [one["rows"] / one["seconds"] for one in rounds]
             lines.append(
                 {
@@ -43,6 +61,7 @@ def _lines(part: dict[str, Any]) -> list[dict[str, object]]:
                     "Against the first": f"{speed / base:.2f} ×",
                     "Tokens computed for each": f"{median(one['computed'] / one['tokens'] for one in rounds):.3f}",
                     "Loss, last round": f"{rounds[-1]['loss']:.4f}",
+                    **({"MFU": f"{used:.1%}"} if used is not None else {}),
                 }
             )
     return lines
