@@ -106,7 +106,7 @@ def _mesh(config: TrainConfig, process: Process) -> DeviceMesh:
 @contextmanager
 def exchange(model: nn.Module, *, last: bool) -> Iterator[None]:
     """Around forward and backward: processes exchange gradients in the last pass of an optimizer step alone."""
-    if isinstance(model, DistributedDataParallel | SharedReplica) and not last:
+    if isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
             yield
         return

@@ -117,7 +117,7 @@ class SharedReplica(nn.Module):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Gradients stay each process's own."""
+        """Gradients stay each process's own: to measure a step without their exchange."""
         self._averages = False
         try:
             yield
