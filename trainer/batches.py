@@ -84,9 +84,8 @@ class TrainingPlan:
             left = np.concatenate(steps) if steps else left[:0]
         tokens = np.array([self._tokens(rows) for rows in steps])
         large = tokens > _LARGE * tokens.max(initial=0)
-        rare = large.sum() <= _RARE * len(
-            steps
-        )  # where they are many, each fits into the pieces that the one before left
+        # Where they are many, each fits into the pieces that the one before left.
+        rare = large.sum() <= _RARE * len(steps)
         return [self._own(rows, large=bool(one and rare)) for rows, one in zip(steps, large, strict=True)]
 
     def largest(self) -> Step:
