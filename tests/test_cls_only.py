@@ -20,7 +20,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from trainer.cls_only import read_first_position_only, train_first_position_only
+from trainer.cls_only import read_first_position_only
 from trainer.export import write_fp32
 
 Build = Callable[[], PreTrainedModel]
@@ -90,42 +90,6 @@ def test_the_exported_graph_has_the_same_logits_and_computes_one_position_in_its
         assert last == 1
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("build", [distilbert, bert])
-def test_training_has_the_same_loss_the_same_gradients_and_the_same_names(build: Build, attention: str) -> None:
-    plain = lively(build)  # without dropout, as its draws differ with the number of positions
-    plain.set_attn_implementation(attention)
-    short = copy.deepcopy(plain)
-    assert train_first_position_only(short)
-    for lengths in ((7,), (16, 16), (3, 40, 17, 1)):
-        batch, labels = padded_batch(lengths), torch.arange(len(lengths))
-        found = []
-        for model in (plain, short):
-            names, parameters = zip(*model.named_parameters(), strict=True)
-            loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
-            gradients = torch.autograd.grad(loss, parameters)
-            found.append((loss.item(), dict(zip(names, gradients, strict=True))))
-        (plain_loss, expected), (short_loss, got) = found
-        assert short_loss == pytest.approx(plain_loss, rel=1e-6)
-        assert list(got) == list(expected)
-        for name, gradient in expected.items():
-            torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize("build", [distilbert, bert])
-def test_in_training_the_last_layer_drops_attention_and_outputs_at_random(build: Build) -> None:
-    model = lively(build).train()
-    assert train_first_position_only(model)
-    last = model.distilbert.transformer.layer[-1] if build is distilbert else model.bert.encoder.layer[-1]
-    hidden = torch.randn(2, 5, 32)
-    for dropout in (part for part in last.modules() if isinstance(part, torch.nn.Dropout)):
-        for other in (part for part in last.modules() if isinstance(part, torch.nn.Dropout)):
-            other.p = 0.5 if other is dropout else 0.0
-        assert not torch.equal(last(hidden), last(hidden))
-        dropout.p = 0.0
-        assert torch.equal(last(hidden), last(hidden))
-
-
 def test_another_architecture_is_left_as_it_is_and_that_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,7 +98,6 @@ def test_another_architecture_is_left_as_it_is_and_that_is_said(
     )
     layers = list(roberta.modules())
     assert not read_first_position_only(roberta)
-    assert not train_first_position_only(roberta)
     assert list(roberta.modules()) == layers
     write_fp32(roberta, tmp_path / "model.onnx")
     assert "roberta" in capsys.readouterr().out

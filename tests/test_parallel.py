@@ -104,7 +104,7 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
         plan = TrainingPlan(
-            dataset.train.lengths, batch_size=8, accumulation_steps=1, rank=process.rank, world_size=process.world_size, seed=0
+            dataset.train.lengths, batch_size=8, accumulation_steps=1, rank=process.rank, world_size=process.world_size, seed=0, packed=False
         )  # fmt: skip
         steps = list(plan.epoch(0))[:4]
 

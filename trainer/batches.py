@@ -1,38 +1,55 @@
-"""Which rows each process sees at each step: a pure function of (seed, epoch), with rows of like length together."""
+"""Which rows each process sees at each step: a pure function of (seed, epoch)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from trainer.dataset import Split
+from trainer.packing import Texts
 
 Rows = npt.NDArray[np.int64]
-_LARGE, _RARE = 0.75, 0.1  # of the tokens of the largest step; of all steps, at most
-_MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together: random enough, and next to no padding
+_MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together where they are padded: next to no padding
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`input_ids` and `attention_mask` [rows, length], `labels` [rows], int64."""
+    """`labels` [rows], int64, and the texts: packed [1, tokens], or padded [rows, length]."""
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
     labels: torch.Tensor
     tokens: int
     """Real tokens, without padding."""
+    attention_mask: torch.Tensor | None = None
+    """[rows, length], int64, of padded texts."""
+    texts: Texts | None = None
+    """Of packed ones."""
     weight: float = 1.0
     """0 where there is no row, and the one of padding stands in."""
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The model's arguments."""
+        if self.texts is None:
+            return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return {"input_ids": self.input_ids, "position_ids": self.texts.positions, "texts": self.texts}
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device. A GPU takes it from pinned memory when it comes to it, while the host goes on to the next."""
-        own = [self.input_ids, self.attention_mask, self.labels]
-        if device.type == "cuda":
-            own = [tensor.pin_memory() for tensor in own]
-        moved = [tensor.to(device, non_blocking=True) for tensor in own]
-        return replace(self, input_ids=moved[0], attention_mask=moved[1], labels=moved[2])
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=moved(self.input_ids),
+            labels=moved(self.labels),
+            attention_mask=None if self.attention_mask is None else moved(self.attention_mask),
+            texts=self.texts and self.texts.moved(moved),
+        )
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,8 @@ class Step:
     micro_batches: list[Rows]
     rows: Rows
     """Those of all processes."""
-    large: bool = False
-    """Whether it computes nearly as many tokens as the largest of its epoch, as few steps do, and so sets how much memory is needed."""
+    packed: bool = False
+    """Whether the texts of a forward pass are packed; else they are padded."""
 
     @property
     def global_rows(self) -> int:
@@ -54,7 +71,8 @@ class TrainingPlan:
     """The steps of every epoch, for one process of `world_size`.
 
     A step's rows depend on the seed, the epoch and batch_size × world_size × accumulation_steps alone: two processes see
-    together what one would see with twice the batch size.
+    together what one would see with twice the batch size. Packed texts are drawn at random; where they are padded, rows of like
+    length come together.
     """
 
     def __init__(
@@ -66,8 +84,10 @@ class TrainingPlan:
         rank: int,
         world_size: int,
         seed: int,
+        packed: bool,
     ) -> None:
         self._lengths, self._seed, self._rank, self._world_size = lengths, seed, rank, world_size
+        self.packed = packed
         self._micro_rows = batch_size * world_size
         self.step_rows = self._micro_rows * accumulation_steps
         self.steps_per_epoch = -(-len(lengths) // self.step_rows)
@@ -82,32 +102,34 @@ class TrainingPlan:
         for number, (step_rows, done) in enumerate(parts or [(self.step_rows, 0)]):
             steps = self._deal(left, step_rows, [self._seed, 2, epoch] + ([number] if number else []))[done:]
             left = np.concatenate(steps) if steps else left[:0]
-        tokens = np.array([self._tokens(rows) for rows in steps])
-        large = tokens > _LARGE * tokens.max(initial=0)
-        # Where they are many, each fits into the pieces that the one before left.
-        rare = large.sum() <= _RARE * len(steps)
-        return [self._own(rows, large=bool(one and rare)) for rows, one in zip(steps, large, strict=True)]
+        return [self._own(rows) for rows in steps]
 
     def largest(self) -> Step:
         """The step of the first epoch that computes the most tokens, and needs the most memory."""
-        return max(self.epoch(0), key=lambda step: self._tokens(step.rows))
-
-    def _tokens(self, rows: Rows) -> int:
-        """Computed for these rows, with padding."""
-        return len(rows) * int(self._lengths[rows].max())
+        return max(self.epoch(0), key=lambda step: computed_tokens(self._lengths[step.rows], packed=self.packed))
 
     def _deal(self, rows: Rows, step_rows: int, seed: list[int]) -> list[Rows]:
         random = np.random.default_rng(seed)
         order = rows[random.permutation(len(rows))]
-        mega_rows = step_rows * _MEGA_BATCH
+        mega_rows = step_rows * (1 if self.packed else _MEGA_BATCH)
         megas = [order[start : start + mega_rows] for start in range(0, len(order), mega_rows)]
         by_length = [mega[np.argsort(self._lengths[mega], kind="stable")] for mega in megas]
         steps = [mega[start : start + step_rows] for mega in by_length for start in range(0, len(mega), step_rows)]
         return [steps[number] for number in random.permutation(len(steps))]
 
-    def _own(self, rows: Rows, *, large: bool) -> Step:
-        micro = [rows[start : start + self._micro_rows] for start in range(0, len(rows), self._micro_rows)]
-        return Step([part[self._rank :: self._world_size] for part in micro], rows, large=large)
+    def _own(self, rows: Rows) -> Step:
+        """What this process does of a step: rows are dealt out in the order of their lengths, there and back, so that all passes compute alike."""
+        passes = -(-len(rows) // self._micro_rows)
+        shares = passes * self._world_size
+        turn, place = np.divmod(np.arange(len(rows)), shares)
+        share = np.where(turn % 2, shares - 1 - place, place)
+        own = [rows[share == number * self._world_size + self._rank] for number in range(passes)]
+        return Step(own, rows, packed=self.packed)
+
+
+def computed_tokens(lengths: npt.NDArray[np.int32], *, packed: bool) -> int:
+    """Of a batch, with its padding."""
+    return int(lengths.sum()) if packed else len(lengths) * int(lengths.max(initial=0))
 
 
 def own_rows(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, world_size: int) -> list[Rows]:
@@ -120,19 +142,17 @@ def own_rows(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, worl
     return [own[start : start + batch_size] for start in range(0, most, batch_size)]
 
 
-def collate(split: Split, rows: Rows, *, pad_token_id: int) -> Batch:
-    """These rows padded to the longest of them; where there are none, one row of padding, for a process must take part."""
-    lengths = split.lengths[rows]
-    longest = int(lengths.max()) if len(rows) else 2
-    ids = np.full((max(len(rows), 1), longest), pad_token_id, dtype=np.int64)
-    for place, row in enumerate(rows):
-        ids[place, : lengths[place]] = split.tokens(int(row))
-    mask = (np.arange(longest) < lengths[:, None]) if len(rows) else np.ones_like(ids)
-    labels = split.labels[rows] if len(rows) else np.zeros(1)
-    return Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(mask.astype(np.int64)),
-        torch.from_numpy(labels.astype(np.int64)),
-        tokens=int(lengths.sum()),
-        weight=float(len(rows) > 0),
-    )
+def collate(split: Split, rows: Rows, *, pad_token_id: int, packed: bool = False) -> Batch:
+    """These rows packed, or padded to the longest of them; where there are none, one row of padding, for a process must take part."""
+    texts = [split.tokens(int(row)) for row in rows] or [np.full(2, pad_token_id)]
+    lengths = [len(text) for text in texts]
+    labels = torch.from_numpy((split.labels[rows] if len(rows) else np.zeros(1)).astype(np.int64))
+    tokens, weight = int(split.lengths[rows].sum()), float(len(rows) > 0)
+    if packed:
+        ids = torch.from_numpy(np.concatenate(texts).astype(np.int64))[None]
+        return Batch(ids, labels, tokens, texts=Texts.of(lengths), weight=weight)
+    padded = np.full((len(texts), max(lengths)), pad_token_id, dtype=np.int64)
+    for place, text in enumerate(texts):
+        padded[place, : len(text)] = text
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    return Batch(torch.from_numpy(padded), labels, tokens, attention_mask=torch.from_numpy(mask), weight=weight)

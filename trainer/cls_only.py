@@ -1,11 +1,9 @@
-"""The exact short cut of classifiers that read the first position alone: the last layer computes no other, in training and exported."""
+"""The exact short cut of classifiers that read the first position alone: the last layer computes no other."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import BertForSequenceClassification, DistilBertForSequenceClassification, PreTrainedModel
 
 
@@ -25,74 +23,6 @@ def read_first_position_only(model: PreTrainedModel) -> bool:
         return False
     model.set_attn_implementation("eager")
     return True
-
-
-def train_first_position_only(model: PreTrainedModel) -> bool:
-    """The same for a model in training: gradients are the same too, parameters keep their names and dropout its place."""
-    if model.config._attn_implementation not in ("sdpa", "eager"):  # noqa: SLF001 - has no public name
-        return False  # others get a mask that is none to add or to choose by
-    if type(model) is DistilBertForSequenceClassification:
-        last = model.distilbert.transformer.layer[-1]
-        last.forward = partial(_distilbert_forward, last)
-    elif type(model) is BertForSequenceClassification:
-        last = model.bert.encoder.layer[-1]
-        last.forward = partial(_bert_forward, last)
-    else:
-        return False
-    return True
-
-
-def _distilbert_forward(
-    layer: Any,  # noqa: ANN401 - the library publishes no types of its layers
-    hidden: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    **_: object,
-) -> torch.Tensor:
-    first, attention = hidden[:, :1], layer.attention
-    context = _attend_in_training(
-        attention.q_lin(first), attention.k_lin(hidden), attention.v_lin(hidden), attention_mask, heads=attention.n_heads,
-        dropout=attention.dropout,
-    )  # fmt: skip
-    attended = layer.sa_layer_norm(attention.out_lin(context) + first)
-    output: torch.Tensor = layer.output_layer_norm(layer.ffn(attended) + attended)
-    return output
-
-
-def _bert_forward(
-    layer: Any,  # noqa: ANN401 - the library publishes no types of its layers
-    hidden: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    *_: object,
-    **__: object,
-) -> torch.Tensor:
-    first, attention = hidden[:, :1], layer.attention.self
-    context = _attend_in_training(
-        attention.query(first), attention.key(hidden), attention.value(hidden), attention_mask,
-        heads=attention.num_attention_heads, dropout=attention.dropout,
-    )  # fmt: skip
-    output: torch.Tensor = layer.feed_forward_chunk(layer.attention.output(context, first))
-    return output
-
-
-def _attend_in_training(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    heads: int,
-    dropout: nn.Dropout,
-) -> torch.Tensor:
-    """As `_attend`, with dropout, under a mask to add or one of booleans."""
-    query, key, value = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (query, key, value))
-    context = functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=None if mask is None else mask[:, :, :1],
-        dropout_p=dropout.p if dropout.training else 0.0,
-    )
-    return context.transpose(1, 2).flatten(-2)
 
 
 class _DistilBertLayer(nn.Module):

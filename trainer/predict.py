@@ -49,7 +49,7 @@ def predict(
     with Progress(what, len(split), "rows", shown=process.is_main) as progress:
         for rows in shares:
             batch = collate(split, rows, pad_token_id=pad_token_id).to(process.device)
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            logits = model(**batch.inputs).logits
             found[torch.from_numpy(rows).to(process.device), :-1] = logits.float().softmax(dim=-1)
             found[torch.from_numpy(rows).to(process.device), -1] = 1
             progress.advance(len(rows) * process.world_size)

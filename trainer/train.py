@@ -16,17 +16,16 @@ from transformers import PreTrainedModel
 from trainer.alike import check_alike, environment
 from trainer.batches import Step, TrainingPlan, collate
 from trainer.checkpoint import epoch_name, read_weights
-from trainer.cls_only import train_first_position_only
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.flags import parse, write_json
 from trainer.folders import whole_folder
 from trainer.guard import Guard, skip_unless_finite
-from trainer.heap import give_back_free_memory
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, clip, make_optimizer, schedule
+from trainer.packing import read_packed, reads_packed
 from trainer.parallel import average_gradients, exchange, forget_left_out, gradient_norm, parallelize
 from trainer.phases import Phases
 from trainer.predict import validate
@@ -52,11 +51,13 @@ class TrainArguments(TrainConfig):
 def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainingState:
     """Train, keep the best epoch, and write <output>/model; <output>/checkpoints is gone on from where there is one."""
     bare, model, optimizer, unused = prepare(config, dataset, process)
-    made_with = {**config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size}
+    made_with = {
+        **config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size, "packed": reads_packed(bare)
+    }  # fmt: skip
     state = resume(output, bare, optimizer, config=config, made_with=made_with, process=process)
     plan = TrainingPlan(
         dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=config.accumulation_steps,
-        rank=process.rank, world_size=process.world_size, seed=config.seed,
+        rank=process.rank, world_size=process.world_size, seed=config.seed, packed=reads_packed(bare),
     )  # fmt: skip
     precision = introduce(config, dataset, model, process, plan, unused)
     phases = Phases(config.profile_steps, bare, process, folder=output / "logs" / "profile")
@@ -141,7 +142,7 @@ def prepare(
     """
     check_alike(config, dataset)
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
-    train_first_position_only(bare)
+    read_packed(bare)
     unused = freeze_unused(bare)
     model = parallelize(bare, config, process)
     return bare, model, make_optimizer(model, config), unused
@@ -154,31 +155,24 @@ def train_step(
     phase = phases or Phases()
     for number, rows in enumerate(step.micro_batches, start=1):
         with phase("load"):
-            batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id).to(process.device)
+            batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id, packed=step.packed).to(
+                process.device
+            )
         with exchange(model, last=number == len(step.micro_batches)):
             with (
                 phase("forward"),
                 torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
             ):
-                make_room(step, process)
-                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                logits = model(**batch.inputs).logits
             loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
             # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             mean = loss_sum * process.world_size / step.global_rows
             with phase("backward"):
-                make_room(step, process)
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
-        make_room(step, process)
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
     with phase("exchange"):
         average_gradients(model)
-
-
-def make_room(step: Step, process: Process) -> None:
-    """Around each pass of a large step, which sets how much memory a process takes: smaller ones leave pieces that it cannot use, and it leaves its own."""
-    if step.large and process.device.type == "cpu":
-        give_back_free_memory()
 
 
 def rehearse(
@@ -190,7 +184,7 @@ def rehearse(
     Memory is asked for in this order so that activations, which come and go, have no gap to leave.
     """
     largest = plan.largest()
-    for one in (Step([largest.micro_batches[0][:1]], largest.rows[:1]), largest):
+    for one in (Step([largest.micro_batches[0][:1]], largest.rows[:1], packed=plan.packed), largest):
         train_step(model, one, dataset, process, precision, Meter(process.device))
         model.zero_grad(set_to_none=True)
     forget_left_out(model, step)
@@ -239,6 +233,10 @@ def introduce(
             f"{plan.steps_per_epoch:,} steps an epoch; {process.world_size} processes on {process.device.type} with "
             f"{torch.get_num_threads()} threads each, {str(precision).removeprefix('torch.')}: {reason}"
         )
+        if not plan.packed:
+            say(
+                "train: this architecture is not known to read packed texts: those of like length come together, padded"
+            )
         if unused:
             say(
                 f"train: {len(unused)} parameters that the classes do not depend on stay as they are: {', '.join(unused[:4])}"

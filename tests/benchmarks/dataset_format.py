@@ -128,9 +128,9 @@ def _padded(ids: list[npt.NDArray[Any]], labels: npt.NDArray[Any]) -> Batch:
     mask = np.arange(padded.shape[1]) < lengths[:, None]
     return Batch(
         torch.from_numpy(padded),
-        torch.from_numpy(mask.astype(np.int64)),
         torch.from_numpy(labels.astype(np.int64)),
         tokens=int(lengths.sum()),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
     )
 
 
@@ -169,6 +169,7 @@ def _measure_read(name: str, folder: Path) -> dict[str, float]:
     seconds = time.perf_counter() - reading
     assert sum(tokens for tokens, _, _ in sums) == int(lengths.sum())
     first = read(batches[0])
+    assert first.attention_mask is not None
     return {
         "import": imported - started,
         "open": opened - imported,

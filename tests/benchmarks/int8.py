@@ -168,7 +168,7 @@ def _logits(
     session: InferenceSession, split: Split, rows: npt.NDArray[np.int64], pad_token_id: int
 ) -> npt.NDArray[np.float32]:
     batch = collate(split, rows, pad_token_id=pad_token_id)
-    inputs = {"input_ids": batch.input_ids.numpy(), "attention_mask": batch.attention_mask.numpy()}
+    inputs = {name: given.numpy() for name, given in batch.inputs.items()}
     logits: npt.NDArray[np.float32] = session.run(["logits"], inputs)[0]
     return logits
 

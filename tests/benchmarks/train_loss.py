@@ -15,12 +15,12 @@ from tests.benchmarks.record import table, write
 from tests.benchmarks.reference_trainer import PaddedTexts, train_reference
 from tests.data import AG_NEWS
 from trainer.batches import TrainingPlan
-from trainer.cls_only import train_first_position_only
 from trainer.config import PreprocessConfig, TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.model import build_model
 from trainer.optimization import Meter, choose_precision, make_optimizer
+from trainer.packing import read_packed, reads_packed
 from trainer.parallel import parallelize
 from trainer.predict import predict, score
 from trainer.preprocess import preprocess
@@ -76,11 +76,13 @@ def train_ours(
 ) -> None:
     """The same rows and learning rates as the reference has."""
     config = TrainConfig.model_validate({"precision": precision, "learning_rate": _LEARNING_RATE, "seed": seed})
-    train_first_position_only(model)
+    read_packed(model)
     wrapped = parallelize(model, config, process)
     optimizer = make_optimizer(wrapped, config)
     lengths = dataset.train.lengths[np.arange(rows)]
-    plan = TrainingPlan(lengths, batch_size=_BATCH_ROWS, accumulation_steps=1, rank=0, world_size=1, seed=seed)
+    plan = TrainingPlan(
+        lengths, batch_size=_BATCH_ROWS, accumulation_steps=1, rank=0, world_size=1, seed=seed, packed=reads_packed(model)
+    )  # fmt: skip
     steps = list(plan.epoch(0))
     dtype, _ = choose_precision(precision, process.device)
     for number, step in enumerate(steps):

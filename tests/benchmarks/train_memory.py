@@ -30,6 +30,7 @@ from trainer.config import PreprocessConfig, TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.optimization import Meter, choose_precision
+from trainer.packing import reads_packed
 from trainer.preprocess import preprocess
 from trainer.shared import SharedReplica
 from trainer.train import prepare, rehearse, train_step, update
@@ -101,7 +102,7 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
     meter = Meter(process.device)
     plan = TrainingPlan(
         dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=1, rank=process.rank,
-        world_size=process.world_size, seed=0,
+        world_size=process.world_size, seed=0, packed=reads_packed(bare),
     )  # fmt: skip
     rehearse(replica, plan, dataset, process, number_format)
     for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest()]):
@@ -142,10 +143,10 @@ def told(steps: int) -> list[str]:
 
 
 def loss_of(step: Step, dataset: Dataset) -> Callable[[PreTrainedModel], torch.Tensor]:
-    batch = collate(dataset.train, step.micro_batches[0], pad_token_id=dataset.pad_token_id)
+    batch = collate(dataset.train, step.micro_batches[0], pad_token_id=dataset.pad_token_id, packed=step.packed)
 
     def loss(model: PreTrainedModel) -> torch.Tensor:
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = model(**batch.inputs).logits
         return functional.cross_entropy(logits.float(), batch.labels)
 
     return loss

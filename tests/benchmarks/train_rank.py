@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.benchmarks.reference_trainer import MAX_LENGTH, PaddedTexts, train_reference
 from trainer import parallel
-from trainer.batches import Rows, Step, TrainingPlan
-from trainer.cls_only import train_first_position_only
+from trainer.batches import Rows, Step, TrainingPlan, computed_tokens
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused
 from trainer.optimization import Meter, choose_precision, make_optimizer
+from trainer.packing import read_packed
 from trainer.parallel import parallelize
 from trainer.train import train_step, update
 
@@ -43,13 +44,14 @@ class Variant(BaseModel):
     """The whole loop of `reference_trainer`, instead of ours."""
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: int = 32
-    grouped: bool = True
-    """Batches of like length; else in the order drawn, padded to the longest of each."""
+    batches: Literal["packed", "by length", "as drawn"] = "packed"
+    """Those that are not packed are padded to the longest of each."""
     fused: bool = True
     first_position_only: bool = True
+    """In the last layer; of packed texts always."""
     compiled: bool = False
     token_budget: int | None = None
-    """Tokens a batch, with padding, instead of a number of rows."""
+    """Tokens a batch by length, with padding, instead of a number of rows."""
     accumulation_steps: int = 1
     settings: dict[str, Any] = {}
     """Of TrainConfig."""
@@ -69,22 +71,22 @@ class Spec(BaseModel):
 
 
 def steps_of(variant: Variant, dataset: Dataset, process: Process, count: int) -> list[Step]:
-    """Steps at equal distances through a mega-batch of 50 in the order of their lengths, so that few stand for all."""
+    """Steps of the same rows for all variants: so many batches at equal distances through all lengths stand for the whole."""
     lengths = dataset.train.lengths
-    plan = TrainingPlan(
-        lengths, batch_size=variant.batch_size, accumulation_steps=variant.accumulation_steps, rank=process.rank,
+    plan = partial(
+        TrainingPlan, batch_size=variant.batch_size, accumulation_steps=variant.accumulation_steps, rank=process.rank,
         world_size=process.world_size, seed=0,
     )  # fmt: skip
-    in_order = sorted(plan.epoch(0), key=lambda step: int(lengths[step.rows].max()))
-    whole = [step for step in in_order if step.global_rows == plan.step_rows]
-    chosen = [whole[int((number + 0.5) * len(whole) / count)] for number in range(count)]
-    rows = np.concatenate([rows for step in chosen for rows in step.micro_batches])
+    by_length = plan(lengths, packed=False)
+    in_order = sorted(by_length.epoch(0), key=lambda step: int(lengths[step.rows].max()))
+    whole = [step for step in in_order if step.global_rows == by_length.step_rows]
+    rows = np.concatenate([whole[int((number + 0.5) * len(whole) / count)].rows for number in range(count)])
     if variant.token_budget:
-        chosen = [Step([part], part) for part in _by_budget(rows, lengths, variant.token_budget)]
-    elif not variant.grouped:
-        shuffled = np.random.default_rng(0).permutation(rows)
-        chosen = [Step([part], part) for part in np.split(shuffled, count)]
-    return chosen
+        return [Step([part], part) for part in _by_budget(rows, lengths, variant.token_budget)]
+    dealt = plan(lengths[rows], packed=variant.batches != "by length").epoch(0)
+    packed = variant.batches == "packed"
+    steps = [Step([rows[part] for part in step.micro_batches], rows[step.rows], packed=packed) for step in dealt]
+    return sorted(steps, key=lambda step: computed_tokens(lengths[step.rows], packed=packed))
 
 
 def _by_budget(rows: Rows, lengths: Any, budget: int) -> Iterator[Rows]:  # noqa: ANN401 - an array
@@ -111,7 +113,7 @@ class Runner:
 
     def _prepare(self) -> None:
         if self.variant.first_position_only:
-            train_first_position_only(self.bare)
+            read_packed(self.bare)
         freeze_unused(self.bare)
         if self.variant.compiled:
             self.bare.compile(dynamic=True)
@@ -143,7 +145,10 @@ class Runner:
         parts = [rows for step in self.steps for rows in step.micro_batches]
         lengths = self.dataset.train.lengths
         rows = sum(len(part) for part in parts)
-        computed = rows * MAX_LENGTH if self.variant.reference else sum(len(p) * int(lengths[p].max()) for p in parts)
+        packed = self.variant.batches == "packed"
+        computed = sum(computed_tokens(lengths[part], packed=packed) for part in parts)
+        if self.variant.reference:
+            computed = rows * MAX_LENGTH
         real = sum(int(lengths[part].sum()) for part in parts)
         counts = torch.tensor([rows, real, computed], device=self.process.device)
         dist.all_reduce(counts)

@@ -16,7 +16,7 @@ _PEAKS = {"H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100":
 """Operations a second in bf16, without sparsity, of NVIDIA's data sheets."""
 _TITLES = {
     "speed": "## Beside the reference\n\nThe same rows, the same threads; tokens computed are those of the batches with their padding.",
-    "ways": "## What each way brings\n\nOne process of two threads, bf16; each line of the first five adds one way to the line above it.",
+    "ways": "## What each way brings\n\nOne process of two threads, bf16; each of the first six adds one way to the line above it.",
     "ranks": "## Ranks, bf16\n\nCompared by tokens, as lengths differ; 32 rows a rank, or 32 over both ranks.",
     "ranks-fp32": "## Ranks, fp32",
     "exchange": "## Exchange of gradients\n\nTwo ranks of a thread each on one machine, 16 rows a rank, bf16; from the second line on each rank has weights and moments of its own, and sockets, those of Gloo over loopback, carry gradients; from the third line on those of all rows of the embedding.",

@@ -19,7 +19,6 @@ from transformers import AutoModelForSequenceClassification, DistilBertConfig, P
 
 from trainer.batches import Step, TrainingPlan
 from trainer.bench.settings import StepConfig
-from trainer.cls_only import train_first_position_only
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group
@@ -28,6 +27,7 @@ from trainer.flags import parse, write_json
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused
 from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
+from trainer.packing import read_packed, reads_packed
 from trainer.parallel import parallelize
 from trainer.progress import Progress
 from trainer.shared import SharedReplica
@@ -78,6 +78,7 @@ class Measured(BaseModel):
 class Trained:
     """All that a step of `trainer.train` works on."""
 
+    bare: PreTrainedModel
     model: DistributedDataParallel | SharedReplica
     optimizer: torch.optim.Optimizer
     config: TrainConfig
@@ -114,7 +115,7 @@ def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Tra
         model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed
     )
     bare = _build(arguments, dataset, process.device)
-    train_first_position_only(bare)
+    read_packed(bare)
     freeze_unused(bare)
     precision, _ = choose_precision(config.precision, process.device)
     as_trained = arguments.exchange == "as-trained"
@@ -124,7 +125,7 @@ def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Tra
         else DistributedDataParallel(bare, gradient_as_bucket_view=True)
     )
     assert isinstance(model, DistributedDataParallel | SharedReplica)  # noqa: S101 - the strategy is ddp
-    return Trained(model, make_optimizer(model, config), config, dataset, process, precision)
+    return Trained(bare, model, make_optimizer(model, config), config, dataset, process, precision)
 
 
 def _build(arguments: StepArguments, dataset: Dataset, device: torch.device) -> PreTrainedModel:
@@ -148,7 +149,7 @@ def _measure_one(scaling: Scaling, batch_size: int, trained: Trained, arguments:
     process = trained.process
     plan = TrainingPlan(
         trained.dataset.train.lengths, batch_size=batch_size, accumulation_steps=1,
-        rank=process.rank, world_size=process.world_size, seed=arguments.seed,
+        rank=process.rank, world_size=process.world_size, seed=arguments.seed, packed=reads_packed(trained.bare),
     )  # fmt: skip
     steps = chain.from_iterable(plan.epoch(epoch) for epoch in count())
     warmup, timed = (list(islice(steps, number)) for number in (arguments.warmup_steps, arguments.steps))
