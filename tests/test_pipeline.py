@@ -117,6 +117,8 @@ def refused_run(finished_run: Path) -> tuple[Path, subprocess.CompletedProcess[s
         "refused",
         "--min-accuracy",
         "1.0",
+        "--max-accuracy-drop",
+        "0.1",
     )
     return finished_run.parent / "refused", done
 
