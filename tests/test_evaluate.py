@@ -1,16 +1,17 @@
 """What is measured, on exactly the rows there are, and the files that say so."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.ranks import in_ranks
 from trainer.dataset import Dataset
 from trainer.distributed import Process
-from trainer.evaluate import learning_curves, worst_mistakes
-from trainer.launch import launch
+from trainer.evaluate import learning_curves, main, worst_mistakes
 from trainer.metrics import calibration, measure, wilson_interval
 from trainer.model import build_model, save_model
 from trainer.predict import predict, score
@@ -74,6 +75,11 @@ def test_the_worst_mistakes_come_first_and_right_answers_never(dataset: Dataset)
     assert found[0]["confidence"] == pytest.approx(0.99)
 
 
+def evaluate_with(*flags: str) -> None:
+    sys.argv = ["trainer.evaluate", *flags]
+    main()
+
+
 def test_one_and_three_processes_measure_the_same_on_every_row(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
@@ -82,7 +88,7 @@ def test_one_and_three_processes_measure_the_same_on_every_row(
     trained = {"settings": {"model": "tiny"}, "best_epoch": 1, "epochs": []}
     (tmp_path / "model" / "train_config.json").write_text(json.dumps(trained), encoding="utf-8")
     assert len(dataset.test) % 3, "the rows must not divide evenly, which would hide rows counted twice"
-    launch("trainer.evaluate", ["--dataset", str(dataset.folder), "--output", str(tmp_path)], ranks=3)
+    in_ranks(evaluate_with, "--dataset", str(dataset.folder), "--output", str(tmp_path), world_size=3)
     three = np.load(tmp_path / "predictions.npy")
     one = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="test")
     np.testing.assert_allclose(three, one, atol=1e-6)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_all_variants_are_shipped_with_what_was_compared(finished_run: Path) -> 
     said = (finished_run / "said.txt").read_text(encoding="utf-8")
     assert "export: shipped fp32, int8, openvino" in said
     assert not re.search(r"nncf|INFO|Statistics|━", said, re.IGNORECASE), "the libraries are kept quiet"
+
+
+def test_the_manifest_of_a_run_has_every_file_that_a_server_reads(finished_run: Path) -> None:
+    model = finished_run / "model"
+    files = json.loads((model / "onnx" / "manifest.json").read_text(encoding="utf-8"))["files"]
+    beside = {f"onnx/{path.name}" for path in (model / "onnx").iterdir() if path.name != "manifest.json"}
+    assert set(files) == beside | {"config.json", "model.safetensors"}
+    for name, entry in files.items():
+        told = subprocess.run(["sha256sum", model / name], capture_output=True, text=True, check=True).stdout
+        assert told.split()[0] == entry["sha256"]
+        assert (model / name).stat().st_size == entry["bytes"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

@@ -40,17 +40,6 @@ PICKLES = {
 }
 
 
-def test_the_manifest_of_a_run_has_every_file_that_a_server_reads(finished_run: Path) -> None:
-    model = finished_run / "model"
-    files = json.loads((model / "onnx" / "manifest.json").read_text(encoding="utf-8"))["files"]
-    beside = {f"onnx/{path.name}" for path in (model / "onnx").iterdir() if path.name != "manifest.json"}
-    assert set(files) == beside | {"config.json", "model.safetensors"}
-    for name, entry in files.items():
-        told = subprocess.run(["sha256sum", model / name], capture_output=True, text=True, check=True).stdout
-        assert told.split()[0] == entry["sha256"]
-        assert (model / name).stat().st_size == entry["bytes"]
-
-
 def test_the_digest_of_a_model_is_shown_and_changes_with_any_file_of_it(folder: Path) -> None:
     before = read(folder).sha256
     with serving(folder) as (_, client):
