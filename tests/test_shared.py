@@ -1,11 +1,9 @@
 """One set of weights for all processes of a machine: they learn what replicas of DDP do, each updating a part."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
@@ -13,9 +11,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from tests.ranks import in_ranks
 from tests.test_rows import Frozen, Tied
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
 from trainer.distributed import process_group
-from trainer.model import build_model
 from trainer.optimization import make_optimizer
 from trainer.parallel import average_gradients, exchange, parallelize, whole_optimizer_state
 from trainer.rows import embedding_by_rows
@@ -148,15 +144,3 @@ def train_without_a_gradient() -> None:
 
 def test_a_parameter_without_gradient_is_named() -> None:
     in_ranks(train_without_a_gradient, world_size=1)
-
-
-def test_an_encoder_that_was_saved_in_half_precision_is_trained_in_full(dataset_folder: Path, tmp_path: Path) -> None:
-    dataset = Dataset(dataset_folder)
-    model = build_model("tiny", dataset, seed=0, device=torch.device("cpu"))
-    nn.Module.to(model, torch.bfloat16)
-    model.save_pretrained(tmp_path)
-    for file in dataset.tokenizer_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
-    built = build_model(str(tmp_path), dataset, seed=0, device=torch.device("cpu"))
-    assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}

@@ -46,7 +46,7 @@ def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device
     positions = getattr(built.config, "max_position_embeddings", dataset.max_length)
     if positions < dataset.max_length:
         raise UserError(f"--max-length {dataset.max_length}: {model} takes texts of {positions} tokens at most")
-    return cast("PreTrainedModel", built.to(device))
+    return cast("PreTrainedModel", built.to(device).train())  # as loaded, it would leave dropout out
 
 
 def freeze_unused(model: PreTrainedModel) -> list[str]:

@@ -1,12 +1,12 @@
 """What the reference and our trainer have learned after the same number of rows: validation loss over seeds, of a small model.
 
-python -m tests.benchmarks.train_loss [--dataset FOLDER] [--rows 6400] [--seeds 8]
+python -m tests.benchmarks.train_loss [--dataset FOLDER] [--rows 12800] [--seeds 8]
 """
 
 import argparse
 import tempfile
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ _LEARNING_RATE, _BATCH_ROWS = 1e-3, 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, help="that preprocess wrote; by default of AG News where it is there")
-    parser.add_argument("--rows", type=int, default=6400)
+    parser.add_argument("--rows", type=int, default=12_800)
     parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
     with process_group(timeout_minutes=10) as process, tempfile.TemporaryDirectory() as scratch:
@@ -57,18 +57,26 @@ def main() -> None:
                     model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what=name
                 )
                 losses.append(score(probabilities, dataset.validation.labels).loss)
-    rows = [
-        {"Trainer": name, "Validation loss, mean": f"{fmean(of):.4f}", "sd": f"{stdev(of):.4f}", "of each seed": ", ".join(f"{loss:.4f}" for loss in of)}
-        for name, of in found.items()
-    ]  # fmt: skip
+                print(f"seed {seed}: {name}: {losses[-1]:.4f}", flush=True)
+    rows = [_row(name, losses, found["the reference"]) for name, losses in found.items()]
     what = (
         f"The small model, {args.rows:,} of {len(dataset.train):,} training rows once, {_BATCH_ROWS} a step, learning rate {_LEARNING_RATE:g} that falls in a line, "
-        f"{args.seeds} seeds; the loss is of {len(dataset.validation):,} validation rows."
+        f"{args.seeds} seeds; the loss is of {len(dataset.validation):,} validation rows. "
+        "With a seed all have the same weights at first, and rows in another order. After ± stands the standard error of a difference of means."
     )
     write(
         "train_loss", title="What the reference and our trainer learn from the same rows",
         command=f"python -m tests.benchmarks.train_loss --rows {args.rows} --seeds {args.seeds}", packages=("torch", "transformers", "numpy"), parts=[what, table(rows)],
     )  # fmt: skip
+
+
+def _row(name: str, losses: list[float], of_reference: list[float]) -> dict[str, str]:
+    error = ((stdev(losses) ** 2 + stdev(of_reference) ** 2) / len(losses)) ** 0.5
+    difference = "" if losses is of_reference else f"{fmean(losses) - fmean(of_reference):+.4f} ± {error:.4f}"
+    return {
+        "Trainer": name, "Validation loss, mean": f"{fmean(losses):.4f}", "sd": f"{stdev(losses):.4f}", "median": f"{median(losses):.4f}",
+        "Beside the reference": difference, "of each seed": ", ".join(f"{loss:.4f}" for loss in losses),
+    }  # fmt: skip
 
 
 def train_ours(
