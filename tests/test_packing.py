@@ -1,6 +1,7 @@
 """Packed texts: the same logits and gradients as of padded ones, of a model that is changed in nothing else."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from transformers import (
 
 from tests.test_cls_only import SIZE, bert, distilbert, lively, padded_batch
 from trainer import packing
+from trainer.config import TrainConfig
+from trainer.dataset import Dataset
+from trainer.distributed import Process
 from trainer.packing import Texts, attend_padded, read_packed, reads_packed
+from trainer.train import train
 
 Build = Callable[[], PreTrainedModel]
 LENGTHS = [(7,), (16, 16), (3, 40, 17, 1), (1, 1, 1)]
@@ -108,3 +113,25 @@ def test_another_architecture_is_left_as_it_is() -> None:
     assert not read_packed(roberta)
     assert not reads_packed(roberta)
     assert "forward" not in vars(roberta.roberta.encoder.layer[-1])
+
+
+def test_it_is_trained_on_padded_texts_of_like_length_and_that_is_said(
+    dataset: Dataset, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = RobertaConfig(
+        vocab_size=dataset.vocabulary_size, max_position_embeddings=80, pad_token_id=dataset.pad_token_id,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+    )  # fmt: skip
+    RobertaForSequenceClassification(sizes).save_pretrained(tmp_path / "encoder")
+    shutil.copytree(dataset.tokenizer_folder, tmp_path / "encoder", dirs_exist_ok=True)
+    settings = {
+        "model": str(tmp_path / "encoder"),
+        "epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "precision": "fp32",
+    }
+    state = train(TrainConfig.model_validate(settings), dataset, tmp_path, process)
+    assert "not known to read packed texts: those of like length come together, padded" in capsys.readouterr().out
+    assert state.validation[-1]["accuracy"] > 0.5
+    assert state.validation[-1]["loss"] < state.validation[0]["loss"]

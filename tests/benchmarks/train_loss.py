@@ -20,13 +20,14 @@ from trainer.dataset import Dataset
 from trainer.distributed import Process, process_group, seed_step
 from trainer.model import build_model
 from trainer.optimization import Meter, choose_precision, make_optimizer
-from trainer.packing import read_packed, reads_packed
+from trainer.packing import read_packed
 from trainer.parallel import parallelize
 from trainer.predict import predict, score
 from trainer.preprocess import preprocess
 from trainer.train import train_step, update
 
 _LEARNING_RATE, _BATCH_ROWS = 1e-3, 32
+_PADDED = "ours but padded, by length"
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def main() -> None:
             source = str(AG_NEWS) if AG_NEWS.is_dir() else "sample:24000"
             preprocess(PreprocessConfig(data=source, max_train_rows=24_000), folder)
         dataset = Dataset(folder)
-        found: dict[str, list[float]] = {"the reference": [], "ours, fp32": [], "ours, bf16": []}
+        names = ("the reference", "ours, fp32", "ours, bf16", f"{_PADDED}, fp32")
+        found: dict[str, list[float]] = {name: [] for name in names}
         for seed in range(args.seeds):
             for name, losses in found.items():
                 model = build_model("tiny", dataset, seed=seed, device=process.device)
@@ -52,7 +54,10 @@ def main() -> None:
                     ):
                         pass
                 else:
-                    train_ours(model, dataset, process, rows=args.rows, seed=seed, precision=name.split()[-1])
+                    config = TrainConfig.model_validate(
+                        {"precision": name.split()[-1], "learning_rate": _LEARNING_RATE, "seed": seed}
+                    )
+                    train_ours(model, config, dataset, process, rows=args.rows, packed=not name.startswith(_PADDED))
                 probabilities = predict(
                     model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what=name
                 )
@@ -80,21 +85,20 @@ def _row(name: str, losses: list[float], of_reference: list[float]) -> dict[str,
 
 
 def train_ours(
-    model: PreTrainedModel, dataset: Dataset, process: Process, *, rows: int, seed: int, precision: str
+    model: PreTrainedModel, config: TrainConfig, dataset: Dataset, process: Process, *, rows: int, packed: bool
 ) -> None:
     """The same rows and learning rates as the reference has."""
-    config = TrainConfig.model_validate({"precision": precision, "learning_rate": _LEARNING_RATE, "seed": seed})
     read_packed(model)
     wrapped = parallelize(model, config, process)
     optimizer = make_optimizer(wrapped, config)
     lengths = dataset.train.lengths[np.arange(rows)]
     plan = TrainingPlan(
-        lengths, batch_size=_BATCH_ROWS, accumulation_steps=1, rank=0, world_size=1, seed=seed, packed=reads_packed(model)
+        lengths, batch_size=_BATCH_ROWS, accumulation_steps=1, rank=0, world_size=1, seed=config.seed, packed=packed
     )  # fmt: skip
     steps = list(plan.epoch(0))
-    dtype, _ = choose_precision(precision, process.device)
+    dtype, _ = choose_precision(config.precision, process.device)
     for number, step in enumerate(steps):
-        seed_step(seed, step=number, rank=0)
+        seed_step(config.seed, step=number, rank=0)
         train_step(wrapped, step, dataset, process, dtype, Meter(process.device))
         update(wrapped, optimizer, learning_rate=_LEARNING_RATE * (1 - number / len(steps)), max_grad_norm=1.0)
 
