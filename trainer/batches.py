@@ -12,6 +12,7 @@ from trainer.dataset import Split
 from trainer.packing import Texts
 
 Rows = npt.NDArray[np.int64]
+_LARGE = 0.95  # of all steps compute less
 _MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together where they are padded: next to no padding
 
 
@@ -61,6 +62,8 @@ class Step:
     """Those of all processes."""
     packed: bool = False
     """Whether the texts of a forward pass are packed; else they are padded."""
+    large: bool = False
+    """Whether it is one of the few that compute the most tokens, and so set how much memory is needed."""
 
     @property
     def global_rows(self) -> int:
@@ -102,7 +105,9 @@ class TrainingPlan:
         for number, (step_rows, done) in enumerate(parts or [(self.step_rows, 0)]):
             steps = self._deal(left, step_rows, [self._seed, 2, epoch] + ([number] if number else []))[done:]
             left = np.concatenate(steps) if steps else left[:0]
-        return [self._own(rows) for rows in steps]
+        tokens = [computed_tokens(self._lengths[rows], packed=self.packed) for rows in steps]
+        bound = np.quantile(tokens, _LARGE) if tokens else 0
+        return [self._own(rows, large=bool(count > bound)) for rows, count in zip(steps, tokens, strict=True)]
 
     def largest(self) -> Step:
         """The step of the first epoch that computes the most tokens, and needs the most memory."""
@@ -117,14 +122,14 @@ class TrainingPlan:
         steps = [mega[start : start + step_rows] for mega in by_length for start in range(0, len(mega), step_rows)]
         return [steps[number] for number in random.permutation(len(steps))]
 
-    def _own(self, rows: Rows) -> Step:
+    def _own(self, rows: Rows, *, large: bool) -> Step:
         """What this process does of a step: rows are dealt out in the order of their lengths, there and back, so that all passes compute alike."""
         passes = -(-len(rows) // self._micro_rows)
         shares = passes * self._world_size
         turn, place = np.divmod(np.arange(len(rows)), shares)
         share = np.where(turn % 2, shares - 1 - place, place)
         own = [rows[share == number * self._world_size + self._rank] for number in range(passes)]
-        return Step(own, rows, packed=self.packed)
+        return Step(own, rows, packed=self.packed, large=large)
 
 
 def computed_tokens(lengths: npt.NDArray[np.int32], *, packed: bool) -> int:

@@ -22,6 +22,7 @@ from trainer.distributed import Process, process_group, seed_step
 from trainer.flags import parse, write_json
 from trainer.folders import whole_folder
 from trainer.guard import Guard, skip_unless_finite
+from trainer.heap import give_back_free_memory
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, clip, make_optimizer, schedule
@@ -163,16 +164,25 @@ def train_step(
                 phase("forward"),
                 torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
             ):
+                make_room(step, process)
                 logits = model(**batch.inputs).logits
             loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
             # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             mean = loss_sum * process.world_size / step.global_rows
             with phase("backward"):
+                make_room(step, process)
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
+        make_room(step, process)
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
     with phase("exchange"):
         average_gradients(model)
+
+
+def make_room(step: Step, process: Process) -> None:
+    """Around each pass of a large step, which sets how much memory a process takes: smaller ones leave pieces that it cannot use, and it leaves its own."""
+    if step.large and process.device.type == "cpu":
+        give_back_free_memory()
 
 
 def rehearse(
