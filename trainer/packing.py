@@ -157,11 +157,13 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, texts: 
         queries = torch.split(scaled, asked, dim=1)
         keys, values = (torch.split(part[0].float(), texts.lengths, dim=1) for part in (key, value))
         sizes = [query.shape[1] * count * length for count, length in zip(asked, texts.lengths, strict=True)]
-        kept = torch.split(scaled.new_empty(sum(sizes)).bernoulli_(1 - dropout).div_(1 - dropout), sizes)
+        kept: tuple[torch.Tensor, ...] = ()
+        if dropout:
+            kept = torch.split(scaled.new_empty(sum(sizes)).bernoulli_(1 - dropout).div_(1 - dropout), sizes)
         contexts = []
         for number, text_keys in enumerate(keys):
             weights = torch.bmm(queries[number], text_keys.transpose(1, 2)).softmax(dim=-1)
-            if dropout:
+            if kept:
                 weights = weights * kept[number].view_as(weights)
             contexts.append(torch.bmm(weights, values[number]).transpose(0, 1))
     return torch.cat(contexts)[None].to(query.dtype)
