@@ -2,15 +2,17 @@
 
 import base64
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -298,17 +300,17 @@ def test_what_an_attempt_left_that_was_killed_is_mended_first(stage: Stage, caps
     assert stage.mounted() == "second/model"
 
 
-def test_another_s_upgrade_is_waited_for(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_s_upgrade_is_waited_for(stage: Stage) -> None:
     stage.kubelet.fates = [crashing]
     values = ["--set-json", 'model={"uri":"s3://a/b"}']
     install = [str(helm("v35")), "install", "distrinews", "helm/serving", "-n", "news", *values, "--wait"]
-    with subprocess.Popen(install, stdout=subprocess.DEVNULL) as other, ThreadPoolExecutor() as pool:
+    # A text of our own: pytest's forgets what is written while it is read.
+    with subprocess.Popen(install, stdout=subprocess.DEVNULL) as other, ThreadPoolExecutor() as pool, redirect_stdout(io.StringIO()) as said:  # fmt: skip
         stage.store.wait_for(lambda: not stage.kubelet.fates)
         running = pool.submit(stage.deploy, "first")
-        said = ""
-        while "revision 1 of distrinews is pending-install, another's: waiting for its end" not in said:
-            said += capsys.readouterr().out
+        while "revision 1 of distrinews is pending-install, another's: waiting for its end" not in said.getvalue():
             assert not running.done()
+            time.sleep(0.05)
         ready(stage.kubelet, stage.store.objects["deployments"][NAME])
         assert running.result(20)["revision"] == 2
         assert other.wait() == 0
