@@ -22,7 +22,7 @@ from trainer.distributed import Process, process_group, seed_step
 from trainer.flags import parse, write_json
 from trainer.folders import whole_folder
 from trainer.guard import Guard, skip_unless_finite
-from trainer.heap import give_back_free_memory
+from trainer.heap import give_back_free_memory, map_large_blocks
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, clip, make_optimizer, schedule
@@ -142,6 +142,7 @@ def prepare(
     UserError where processes differ.
     """
     check_alike(config, dataset)
+    map_large_blocks()
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
     read_packed(bare)
     unused = freeze_unused(bare)
