@@ -107,7 +107,11 @@ class TrainingPlan:
             left = np.concatenate(steps) if steps else left[:0]
         tokens = [computed_tokens(self._lengths[rows], packed=self.packed) for rows in steps]
         bound = np.quantile(tokens, _LARGE) if tokens else 0
-        return [self._own(rows, large=bool(count > bound)) for rows, count in zip(steps, tokens, strict=True)]
+        large = [bool(count > bound) for count in tokens]
+        return [
+            self._own(rows, share, large=one)
+            for rows, share, one in zip(steps, self._shares(steps), large, strict=True)
+        ]
 
     def largest(self) -> Step:
         """The step of the first epoch that computes the most tokens, and needs the most memory."""
@@ -122,14 +126,38 @@ class TrainingPlan:
         steps = [mega[start : start + step_rows] for mega in by_length for start in range(0, len(mega), step_rows)]
         return [steps[number] for number in random.permutation(len(steps))]
 
-    def _own(self, rows: Rows, *, large: bool) -> Step:
-        """What this process does of a step: rows are dealt out in the order of their lengths, there and back, so that all passes compute alike."""
-        passes = -(-len(rows) // self._micro_rows)
-        shares = passes * self._world_size
-        turn, place = np.divmod(np.arange(len(rows)), shares)
-        share = np.where(turn % 2, shares - 1 - place, place)
-        own = [rows[share == number * self._world_size + self._rank] for number in range(passes)]
+    def _shares(self, steps: list[Rows]) -> list[Rows]:
+        """Of each step's rows, which pass of which process each goes to, so that all have as many and compute alike."""
+        shares: dict[int, Rows] = {}
+        for size in {len(rows) for rows in steps}:
+            of_size = [number for number, rows in enumerate(steps) if len(rows) == size]
+            lengths = np.stack([self._lengths[steps[number]] for number in of_size])
+            shares.update(zip(of_size, deal_out(lengths, self._passes(size) * self._world_size), strict=True))
+        return [shares[number] for number in range(len(steps))]
+
+    def _own(self, rows: Rows, share: Rows, *, large: bool) -> Step:
+        """What this process does of a step."""
+        own = [rows[share == number * self._world_size + self._rank] for number in range(self._passes(len(rows)))]
         return Step(own, rows, packed=self.packed, large=large)
+
+    def _passes(self, rows: int) -> int:
+        return -(-rows // self._micro_rows)
+
+
+def deal_out(lengths: npt.NDArray[np.int32], shares: int) -> Rows:
+    """Have texts go to `shares` that compute alike: to which one each of `lengths` [steps, texts] goes, as many to all.
+
+    The longest go first, one to each share, and of the next ones the longest to where the fewest tokens are so far.
+    """
+    longest_first = np.argsort(-lengths, axis=1, kind="stable")
+    share, tokens = np.empty(lengths.shape, np.int64), np.zeros((len(lengths), shares), np.int64)
+    for start in range(0, lengths.shape[1], shares):
+        some = longest_first[:, start : start + shares]
+        fewest = np.argsort(tokens, axis=1, kind="stable")[:, : some.shape[1]]
+        np.put_along_axis(share, some, fewest, axis=1)
+        dealt = np.take_along_axis(tokens, fewest, axis=1) + np.take_along_axis(lengths, some, axis=1)
+        np.put_along_axis(tokens, fewest, dealt, axis=1)
+    return share
 
 
 def computed_tokens(lengths: npt.NDArray[np.int32], *, packed: bool) -> int:
