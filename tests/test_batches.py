@@ -100,7 +100,7 @@ def test_processes_have_packed_texts_of_as_many_tokens_in_each_pass(accumulation
     passes = np.array(
         [[LENGTHS[rows].sum() for step in made.epoch(0)[:15] for rows in step.micro_batches] for made in plans]
     )
-    assert (np.abs(passes[0] - passes[1]) / passes.mean()).mean() < 0.004
+    assert (np.abs(passes[0] - passes[1]) / passes.mean()).mean() < 0.006
 
 
 def test_processes_have_rows_of_like_length_at_the_same_step_where_they_are_padded() -> None:
