@@ -6,7 +6,7 @@ Sequence Packing without Cross-contamination.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 import torch
@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _NAME = "packed"  # of this attention, as transformers knows it
+_MULTIPLE = 8  # of which padded lengths are, as fused kernels want them
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class Texts:
         each = torch.tensor(lengths)
         firsts = each.cumsum(0) - each
         return cls(list(lengths), (torch.arange(int(each.sum())) - firsts.repeat_interleave(each))[None], firsts)
+
+    @cached_property
+    def padding(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each token is among `texts` × `longest` padded ones, [tokens], and whether there is one, [texts, longest]."""
+        longest = -(-max(self.lengths) // _MULTIPLE) * _MULTIPLE
+        ends = torch.cat([self.firsts[1:], self.firsts.new_full((1,), self.positions.shape[1])])
+        lengths = ends - self.firsts
+        texts = torch.arange(len(self.lengths), device=lengths.device)
+        of_text = texts.repeat_interleave(lengths, output_size=self.positions.shape[1])
+        return of_text * longest + self.positions[0], torch.arange(longest, device=lengths.device) < lengths[:, None]
 
     def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return replace(self, positions=move(self.positions), firsts=move(self.firsts))
@@ -173,12 +184,8 @@ def attend_padded(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, texts: Texts, dropout: float
 ) -> torch.Tensor:
     """The same in one call for all texts, padded for it alone: a GPU would wait for the host to launch as many as there are texts."""
-    count, longest = len(texts.lengths), -(-max(texts.lengths) // 8) * 8
-    rows = torch.arange(count, device=key.device)
-    ends = torch.cat([texts.firsts[1:], texts.firsts.new_full((1,), key.shape[2])])
-    lengths = ends - texts.firsts
-    row = rows.repeat_interleave(lengths, output_size=key.shape[2])
-    places = row * longest + texts.positions[0]
+    places, is_token = texts.padding
+    count, longest = is_token.shape
 
     def padded(packed: torch.Tensor) -> torch.Tensor:
         tokens = packed[0].transpose(0, 1)
@@ -187,9 +194,8 @@ def attend_padded(
 
     whole = query.shape[2] == key.shape[2]
     asked = padded(query) if whole else query.transpose(0, 2)
-    mask = torch.arange(longest, device=key.device) < lengths[:, None]
     context = functional.scaled_dot_product_attention(
-        asked, padded(key), padded(value), attn_mask=mask[:, None, None], dropout_p=dropout
+        asked, padded(key), padded(value), attn_mask=is_token[:, None, None], dropout_p=dropout
     )
     found = context.transpose(1, 2).flatten(0, 1)
     return (found.index_select(0, places) if whole else found)[None]
