@@ -103,14 +103,16 @@ class SharedReplica(nn.Module):
             names = [name for name, one in self.module.named_parameters() if any(one is other for other in without)]
             raise RuntimeError(f"the loss does not depend on {', '.join(names)}: freeze what is not trained")
         self._neighbours.wait_for_all()
+        others = [gradients for rank, gradients in enumerate(self._gradients) if rank != self._process.rank]
         norms = []
         for start in range(self.part.start, self.part.stop, _IN_CACHE):
             some = slice(start, min(start + _IN_CACHE, self.part.stop))
             mine = self.gradients[some]
-            for rank in range(self._process.world_size):
-                if rank != self._process.rank:
-                    mine.add_(self._gradients[rank, some])
-            norms.append(torch.linalg.vector_norm(mine.div_(self._process.world_size)))
+            for theirs in others:
+                mine.add_(theirs[some])
+            if others:
+                mine.div_(self._process.world_size)
+            norms.append(torch.linalg.vector_norm(mine))
         self._norms[self._process.rank] = torch.linalg.vector_norm(torch.stack(norms))
         self._neighbours.wait_for_all()
         self.norm = torch.linalg.vector_norm(self._norms)
