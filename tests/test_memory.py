@@ -15,7 +15,7 @@ from trainer.batches import Step
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.distributed import process_group
-from trainer.heap import give_back_free_memory
+from trainer.heap import give_back_free_memory, map_large_blocks
 from trainer.optimization import Meter
 from trainer.train import prepare, train_step, update
 
@@ -60,3 +60,23 @@ def free_in_pieces() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
 def test_memory_that_is_free_in_pieces_is_given_back() -> None:
     in_ranks(free_in_pieces, world_size=1)
+
+
+def large_blocks_leave_nothing() -> None:
+    torch.ones(2**22)  # freed at once: without more ado what is smaller than its 16 MB comes from the heap
+    map_large_blocks(2**23)
+    pieces = [(torch.ones(2**21), torch.ones(2**14)) for _ in range(20)]  # 8 MB, and 64 kB that stay between
+    kept = [between for _, between in pieces]
+    before = memory("RssAnon")
+    del pieces
+    assert before - memory("RssAnon") > 150, (before, memory("RssAnon"), len(kept))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+def test_large_blocks_go_back_to_the_system_one_by_one() -> None:
+    in_ranks(large_blocks_leave_nothing, world_size=1)
+
+
+@pytest.mark.parametrize("size", [1, 2**40])
+def test_a_threshold_that_the_library_would_refuse_is_the_nearest_that_it_takes(size: int) -> None:
+    in_ranks(map_large_blocks, size, world_size=1)

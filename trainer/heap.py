@@ -8,16 +8,20 @@ _library: Any = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.
 """glibc; others give back by themselves."""
 
 _M_MMAP_THRESHOLD = -3  # as mallopt knows it
-_LARGE = 6_000_000  # bytes: of less the system would clear more pages than pays, of more gaps are left (measured)
+_LEAST, _MOST = (
+    4 * 2**20,
+    32 * 2**20,
+)  # bytes: gaps of smaller blocks do no harm; a higher threshold the library refuses
 
 
-def map_large_blocks() -> None:
-    """Have large blocks come from the system and go back to it one by one, from now on, so that they leave no gaps.
+def map_large_blocks(size: int) -> None:
+    """Have blocks of about `size` bytes and more come from the system and go back to it one by one, so that they leave no gaps.
 
     RuntimeError where the library refuses.
     """
-    if _library and not _library.mallopt(_M_MMAP_THRESHOLD, _LARGE):
-        raise RuntimeError(f"mallopt refuses a threshold of {_LARGE:,} bytes")
+    threshold = min(max(size, _LEAST), _MOST)
+    if _library and not _library.mallopt(_M_MMAP_THRESHOLD, threshold):
+        raise RuntimeError(f"mallopt refuses a threshold of {threshold:,} bytes")
 
 
 def give_back_free_memory() -> None:

@@ -5,7 +5,7 @@ torchrun --nproc-per-node 2 -m trainer.train --dataset runs/x/dataset --output r
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from trainer.alike import check_alike, environment
-from trainer.batches import Step, TrainingPlan, collate
+from trainer.batches import Step, TrainingPlan, collate, computed_tokens
 from trainer.checkpoint import epoch_name, read_weights
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
@@ -142,7 +142,6 @@ def prepare(
     UserError where processes differ.
     """
     check_alike(config, dataset)
-    map_large_blocks()
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
     read_packed(bare)
     unused = freeze_unused(bare)
@@ -165,25 +164,32 @@ def train_step(
                 phase("forward"),
                 torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
             ):
-                make_room(step, process)
+                make_room(process, when=step.large)
                 logits = model(**batch.inputs).logits
             loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
             # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             mean = loss_sum * process.world_size / step.global_rows
             with phase("backward"):
-                make_room(step, process)
+                make_room(process)
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
-        make_room(step, process)
+        make_room(process, when=step.large)
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
     with phase("exchange"):
         average_gradients(model)
 
 
-def make_room(step: Step, process: Process) -> None:
-    """Around each pass of a large step, which sets how much memory a process takes: smaller ones leave pieces that it cannot use, and it leaves its own."""
-    if step.large and process.device.type == "cpu":
+def make_room(process: Process, *, when: bool = True) -> None:
+    """Give back memory that is free in pieces: before a backward pass, where they are few, and around the passes of a large step."""
+    if when and process.device.type == "cpu":
         give_back_free_memory()
+
+
+def map_more_than_hidden_states(model: nn.Module, step: Step, dataset: Dataset) -> None:
+    """Have larger blocks than the hidden states of a step's passes leave no gaps: there are few, and half of the memory is in them."""
+    bare = cast("PreTrainedModel", getattr(model, "module", model))
+    tokens = max(computed_tokens(dataset.train.lengths[rows], packed=step.packed) for rows in step.micro_batches)
+    map_large_blocks(torch.float32.itemsize * bare.config.hidden_size * tokens)
 
 
 def rehearse(
@@ -195,6 +201,7 @@ def rehearse(
     Memory is asked for in this order so that activations, which come and go, have no gap to leave.
     """
     largest = plan.largest()
+    map_more_than_hidden_states(model, largest, dataset)
     for one in (Step([largest.micro_batches[0][:1]], largest.rows[:1], packed=plan.packed), largest):
         train_step(model, one, dataset, process, precision, Meter(process.device))
         model.zero_grad(set_to_none=True)
