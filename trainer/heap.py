@@ -8,10 +8,9 @@ _library: Any = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.
 """glibc; others give back by themselves."""
 
 _M_MMAP_THRESHOLD = -3  # as mallopt knows it
-_LEAST, _MOST = (
-    4 * 2**20,
-    32 * 2**20,
-)  # bytes: gaps of smaller blocks do no harm; a higher threshold the library refuses
+_MOST = 32 * 2**20  # bytes; a higher threshold the library refuses
+LARGE = 4 * 2**20
+"""Bytes of a block: gaps of smaller ones do no harm, and small models have no time to clear pages."""
 
 
 def map_large_blocks(size: int) -> None:
@@ -19,7 +18,7 @@ def map_large_blocks(size: int) -> None:
 
     RuntimeError where the library refuses.
     """
-    threshold = min(max(size, _LEAST), _MOST)
+    threshold = min(size, _MOST)
     if _library and not _library.mallopt(_M_MMAP_THRESHOLD, threshold):
         raise RuntimeError(f"mallopt refuses a threshold of {threshold:,} bytes")
 

@@ -22,7 +22,7 @@ from trainer.distributed import Process, process_group, seed_step
 from trainer.flags import parse, write_json
 from trainer.folders import whole_folder
 from trainer.guard import Guard, skip_unless_finite
-from trainer.heap import give_back_free_memory, map_large_blocks
+from trainer.heap import LARGE, give_back_free_memory, map_large_blocks
 from trainer.launch import worker
 from trainer.model import build_model, freeze_unused, save_model
 from trainer.optimization import Meter, choose_precision, clip, make_optimizer, schedule
@@ -170,7 +170,7 @@ def train_step(
             # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             mean = loss_sum * process.world_size / step.global_rows
             with phase("backward"):
-                make_room(process)
+                make_room(process, when=step.large or hidden_bytes(model, batch.tokens) > LARGE)
                 # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
                 (mean * (1 + 0 * loss_sum.detach())).backward()
         make_room(process, when=step.large)
@@ -179,17 +179,16 @@ def train_step(
         average_gradients(model)
 
 
-def make_room(process: Process, *, when: bool = True) -> None:
-    """Give back memory that is free in pieces: before a backward pass, where they are few, and around the passes of a large step."""
+def make_room(process: Process, *, when: bool) -> None:
+    """Give back memory that is free in pieces: before a backward pass of many tokens, when they are few, and around those of a large step."""
     if when and process.device.type == "cpu":
         give_back_free_memory()
 
 
-def map_more_than_hidden_states(model: nn.Module, step: Step, dataset: Dataset) -> None:
-    """Have larger blocks than the hidden states of a step's passes leave no gaps: there are few, and half of the memory is in them."""
+def hidden_bytes(model: nn.Module, tokens: int) -> int:
+    """Size of the hidden states of so many tokens, in fp32."""
     bare = cast("PreTrainedModel", getattr(model, "module", model))
-    tokens = max(computed_tokens(dataset.train.lengths[rows], packed=step.packed) for rows in step.micro_batches)
-    map_large_blocks(torch.float32.itemsize * bare.config.hidden_size * tokens)
+    return torch.float32.itemsize * int(bare.config.hidden_size) * tokens
 
 
 def rehearse(
@@ -201,7 +200,11 @@ def rehearse(
     Memory is asked for in this order so that activations, which come and go, have no gap to leave.
     """
     largest = plan.largest()
-    map_more_than_hidden_states(model, largest, dataset)
+    size = hidden_bytes(
+        model, max(computed_tokens(dataset.train.lengths[rows], packed=plan.packed) for rows in largest.micro_batches)
+    )
+    if size > LARGE:  # what is larger still, by which it grows and shrinks most, leaves no gaps
+        map_large_blocks(size)
     for one in (Step([largest.micro_batches[0][:1]], largest.rows[:1], packed=plan.packed), largest):
         train_step(model, one, dataset, process, precision, Meter(process.device))
         model.zero_grad(set_to_none=True)
