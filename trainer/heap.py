@@ -24,6 +24,6 @@ def map_large_blocks(size: int) -> None:
 
 
 def give_back_free_memory() -> None:
-    """Give free memory to the system, which has to clear what is asked for next: not for every step."""
+    """Give free memory to the system, which has to clear what is asked for next: so when little is free, or much is needed."""
     if _library:
         _library.malloc_trim(0)
