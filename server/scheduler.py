@@ -71,7 +71,7 @@ class Scheduler:
         return self._texts, self._tokens
 
     def full_for(self) -> float:
-        """Seconds for which requests have been refused without one being admitted between."""
+        """Seconds for which requests have been refused without one being admitted or a text leaving the queue between."""
         return 0.0 if self._full_since is None else time.monotonic() - self._full_since
 
     def admit(self, *, texts: int, tokens: int) -> None:
@@ -88,7 +88,7 @@ class Scheduler:
     def release(self, *, texts: int, tokens: int) -> None:
         """Give back room that was reserved."""
         with self._changed:
-            self._texts, self._tokens = self._texts - texts, self._tokens - tokens
+            self._make_room(texts=texts, tokens=tokens)
 
     def put(self, jobs: Sequence[Job], *, reserved_tokens: int) -> None:
         """Let admitted texts wait for a worker; their tokens take the place of those that were reserved."""
@@ -161,4 +161,7 @@ class Scheduler:
     def _remove(self, jobs: Sequence[Job]) -> None:
         gone = set(map(id, jobs))
         self._waiting = [job for job in self._waiting if id(job) not in gone]
-        self._texts, self._tokens = self._texts - len(jobs), self._tokens - sum(map(len, jobs))
+        self._make_room(texts=len(jobs), tokens=sum(map(len, jobs)))
+
+    def _make_room(self, *, texts: int, tokens: int) -> None:
+        self._texts, self._tokens, self._full_since = self._texts - texts, self._tokens - tokens, None

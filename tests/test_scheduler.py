@@ -170,8 +170,36 @@ def test_how_long_the_queue_has_been_full_counts_from_the_first_refusal() -> Non
         harness.put(job(10))
     time.sleep(0.02)
     assert harness.scheduler.full_for() >= 0.02
-    harness.scheduler.take()
+
+
+def test_a_queue_is_not_full_any_more_once_a_batch_is_taken_though_nobody_asks_again() -> None:
+    harness = Harness(max_texts=1)
     harness.put(job(10))
+    with pytest.raises(QueueFullError):
+        harness.put(job(10))
+    harness.scheduler.take()
+    assert harness.scheduler.full_for() == 0
+
+
+def test_a_queue_is_not_full_any_more_once_all_that_waited_is_dropped() -> None:
+    harness = Harness(max_texts=1)
+    gone = job(10)
+    harness.put(gone)
+    with pytest.raises(QueueFullError):
+        harness.put(job(10))
+    gone.left = True
+    harness.scheduler.close()
+    assert harness.scheduler.take() == []
+    assert harness.dropped == [(gone, "left")]
+    assert harness.scheduler.full_for() == 0
+
+
+def test_a_queue_is_not_full_any_more_once_reserved_room_is_given_back() -> None:
+    harness = Harness(max_texts=1)
+    harness.scheduler.admit(texts=1, tokens=10)
+    with pytest.raises(QueueFullError):
+        harness.put(job(10))
+    harness.scheduler.release(texts=1, tokens=10)
     assert harness.scheduler.full_for() == 0
 
 

@@ -239,7 +239,7 @@ def test_probes_answer_quickly_while_every_worker_is_busy_and_the_queue_is_full(
     asyncio.run(check())
 
 
-def test_a_queue_that_is_full_for_long_makes_the_server_not_ready(
+def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_is_not_full(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def check() -> None:
@@ -255,6 +255,8 @@ def test_a_queue_that_is_full_for_long_makes_the_server_not_ready(
             assert (full.status_code, full.json()["detail"]) == (503, "the queue has been full for more than 0 s")
             served.engine.open.set()
             await asyncio.gather(*asked)
+            ready = await served.client.get("/readyz")
+            assert ready.status_code == 200, "ready again by itself: one that is not ready gets no request to admit"
 
     asyncio.run(check())
 
