@@ -45,7 +45,7 @@ class Job:
 
 
 class Scheduler:
-    """Jobs that wait, at most so many texts and tokens, and the batches that workers take of them.
+    """Jobs that wait, at most so many texts and tokens or one request, and the batches that workers take of them.
 
     A worker that is free takes what is there and never waits for more. A batch has a leader and those waiting texts whose
     lengths are nearest to it, as far as its padded tokens stay within the budget, and no more than its share of what waits. The leader is the text that has waited
@@ -75,13 +75,16 @@ class Scheduler:
         return 0.0 if self._full_since is None else time.monotonic() - self._full_since
 
     def admit(self, *, texts: int, tokens: int) -> None:
-        """Reserve room for a request as a whole; QueueFullError when there is none."""
+        """Reserve room for a request as a whole; QueueFullError when there is none.
+
+        When nothing waits there is room for any: what is refused then would be refused for ever.
+        """
         with self._changed:
             if self._texts + texts > self._max_texts or self._tokens + tokens > self._max_tokens:
                 self._drop_dead()  # a text that nobody waits for takes no place
-            if self._texts + texts > self._max_texts:
+            if self._texts and self._texts + texts > self._max_texts:
                 self._refuse(f"{self._texts} texts wait and {self._max_texts} may")
-            if self._tokens + tokens > self._max_tokens:
+            if self._texts and self._tokens + tokens > self._max_tokens:
                 self._refuse(f"{self._tokens} tokens wait and {self._max_tokens} may")
             self._texts, self._tokens, self._full_since = self._texts + texts, self._tokens + tokens, None
 

@@ -86,10 +86,10 @@ class Settings(BaseSettings):
     """Texts of one request at most, 1 to 1024; a request with more is refused."""
 
     max_queued_texts: int = Field(default=512, ge=1, le=1_000_000)
-    """Texts that may wait, up to 1,000,000; a request for which there is no room is refused with 429."""
+    """Texts that may wait, up to 1,000,000 and no fewer than one request may have; a request for which there is no room is refused with 429."""
 
     max_queued_tokens: int = Field(default=32_768, ge=64, le=100_000_000)
-    """Tokens of waiting texts, 64 to 100,000,000; a request for which there is no room is refused with 429."""
+    """Tokens of waiting texts, 64 to 100,000,000; a request for which there is no room is refused with 429, unless nothing waits."""
 
     max_connections: Annotated[int, AfterValidator(with_open_files)] = Field(
         default_factory=most_connections, ge=1, le=100_000
@@ -180,6 +180,15 @@ class Settings(BaseSettings):
             raise ValueError("--oidc-issuer needs a package that is not installed: pip install 'distrinews[oidc]'")
         if "*" in self.cors_origins and self.asks_who_calls:
             raise ValueError("--cors-origins * lets every page call; with keys or tokens, name the origins that may")
+        return self
+
+    @model_validator(mode="after")
+    def _the_queue_has_room_for_a_request(self) -> Self:
+        if self.max_batch_texts > self.max_queued_texts:
+            raise ValueError(
+                f"--max-batch-texts is {self.max_batch_texts}, more than --max-queued-texts, {self.max_queued_texts}: "
+                f"requests of so many texts find no room; set the first to {self.max_queued_texts} at most or the second to {self.max_batch_texts} at least"
+            )
         return self
 
     @model_validator(mode="after")

@@ -137,6 +137,22 @@ def test_a_queue_full_of_tokens_refuses_too() -> None:
         harness.put(job(20))
 
 
+@pytest.mark.parametrize(("max_texts", "max_tokens"), [(8, 10_000), (1000, 100)])
+def test_a_request_larger_than_the_queue_is_admitted_when_nothing_waits_and_only_then(
+    max_texts: int, max_tokens: int
+) -> None:
+    harness, small = Harness(max_texts=max_texts, max_tokens=max_tokens), job(20)
+    large = [job(20) for _ in range(9)]
+    harness.put(small)
+    with pytest.raises(QueueFullError):
+        harness.put(*large)
+    assert harness.scheduler.take() == [small]
+    harness.put(*large)
+    with pytest.raises(QueueFullError, match=f"9 texts wait and {max_texts} may|180 tokens wait and {max_tokens} may"):
+        harness.put(job(20))
+    assert harness.scheduler.take() == large
+
+
 def test_a_text_that_nobody_waits_for_takes_no_place_in_a_full_queue() -> None:
     harness, gone, late = Harness(max_texts=3, max_tokens=100), job(10), job(60, seconds=0.01)
     harness.put(gone, late, job(10))

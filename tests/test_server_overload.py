@@ -98,7 +98,7 @@ async def gated(folder: Path, **settings: Any) -> AsyncIterator[Served]:  # noqa
 
 def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder: Path) -> None:
     async def check() -> None:
-        async with gated(folder, max_queued_texts=3) as served:
+        async with gated(folder, max_queued_texts=3, max_batch_texts=3) as served:
             accepted = [served.predict()]
             await served.until_waiting(0)
             accepted += [served.predict() for _ in range(3)]
@@ -139,7 +139,7 @@ def test_what_is_answered_or_too_late_is_freed_at_once_without_the_garbage_colle
 
 def test_a_batch_is_admitted_or_refused_as_a_whole(folder: Path) -> None:
     async def check() -> None:
-        async with gated(folder, max_queued_texts=5) as served:
+        async with gated(folder, max_queued_texts=5, max_batch_texts=5) as served:
             first = served.predict()
             await served.until_waiting(0)
             accepted = asyncio.create_task(served.client.post("/predict/batch", json={"texts": ["goal"] * 4}))
@@ -151,6 +151,17 @@ def test_a_batch_is_admitted_or_refused_as_a_whole(folder: Path) -> None:
             assert len((await accepted).json()) == 4
             await first
             assert served.engine.texts == 5, "nothing of what was refused is computed"
+
+    asyncio.run(check())
+
+
+def test_a_batch_of_more_tokens_than_may_wait_is_answered_when_nothing_waits(folder: Path) -> None:
+    async def check() -> None:
+        async with gated(folder, max_queued_tokens=64) as served:
+            served.engine.open.set()
+            answer = await served.client.post("/predict/batch", json={"texts": ["goal " * 100] * 64})
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()) == 64
 
     asyncio.run(check())
 
@@ -226,7 +237,7 @@ def test_an_engine_that_fails_on_a_text_fails_that_request_and_no_other(folder: 
 
 def test_probes_answer_quickly_while_every_worker_is_busy_and_the_queue_is_full(folder: Path) -> None:
     async def check() -> None:
-        async with gated(folder, max_queued_texts=50) as served:
+        async with gated(folder, max_queued_texts=50, max_batch_texts=50) as served:
             asked = [served.predict() for _ in range(60)]
             await served.until_waiting(49)  # one is with the worker
             for path in ("/livez", "/readyz", "/health"):
@@ -243,7 +254,7 @@ def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_is_no
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def check() -> None:
-        async with gated(folder, max_queued_texts=1) as served:
+        async with gated(folder, max_queued_texts=1, max_batch_texts=1) as served:
             asked = [served.predict()]
             await served.until_waiting(0)
             asked.append(served.predict())

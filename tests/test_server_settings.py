@@ -117,6 +117,26 @@ def test_a_wrong_flag_is_named_with_what_would_be_right(
     assert named in refusal(args, capsys)
 
 
+@pytest.mark.parametrize(
+    ("args", "batch", "queued"),
+    [
+        (["--max-batch-texts", "9", "--max-queued-texts", "8"], 9, 8),
+        (["--max-batch-texts", "1024"], 1024, 512),
+        (["--max-queued-texts", "63"], 64, 63),
+    ],
+)
+def test_a_request_of_more_texts_than_may_wait_is_refused_with_both_values_and_what_would_be_right(
+    args: list[str], batch: int, queued: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(["folder", *args], capsys)
+    assert f"--max-batch-texts is {batch}, more than --max-queued-texts, {queued}" in said
+    assert f"set the first to {queued} at most or the second to {batch} at least" in said
+
+
+def test_a_request_may_have_as_many_texts_as_may_wait() -> None:
+    assert Settings(max_batch_texts=1024, max_queued_texts=1024).max_batch_texts == 1024
+
+
 def test_there_are_no_more_connections_than_open_files_have_room_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,7 +110,7 @@ def test_the_best_classes_come_as_triton_tells_them(
 
 def test_a_triton_client_s_timeout_is_the_deadline_of_the_request(folder: Path) -> None:
     async def check() -> None:
-        async with gated(folder, max_queued_texts=3) as served:
+        async with gated(folder, max_queued_texts=3, max_batch_texts=3) as served:
             first = served.predict()
             await served.until_waiting(0)
             late = await served.client.post(
