@@ -123,7 +123,7 @@ class Classifier:
             max_tokens=settings.max_queued_tokens,
             token_budget=best_token_budget(engine, max_length=folder.max_length),
             on_drop=self._dropped,
-            workers=settings.workers,
+            workers=self.workers,
         )
         self._texts: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._busy_since: dict[int, float] = {}

@@ -34,18 +34,19 @@ class Gated:
     """An engine that computes when it is let, and counts the texts that it was given."""
 
     name = "gated"
-    batches = False
-    gpu = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, gpu: bool = False) -> None:
+        self.gpu = self.batches = gpu
         self.open = threading.Event()
         self.open.set()
         self.texts = 0
+        self.sizes: list[int] = []
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         assert input_ids.shape == attention_mask.shape
         self.open.wait(20)
         self.texts += len(input_ids)
+        self.sizes.append(len(input_ids))
         return np.zeros((len(input_ids), 3), dtype=np.float32)
 
 
@@ -72,11 +73,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def gated(folder: Path, **settings: Any) -> AsyncIterator[Served]:  # noqa: ANN401 - whatever Settings takes
-    """A real server in this process, on a real socket, whose one worker is held at a gate."""
-    engine, chosen = Gated(), Settings(workers=1, **settings)
+async def gated(
+    folder: Path,
+    *,
+    workers: int = 1,
+    gpu: bool = False,
+    **settings: Any,  # noqa: ANN401 - whatever Settings takes
+) -> AsyncIterator[Served]:
+    """A real server in this process, on a real socket, whose workers are held at a gate: one, unless told otherwise."""
+    engine, chosen = Gated(gpu=gpu), Settings(workers=workers, **settings)
     classifier = Classifier(read_model_folder(folder, ("int8",)), engine, chosen)
     engine.texts = 0  # one was checked at the start
+    engine.sizes.clear()
     engine.open.clear()
     lifecycle = Lifecycle(classifier, drain_seconds=0)
     app = create_app(classifier, lifecycle, chosen)
@@ -162,6 +170,26 @@ def test_a_batch_of_more_tokens_than_may_wait_is_answered_when_nothing_waits(fol
             answer = await served.client.post("/predict/batch", json={"texts": ["goal " * 100] * 64})
             assert answer.status_code == 200, answer.text
             assert len(answer.json()) == 64
+
+    asyncio.run(check())
+
+
+def test_on_a_gpu_the_queue_is_shared_out_over_its_two_workers_not_over_the_cpus(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.classifier.best_token_budget", lambda *_, **__: 1_000_000)
+
+    async def check() -> None:
+        async with gated(folder, workers=16, gpu=True) as served:
+            first = [served.predict() for _ in range(2)]
+            async with asyncio.timeout(5):
+                while served.classifier.busy_workers < 2:  # noqa: ASYNC110 - no event is set
+                    await asyncio.sleep(0.005)
+            batch = asyncio.create_task(served.client.post("/predict/batch", json={"texts": ["goal"] * 32}))
+            await served.until_waiting(32)
+            served.engine.open.set()
+            assert [(await one).status_code for one in [*first, batch]] == [200] * 3
+            assert max(served.engine.sizes) == 16
 
     asyncio.run(check())
 
