@@ -43,28 +43,6 @@ def test_importing_the_server_loads_neither_torch_nor_the_trainer_nor_what_makes
     assert said == "[]\n"
 
 
-def test_the_file_tree_in_the_readme_is_the_one_there_is() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(part for part in readme.split("```") if part.startswith("text\ntrainer/"))
-    folder, told = "", set()
-    for line in block.splitlines()[1:]:
-        if name := re.match(r"( *)([\w./-]+)", line):
-            folder = name[2] if not name[1] else folder
-            told.add(name[2] if not name[1] else folder + name[2])
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    there = {Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()}
-    modules = {
-        str(path)
-        for path in there
-        if path.parts[0] in ("trainer", "server", "pipelines") and path.name != "__init__.py"
-    }
-    tops = {path.parts[0] + ("/" if len(path.parts) > 1 else "") for path in there if not path.parts[0].startswith(".")}
-    folders = {f"{Path(path).parent}/" for path in modules}
-    assert told == modules | tops | folders
-
-
 def test_every_dependency_is_locked_and_the_ranges_are_open() -> None:
     locked = dict(
         line.split("==")
