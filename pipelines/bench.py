@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from server.cli import build, describe, parser
+from server.errors import UserError
 from trainer.bench.settings import BenchSettings, CollectivesConfig, ProjectConfig, ScalingConfig
-from trainer.errors import UserError
-from trainer.flags import build, describe, parser
 
 _PROGRAM = "distrinews bench"
 

@@ -9,11 +9,11 @@ _COMMANDS = {
     "status": ("pipelines.status", "how far a run's training is, and what happened to it"),
     "serve": ("server.main", "a model over HTTP"),
     "job": ("pipelines.job.commands", "one training job on a cluster: lint, and more"),
-    "predict": ("pipelines.predict", "many texts at once, by a model folder or a server"),
+    "predict": ("pipelines.predict.command", "many texts at once, by a model folder or a server"),
     "bench": ("pipelines.bench", "how training scales: measured, and projected to more processes"),
-    "key": ("server.api_keys", "a new key, for whoever may call the server"),
-    "submit": ("pipelines.submit", "the whole pipeline on a cluster, through Kubeflow Pipelines"),
-    "compile": ("pipelines.compile", "the pipeline as the file that one uploads in the Kubeflow UI"),
+    "key": ("server.http.api_keys", "a new key, for whoever may call the server"),
+    "submit": ("pipelines.kubeflow.submit", "the whole pipeline on a cluster, through Kubeflow Pipelines"),
+    "compile": ("pipelines.kubeflow.compile", "the pipeline as the file that one uploads in the Kubeflow UI"),
 }
 
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from pipelines.deploy.settings import DeployConfig
 from pipelines.job.settings import Deadlines, JobConfig
-from pipelines.release.settings import DeployConfig
 from trainer.config import Settings
 
 

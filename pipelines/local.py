@@ -16,11 +16,11 @@ from unittest import mock
 from kfp import local
 from kfp.local import subprocess_task_handler
 
-from pipelines.form import fill
-from pipelines.pipeline import distrinews
-from pipelines.record import STEPS
+from pipelines.kubeflow.parameters import fill
+from pipelines.kubeflow.pipeline import distrinews
+from pipelines.run_folder import STEPS
 from trainer.config import RunConfig
-from trainer.progress import TERMINAL_VARIABLE
+from trainer.monitoring.console import TERMINAL_VARIABLE
 
 _ERROR = re.compile(rf"({'|'.join(STEPS)}|settings): error: ")  # told again at the end, where people look
 _KFP_SAYS = re.compile(r"\s*(\d\d:\d\d:\d\d\.\d{3} - |-{20,}|\[KFP Executor|/.*Warning: |$)")

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.record import STEPS, Run
+from pipelines.run_folder import STEPS, Run
+from server.cli import build, parser, read_file
+from server.errors import UserError
 from trainer.config import GROUPS, RunConfig, own_fields
-from trainer.errors import UserError
-from trainer.flags import build, parser, read_file
 
 _PROGRAM = "distrinews run"
 _SETTINGS_ERROR = "settings: error: "

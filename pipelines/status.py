@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import UserError
-from trainer.flags import fail
-from trainer.training_log import read_log
+from server.cli import fail
+from server.errors import UserError
+from trainer.monitoring.training_log import read_log
 
 _EVENTS_SHOWN = 12
 _SILENT_SECONDS = 120  # a run that trains has a line more often than this

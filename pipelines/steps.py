@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.record import Run
+from pipelines.run_folder import Run
+from server.cli import as_flags, fail
+from server.errors import UserError
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
-from trainer.errors import UserError
-from trainer.flags import as_flags, fail
-from trainer.progress import say
+from trainer.monitoring.console import say
 
 
 def preprocess(run: Run) -> dict[str, Any]:
@@ -48,15 +48,15 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def gate(run: Run) -> dict[str, Any]:
-    from trainer.dataset import Dataset
-    from trainer.gate import gate as work
+    from trainer.data.dataset import Dataset
+    from trainer.evaluation.gate import gate as work
 
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     return dict(work(part(run.config, GateConfig), metrics, Dataset(run.dataset), served=run.workspace / "served.json"))
 
 
 def export(run: Run) -> dict[str, Any]:
-    from trainer.dataset import Dataset
+    from trainer.data.dataset import Dataset
     from trainer.export import export as work
 
     return work(part(run.config, ExportConfig), Dataset(run.dataset), run.folder)
@@ -64,10 +64,10 @@ def export(run: Run) -> dict[str, Any]:
 
 def deploy(run: Run) -> dict[str, Any]:
     if run.cluster.deploy == "helm":
-        from pipelines.release.deploy import deploy_on_cluster
+        from pipelines.deploy.release import deploy_on_cluster
 
         return deploy_on_cluster(run, run.cluster.release)
-    from pipelines.deploy import deploy_here
+    from pipelines.deploy.local import deploy_here
 
     return deploy_here(run)
 
@@ -109,8 +109,8 @@ def run_step(step: str, run_folder: str, **given: object) -> str:
 
 def _launch(run: Run, module: str, flags: list[str], *, max_restarts: int = 0) -> int:
     """Run a module of the trainer on this machine; returns how many processes it had."""
-    from trainer.launch import default_ranks, launch
-    from trainer.training_log import append_event
+    from trainer.distributed.launch import default_ranks, launch
+    from trainer.monitoring.training_log import append_event
 
     def restarting(why: str) -> None:
         say(f"train: {why}")

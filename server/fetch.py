@@ -19,7 +19,7 @@ from obstore.store import HTTPStore, ObjectStore, from_url
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.engine import wanted_variants
+from server.inference.backends import wanted_variants
 from server.manifest import Manifest, ModelFolderError
 from server.model_folder import TORCH_FILES, names_to_serve
 from server.settings import Settings

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.classifier import Classifier
+from server.inference.classifier import Classifier
 
 _FULL_SECONDS = 5.0  # of refusing: a moment's burst is no reason to send everybody elsewhere
 _STUCK_SECONDS = 60.0  # at one batch: far above the longest

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NoReturn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from server.logs import start_logs
 from server.manifest import ModelFolderError
-from server.record import Record
+from server.observability.logs import start_logs
+from server.observability.record import Record
 from server.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
-    from server.classifier import Classifier
+    from server.inference.classifier import Classifier
 
 _PROGRAM = "distrinews serve"
 
@@ -44,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
     with ThreadPoolExecutor(1) as threads:
         loading = threads.submit(_load, settings)
         # The libraries take half a second to import, and the model as long to compile: side by side.
-        from server.listen import CannotListenError, listen
+        from server.http.server import CannotListenError, listen
 
         try:
             classifier = loading.result()
@@ -60,8 +60,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _load(settings: "Serve") -> "Classifier":
-    from server.classifier import Classifier
-    from server.engine import load_engine, wanted_variants
+    from server.inference.backends import load_engine, wanted_variants
+    from server.inference.classifier import Classifier
     from server.model_folder import read_model_folder
 
     folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
@@ -73,7 +73,7 @@ def _traces(settings: Serve) -> Iterator[list[Callable[[Record], None]]]:
     if not settings.traces:
         yield []
         return
-    from server.tracing import traced  # an extra
+    from server.observability.tracing import traced  # an extra
 
     with ExitStack() as stack:
         try:

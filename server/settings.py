@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliImplicitFlag, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.addresses import HttpUrl, NamedOrigins, Networks, Origins
-from server.api_keys import parse_api_keys, read_api_keys
-from server.connections import most_connections, with_open_files
-from server.cpus import available_cpus
+from server.hardware import available_cpus
+from server.http.api_keys import parse_api_keys, read_api_keys
+from server.http.connections import most_connections, with_open_files
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32", "torch"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -40,7 +40,7 @@ def _with_keys(file: Path) -> Path:
 
 
 def _with_rate(expression: str) -> str:
-    from server.rate_limit import RateLimit
+    from server.http.rate_limit import RateLimit
 
     RateLimit(expression)
     return expression

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from trainer.config import PreprocessConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process, process_group
 from trainer.preprocess import preprocess
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # what tests train is nothing to track

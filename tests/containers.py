@@ -20,7 +20,7 @@ import pytest
 
 from tests.pods import FLAGS, Pod, new_claim, run_job
 from tests.test_manifests import render
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("podman"), reason="podman, which runs the containers, is not installed"
@@ -196,7 +196,7 @@ def test_the_server_image_is_small_and_has_no_pytorch() -> None:
 
 
 def test_a_component_of_the_pipeline_starts_in_the_trainer_image() -> None:
-    code = "import kfp.dsl.executor_main, pipelines.steps, pipelines.artifacts"
+    code = "import kfp.dsl.executor_main, pipelines.steps, pipelines.kubeflow.artifacts"
     podman("--env=_KFP_RUNTIME=true", f"distrinews-trainer:{VERSION}-cpu", "python", "-c", code)
 
 

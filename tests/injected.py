@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-import trainer.alike
+import trainer.distributed.alike
 import trainer.train
-from trainer.distributed import seed_step
-from trainer.launch import worker
+from trainer.distributed.launch import worker
+from trainer.distributed.process_group import seed_step
 
 STEP = 3
 """The steps that are done when a fault comes in the middle of training."""
@@ -91,9 +91,9 @@ def other_batch_size(rank: int) -> None:
 
 
 def other_library(rank: int) -> None:
-    known = trainer.alike.environment()
+    known = trainer.distributed.alike.environment()
     if rank == 1:
-        vars(trainer.alike)["environment"] = lambda: known | {"safetensors": "0.4.0"}
+        vars(trainer.distributed.alike)["environment"] = lambda: known | {"safetensors": "0.4.0"}
 
 
 def other_dataset(rank: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.ranks import Hook, Ranks, steps_done, wait_for
-from trainer.training_log import read_log
+from trainer.monitoring.training_log import read_log
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Self
 
 import torch
 
-from trainer.training_log import read_log
+from trainer.monitoring.training_log import read_log
 
 _FORKSERVER = multiprocessing.get_context("forkserver")  # it imports torch once, and forks
 _FORKSERVER.set_forkserver_preload(["trainer.train", "tests.ranks"])
@@ -88,7 +88,7 @@ def _rank(rank: int, world_size: int, port: int, function: Callable[..., None], 
 
 def _train(flags: list[str], said_in: Path, hook: Hook | None) -> None:
     from trainer import train
-    from trainer.launch import worker
+    from trainer.distributed.launch import worker
 
     said = os.open(said_in, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

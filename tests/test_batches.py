@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.batches import TrainingPlan, collate, computed_tokens, own_rows
-from trainer.dataset import Dataset
+from trainer.data.batches import TrainingPlan, collate, computed_tokens, own_rows
+from trainer.data.dataset import Dataset
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=1003).astype(np.int32)
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from pipelines import bench
+from server.cli import build
+from server.errors import UserError
 from trainer.bench.collectives import OPERATIONS, Collectives, bus_factor
 from trainer.bench.fit import Fit, fit
 from trainer.bench.project import Network, all_reduce_seconds, find_network, network_of, project, step_seconds
@@ -17,9 +19,7 @@ from trainer.bench.scaling import ScalingResult
 from trainer.bench.settings import CollectivesConfig, ProjectConfig, ScalingConfig
 from trainer.bench.step import StepPoint
 from trainer.bench.synthetic import write_synthetic
-from trainer.dataset import Dataset
-from trainer.errors import UserError
-from trainer.flags import build
+from trainer.data.dataset import Dataset
 
 SIZES = [4096 * 2**power for power in range(17)]
 

@@ -9,18 +9,18 @@ import pytest
 from kfp import dsl
 from scipy.special import softmax
 
-from pipelines.artifacts import show
-from server.engine import wanted_variants
+from pipelines.kubeflow.artifacts import show
+from server.errors import UserError
+from server.inference.backends import wanted_variants
+from server.inference.backends.onnx import OnnxEngine
 from server.model_folder import ModelFolderError, read_model_folder
-from server.onnx_engine import OnnxEngine
 from tests.test_server import TEXTS, change, predict, serving, write_model_folder
-from trainer.calibration import Temperature, at_temperature, fit_temperature
 from trainer.config import ExportConfig
-from trainer.dataset import Dataset
-from trainer.errors import UserError
+from trainer.data.dataset import Dataset
+from trainer.evaluation.calibration import Temperature, at_temperature, fit_temperature
+from trainer.evaluation.metrics import measure_confidence
+from trainer.evaluation.predict import Probabilities, score
 from trainer.export import export
-from trainer.metrics import measure_confidence
-from trainer.predict import Probabilities, score
 
 Labels = np.ndarray[tuple[int], np.dtype[np.int32]]
 

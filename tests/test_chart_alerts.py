@@ -11,7 +11,7 @@ import promql_parser
 import pytest
 import yaml
 
-from server.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
+from server.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
 from tests.charts import only, template
 
 SERIES = 'namespace="prod", service="news-distrinews-serving-metrics"'

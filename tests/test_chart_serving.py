@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from server import fetch
-from server.listen import _ANSWER_SECONDS
+from server.http.server import _ANSWER_SECONDS
 from server.settings import Settings
 from tests.chart_files import HELM
 from tests.charts import RELEASES, HelmError, only, run_helm, template

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.cluster.permissions import Need
 from pipelines.job import preflight
-from pipelines.job.permissions import Need
 from tests.chart_files import HELM
 from tests.charts import RELEASES, VALUE_SETS, HelmError, only, run_helm, template
 from tests.kubernetes_tools import Release

@@ -20,8 +20,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from trainer.cls_only import read_first_position_only
 from trainer.export import write_fp32
+from trainer.model.cls_only import read_first_position_only
 
 Build = Callable[[], PreTrainedModel]
 SIZE: dict[str, Any] = {"vocab_size": 60, "max_position_embeddings": 48, "num_labels": 4}

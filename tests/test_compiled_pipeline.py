@@ -12,17 +12,17 @@ import pytest
 import yaml
 from kfp import dsl
 
-from pipelines import form
-from pipelines.artifacts import show
 from pipelines.cluster_config import GROUPS, ClusterConfig
-from pipelines.compile import write
+from pipelines.deploy.settings import DeployConfig
 from pipelines.job.settings import JobConfig
-from pipelines.record import STEPS, start_run
-from pipelines.release.settings import DeployConfig
-from pipelines.summary import finish
+from pipelines.kubeflow import parameters as form
+from pipelines.kubeflow.artifacts import show
+from pipelines.kubeflow.compile import write
+from pipelines.kubeflow.summary import finish
+from pipelines.run_folder import STEPS, start_run
 from tests.conftest import DISTRINEWS
 from trainer.config import RunConfig
-from trainer.metrics import roc
+from trainer.evaluation.metrics import roc
 
 GOLDEN = Path(__file__).parent / "golden" / "pipeline.yaml"
 TASKS = ("settings", *STEPS, "finish")

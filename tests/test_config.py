@@ -14,6 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import run
+from server.cli import as_flags, build, choices, parse, read_file
+from server.errors import UserError
 from tests.conftest import DISTRINEWS
 from trainer.config import (
     GROUPS,
@@ -28,8 +30,6 @@ from trainer.config import (
     own_fields,
     part,
 )
-from trainer.errors import UserError
-from trainer.flags import as_flags, build, choices, parse, read_file
 
 HEAVY = {"torch", "transformers", "datasets", "kfp", "numpy", "pyarrow", "fastapi", "onnxruntime", "sklearn"}
 PROPERTIES: dict[str, dict[str, Any]] = RunConfig.model_json_schema()["properties"]

@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.job.cluster import Cluster
+from pipelines.cluster.client import Cluster
+from pipelines.deploy.preflight import _BASE, needs_of
+from pipelines.deploy.release import deploy_on_cluster
+from pipelines.deploy.settings import DeployConfig
+from pipelines.deploy.values import model_values
 from pipelines.job.settings import Pace
-from pipelines.record import Run
-from pipelines.release.deploy import deploy_on_cluster
-from pipelines.release.preflight import _BASE, needs_of
-from pipelines.release.settings import DeployConfig
-from pipelines.release.values import model_values
+from pipelines.run_folder import Run
+from server.errors import UserError
 from tests import helm_server
 from tests.api_server import Log, Object, Store
 from tests.charts import VALUE_SETS, only, template
@@ -35,7 +36,6 @@ from tests.kubernetes_tools import helm
 from tests.test_chart_training import rights
 from tests.test_server import serving as serving_model
 from tests.test_server import write_into
-from trainer.errors import UserError
 
 HURRY = Pace(interval_seconds=0.05, longest_seconds=0.2, silence_seconds=2, patience_seconds=1, heartbeat_seconds=1)
 NAME = "distrinews-distrinews-serving"

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.ranks import in_ranks
-from trainer.dataset import Dataset
-from trainer.distributed import Process
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process
 from trainer.evaluate import learning_curves, main, worst_mistakes
-from trainer.metrics import calibration, measure, wilson_interval
-from trainer.model import build_model, save_model
-from trainer.predict import predict, score
-from trainer.training_log import TrainingLog
+from trainer.evaluation.metrics import calibration, measure, wilson_interval
+from trainer.evaluation.predict import predict, score
+from trainer.model.classifier import build_model, save_model
+from trainer.monitoring.training_log import TrainingLog
 
 CLASSES = ["cat", "dog", "eel"]
 LABELS = np.array([0, 0, 0, 1, 1, 2], dtype=np.int32)

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
+from server.errors import UserError
 from trainer import export as export_module
 from trainer import openvino_model
 from trainer.config import ExportConfig
-from trainer.dataset import Dataset
-from trainer.errors import UserError
+from trainer.data.dataset import Dataset
 from trainer.export import _fault, export
 from trainer.onnx_model import OnnxModel
 

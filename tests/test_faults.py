@@ -14,20 +14,20 @@ import pytest
 import torch
 from torch.nn import functional
 
+from server.errors import UserError
 from tests.injected import hang, infinite_loss, other_batch_size
 from tests.kills import losses, same_weights
 from tests.ranks import Ranks, steps_done, wait_for
 from tests.test_resume import stopped_at
-from trainer.checkpoint import what_is_wrong
+from trainer.checkpoint.store import what_is_wrong
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process
-from trainer.errors import UserError
-from trainer.launch import launch
-from trainer.preemption import PREEMPTED
+from trainer.data.dataset import Dataset
+from trainer.distributed.launch import launch
+from trainer.distributed.preemption import PREEMPTED
+from trainer.distributed.process_group import Process
+from trainer.distributed.watchdog import HUNG
+from trainer.monitoring.training_log import read_log
 from trainer.train import train
-from trainer.training_log import read_log
-from trainer.watchdog import HUNG
 
 LONG = ["--epochs", "60", "--batch-size", "16", "--precision", "fp32", "--log-steps", "1"]
 QUICK = TrainConfig(epochs=1, batch_size=32, precision="fp32", log_steps=1)
@@ -43,7 +43,7 @@ def kinds(run: Path) -> list[str]:
 
 _LEAVING = """
 import os, signal
-from trainer.preemption import Preempted, Preemption
+from trainer.distributed.preemption import Preempted, Preemption
 try:
     with Preemption():
         {how}
@@ -74,11 +74,11 @@ def test_sigterm_to_one_process_has_all_save_the_same_step_and_leave_with_status
 
 def slow_validation(_rank: int) -> None:
     """Batches of a row, each as slow as a step."""
-    import trainer.predict
+    import trainer.evaluation.predict
     import trainer.train
 
-    vars(trainer.predict)["_BATCH_ROWS"] = 1
-    for module, name in ((trainer.predict, "collate"), (trainer.train, "seed_step")):
+    vars(trainer.evaluation.predict)["_BATCH_ROWS"] = 1
+    for module, name in ((trainer.evaluation.predict, "collate"), (trainer.train, "seed_step")):
         work = vars(module)[name]
 
         def slowly(*args: Any, work: Any = work, **given: Any) -> Any:  # noqa: ANN401 - of either
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all_and_counted(
 
 
 def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were() -> None:
-    from trainer.guard import skip_unless_finite
+    from trainer.monitoring.monitor import skip_unless_finite
 
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)

@@ -16,8 +16,9 @@ from threading import Thread
 
 import pytest
 
-from server import engine, fetch, smoke
-from server.gpu import Gpu
+from server import fetch, smoke
+from server.inference import backends as engine
+from server.inference.gpu import Gpu
 from server.model_folder import read_model_folder
 from server.settings import Settings
 from tests.test_server import serving, write_model_folder

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from server.errors import UserError
 from trainer.config import GateConfig
-from trainer.dataset import Dataset
-from trainer.errors import UserError
-from trainer.gate import gate
+from trainer.data.dataset import Dataset
+from trainer.evaluation.gate import gate
 
 
 def served(folder: Path, dataset: Dataset, **changes: Any) -> Path:  # noqa: ANN401 - whatever JSON takes

@@ -12,26 +12,27 @@ import pytest
 import yaml
 from kfp import dsl
 
-from pipelines import form
+from pipelines.deploy.settings import DeployConfig
 from pipelines.images import TRAINER
-from pipelines.job import commands, kind
+from pipelines.job import commands
+from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.hints import hints
 from pipelines.job.lint import lint
 from pipelines.job.model_check import what_is_wrong
 from pipelines.job.patches import apply_patch
-from pipelines.job.render import render, task_extras
+from pipelines.job.pod import render, task_extras
 from pipelines.job.settings import JobConfig, Pace, PodExtras
-from pipelines.record import Run
-from pipelines.release.settings import DeployConfig
+from pipelines.kubeflow import parameters as form
+from pipelines.run_folder import Run
 from pipelines.shipped import shipped
 from pipelines.steps import run_step
+from server.errors import UserError
 from tests.api_server import Object, Store, serving
 from tests.conftest import distrinews
 from tests.jobs import leave_model
 from tests.kubernetes_tools import kubectl
 from tests.operator import Operator
 from trainer.config import TrainConfig
-from trainer.errors import UserError
 
 TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
 
@@ -232,7 +233,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
             "users": [{"name": "u", "user": {"token": "secret"}}],
         }  # fmt: skip
         (tmp_path / "config").write_text(yaml.safe_dump(config), encoding="utf-8")
-        monkeypatch.setattr("pipelines.job.cluster.Pace", lambda: Pace(interval_seconds=0.05))
+        monkeypatch.setattr("pipelines.cluster.client.Pace", lambda: Pace(interval_seconds=0.05))
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
         yield store
 
@@ -415,7 +416,7 @@ def test_the_deploy_step_of_the_pipeline_is_a_release_where_the_form_says_so(
         asked.append(config)
         return {"revision": "2"}
 
-    monkeypatch.setattr("pipelines.release.deploy.deploy_on_cluster", deploy_on_cluster)
+    monkeypatch.setattr("pipelines.deploy.release.deploy_on_cluster", deploy_on_cluster)
     assert run_step("deploy", folder) == folder
     expected = DeployConfig(mount_path=str(tmp_path), values="replicas: 3", texts=7)
     assert asked == [expected]

@@ -16,15 +16,15 @@ import kubernetes
 import pytest
 from kfp import dsl
 
-from pipelines.job.cluster import Cluster
+from pipelines.cluster.client import Cluster
 from pipelines.job.launcher import Result, launch
-from pipelines.job.render import STEP_POD
+from pipelines.job.pod import STEP_POD
 from pipelines.job.settings import Deadlines, JobConfig, Pace
+from server.errors import UserError
 from tests.api_server import Store, serving
 from tests.jobs import leave_model
 from tests.operator import Operator
 from trainer.config import TrainConfig
-from trainer.errors import UserError
 
 HURRY = Pace(interval_seconds=0.05, longest_seconds=0.2, silence_seconds=2, patience_seconds=4, heartbeat_seconds=0.1)
 TRAIN = TrainConfig(epochs=2)
@@ -495,7 +495,7 @@ def test_nothing_is_asked_more_often_than_the_interval(stage: Stage, said: Said)
 SCRIPT = """
 import sys, kubernetes
 from pathlib import Path
-from pipelines.job.cluster import Cluster
+from pipelines.cluster.client import Cluster
 from pipelines.job.launcher import launch
 from pipelines.job.settings import JobConfig, Pace
 from trainer.config import TrainConfig

@@ -12,10 +12,10 @@ import yaml
 from pydantic import BaseModel
 
 from pipelines.job.lint import lint
+from server.cli import parse
 from tests.kubernetes_tools import kubectl
 from trainer.evaluate import EvaluateArguments
 from trainer.export import ExportArguments
-from trainer.flags import parse
 from trainer.preprocess import PreprocessArguments
 from trainer.train import TrainArguments
 

@@ -11,12 +11,12 @@ import torch
 
 from tests.benchmarks.record import memory
 from tests.ranks import in_ranks
-from trainer.batches import Step
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import process_group
+from trainer.data.batches import Step
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import process_group
 from trainer.heap import give_back_free_memory, map_large_blocks
-from trainer.optimization import Meter
+from trainer.model.optimizer import Meter
 from trainer.train import prepare, train_step, update
 
 _MB_MORE = 30  # with the libraries' own limits it is 240

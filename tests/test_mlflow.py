@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
+from server.errors import UserError
 from tests.test_resume import QUICK, stopped_at
 from trainer.config import EvaluateConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process
-from trainer.errors import UserError
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process
 from trainer.evaluate import evaluate
-from trainer.tracking import Tracking, trained_with
-from trainer.tracking_state import TrackingState, redacted
+from trainer.monitoring.mlflow import Tracking, trained_with
+from trainer.monitoring.tracking_state import TrackingState, redacted
+from trainer.monitoring.training_log import read_log
 from trainer.train import train
-from trainer.training_log import read_log
 
 WHAT_MLFLOW_HAS = """
 import json, sys
-from trainer.tracking_sender import prepare
+from trainer.monitoring.tracking_sender import prepare
 prepare()
 from mlflow import MlflowClient
 client = MlflowClient()
@@ -140,7 +140,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracking
         threading.Thread(target=there.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:geheim@127.0.0.1:{there.server_port}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-        monkeypatch.setattr("trainer.tracking._PAUSE_SECONDS", 0.1)
+        monkeypatch.setattr("trainer.monitoring.mlflow._PAUSE_SECONDS", 0.1)
         yield there
         there.shutdown()
 
@@ -195,7 +195,7 @@ def test_where_mlflow_is_not_installed_one_line_names_the_extra(
     dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr("trainer.tracking.find_spec", lambda _: None)
+    monkeypatch.setattr("trainer.monitoring.mlflow.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"MLflow is not installed: pip install 'distrinews\[mlflow\]', or unset"):
         train(QUICK, dataset, tmp_path, process)
 

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from trainer.dataset import Dataset
-from trainer.model import build_model
+from trainer.data.dataset import Dataset
+from trainer.model.classifier import build_model
 
 
 def saved_encoder(dataset: Dataset, folder: Path, dtype: torch.dtype) -> Path:

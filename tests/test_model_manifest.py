@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine import wanted_variants
+from server.inference.backends import wanted_variants
 from server.manifest import is_pickle
 from server.model_folder import ModelFolder, ModelFolderError, read_model_folder
 from tests.test_server import LABELS, change, serving, write_model_folder

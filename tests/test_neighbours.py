@@ -9,9 +9,9 @@ import pytest
 import torch.distributed as dist
 
 from tests.ranks import Group, in_ranks
-from trainer import neighbours
-from trainer.distributed import Process, process_group
-from trainer.neighbours import Neighbours
+from trainer.distributed import neighbours
+from trainer.distributed.neighbours import Neighbours
+from trainer.distributed.process_group import Process, process_group
 
 
 def together(process: Process, *, timeout_minutes: float = 1) -> Neighbours:

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server import engine as engine_module
-from server.classifier import Classifier
-from server.engine import load_engine, wanted_variants, why
+from server.inference import backends as engine_module
+from server.inference.backends import load_engine, wanted_variants, why
+from server.inference.backends.onnx import OnnxEngine
+from server.inference.backends.openvino import OpenVinoEngine
+from server.inference.classifier import Classifier
 from server.model_folder import ModelFolderError, read_model_folder
-from server.onnx_engine import OnnxEngine
-from server.openvino_engine import OpenVinoEngine
 from server.settings import Settings
 from tests.test_server import change, predict, serving, write_into, write_model_folder
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
 
 Logits = NDArray[np.float32]
 WORKERS = 2
@@ -169,7 +169,7 @@ def test_openvino_files_of_another_model_are_refused(model: Path, tmp_path: Path
         Classifier(folder, load_engine(folder, workers=1), Settings(workers=1))
 
 
-@pytest.mark.parametrize("module", ["server.openvino_engine", "trainer.openvino_model, nncf"])
+@pytest.mark.parametrize("module", ["server.inference.backends.openvino", "trainer.openvino_model, nncf"])
 def test_the_libraries_send_nothing_and_leave_no_file_behind(module: str, tmp_path: Path) -> None:
     """Both send an event when they are imported, and keep an identity in the home folder for it."""
     code = (

@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from tests.test_cls_only import SIZE, bert, distilbert, lively, padded_batch
-from trainer import packing
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process
-from trainer.packing import Texts, attend_padded, read_packed, reads_packed
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process
+from trainer.model import packing
+from trainer.model.packing import Texts, attend_padded, read_packed, reads_packed
 from trainer.train import train
 
 Build = Callable[[], PreTrainedModel]

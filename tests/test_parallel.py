@@ -11,16 +11,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
 
+from server.errors import UserError
 from tests.ranks import in_ranks
-from trainer import parallel
-from trainer.batches import Step, TrainingPlan
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group
-from trainer.errors import UserError
-from trainer.model import build_model, load_model
-from trainer.optimization import Meter, make_optimizer
-from trainer.parallel import (
+from trainer.data.batches import Step, TrainingPlan
+from trainer.data.dataset import Dataset
+from trainer.distributed import parallel
+from trainer.distributed.parallel import (
     check,
     parallelize,
     put_optimizer_state,
@@ -28,8 +25,11 @@ from trainer.parallel import (
     whole,
     whole_optimizer_state,
 )
+from trainer.distributed.process_group import Process, process_group
+from trainer.model.classifier import build_model, load_model
+from trainer.model.optimizer import Meter, make_optimizer
+from trainer.monitoring.training_log import read_log
 from trainer.train import train, train_step, update
-from trainer.training_log import read_log
 
 ROWS_A_STEP = 36
 

@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.ranks import in_ranks
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group
-from trainer.phases import Phases
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process, process_group
+from trainer.monitoring.phases import Phases
 from trainer.train import train
 
 

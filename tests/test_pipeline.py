@@ -13,13 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines import components, form
-from pipelines.deploy import ask, serving
+from pipelines.deploy.local import ask, serving
+from pipelines.kubeflow import components
+from pipelines.kubeflow import parameters as form
 from pipelines.local import _use_this_interpreter
-from pipelines.record import STEPS, Run, start_run
+from pipelines.run_folder import STEPS, Run, start_run
+from server.errors import UserError
 from tests.conftest import DISTRINEWS, distrinews
 from trainer.config import RunConfig
-from trainer.errors import UserError
 
 
 def facts(run: Path) -> dict[str, Any]:

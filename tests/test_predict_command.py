@@ -17,9 +17,10 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from pipelines import predict, predict_url
-from pipelines.predict_output import note_of
-from pipelines.predict_rows import Item, find_input
+from pipelines.predict import command as predict
+from pipelines.predict import predict_url
+from pipelines.predict.input import Item, find_input
+from pipelines.predict.output import note_of
 from tests.conftest import DISTRINEWS
 from tests.data import AG_NEWS, write, write_csv, write_json_lines
 from tests.test_server import LABELS, serving, write_model_folder, write_onnx
@@ -198,7 +199,7 @@ def test_the_command_reads_a_pipe_and_writes_nothing_but_rows_to_one(folder: Pat
 
 
 def test_predict_loads_neither_torch_nor_kfp() -> None:
-    code = "import sys, pipelines.predict, pipelines.predict_folder, pipelines.predict_url; print({'torch', 'kfp'} & set(sys.modules))"
+    code = "import sys, pipelines.predict.command, pipelines.predict.models, pipelines.predict.predict_url; print({'torch', 'kfp'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "set()\n"
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from server.errors import UserError
 from tests.data import AG_NEWS, labelled, write, write_csv, write_json_lines
-from trainer.columns import AG_NEWS_CLASSES
 from trainer.config import PreprocessConfig
-from trainer.dataset import SPLITS, Dataset, Split
-from trainer.errors import UserError
+from trainer.data.columns import AG_NEWS_CLASSES
+from trainer.data.dataset import SPLITS, Dataset, Split
+from trainer.data.tokenizer import check_model, load_tokenizer, train_tokenizer
 from trainer.preprocess import preprocess
-from trainer.tokenizer import check_model, load_tokenizer, train_tokenizer
 
 ENCODER = os.environ.get("PRETRAINED_ENCODER", "")
 """Folder of a pretrained encoder with the uncased vocabulary, where there is one."""

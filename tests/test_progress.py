@@ -4,15 +4,15 @@ import itertools
 
 import pytest
 
-from trainer import progress
-from trainer.progress import Progress
+from trainer.monitoring import console as progress
+from trainer.monitoring.console import Progress
 
 
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that moves on by a second each time it is read."""
     clock = itertools.count()
-    monkeypatch.setattr("trainer.progress.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("trainer.monitoring.console.time.monotonic", lambda: float(next(clock)))
     monkeypatch.delenv(progress.TERMINAL_VARIABLE, raising=False)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from server.errors import UserError
 from tests.ranks import Ranks
-from trainer.dataset import Dataset
-from trainer.errors import UserError
-from trainer.rendezvous import meet
+from trainer.data.dataset import Dataset
+from trainer.distributed.rendezvous import meet
 
 SOON = timedelta(seconds=10)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from jinja2 import UndefinedError
 
-from trainer.charts import thin, ticks
-from trainer.report import Curves, Mistake, write_report
+from trainer.evaluation.charts import thin, ticks
+from trainer.evaluation.report import Curves, Mistake, write_report
 
 NEWS = ["World", "Sports", "Business", "Sci/Tech"]
 FACTS = {"Settings": {"learning_rate": 5e-5, "test_data": None, "class_names": NEWS}, "Versions": {"torch": "2.7.1"}}

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from server.errors import UserError
 from tests.kills import kill_and_compare, losses, same_weights
 from tests.test_batches import LENGTHS, plan
-from trainer import parallel
-from trainer.checkpoint import Snapshot, names, what_is_wrong, write
+from trainer.checkpoint.store import Snapshot, names, what_is_wrong, write
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group, seed_step
-from trainer.errors import UserError
+from trainer.data.dataset import Dataset
+from trainer.distributed import parallel
+from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.monitoring.training_log import read_log
 from trainer.train import train
-from trainer.training_log import read_log
 
 QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=3, checkpoint_steps=4)
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_does_not_change_while_training_goes_on(
 
     train(QUICK, dataset, tmp_path / "whole", process)
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.saving.write", slowly)
+        patched.setattr("trainer.checkpoint.checkpointer.write", slowly)
         stopped_at(7, QUICK, dataset, tmp_path / "slow", process)
     assert names(tmp_path / "slow" / "checkpoints") == ["epoch-0000-step-00000004"]
     train(QUICK, dataset, tmp_path / "slow", process)
@@ -161,7 +161,7 @@ def test_a_full_disk_ends_training_with_a_clear_error_and_leaves_earlier_checkpo
         save_file(tensors, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.checkpoint.save_file", fill)
+        patched.setattr("trainer.checkpoint.store.save_file", fill)
         try:
             with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written: .*too large.*; earlier"):
                 train(QUICK, dataset, tmp_path, process)

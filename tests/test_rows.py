@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from tests.ranks import in_ranks
-from trainer.distributed import process_group
-from trainer.rows import embedding_by_rows, exchange_by_rows
+from trainer.distributed.process_group import process_group
+from trainer.distributed.rows import embedding_by_rows, exchange_by_rows
 
 VOCABULARY = 500
 

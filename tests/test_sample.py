@@ -8,8 +8,8 @@ from statistics import mean, quantiles
 
 import pytest
 
-from trainer import sample
-from trainer.sample import CLASSES, STORIES, TAILS, VERSION, WORDS, sample_rows
+from trainer.data import sample
+from trainer.data.sample import CLASSES, STORIES, TAILS, VERSION, WORDS, sample_rows
 
 DIGESTS = {1: "67d239e04fb00a17"}
 """Of the first thousand rows of seed 0, by version."""

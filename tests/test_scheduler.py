@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from server.scheduler import MAX_PASSES, Dropped, Job, QueueFullError, Scheduler
+from server.inference.queue import MAX_PASSES, Dropped, Job, QueueFullError, Scheduler
 
 _ARRIVALS = itertools.count()
 

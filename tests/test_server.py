@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from server.api import create_app
-from server.classifier import Classifier
-from server.engine import load_engine, wanted_variants
+from server.app import create_app
+from server.inference.backends import load_engine, wanted_variants
+from server.inference.backends.onnx import OnnxEngine
+from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
 from server.model_folder import ModelFolderError, read_model_folder
-from server.onnx_engine import OnnxEngine
 from server.settings import Settings
 from trainer.manifest import write_manifest
 
@@ -464,9 +464,9 @@ def test_a_port_that_is_taken_is_said_in_one_line(folder: Path, client: httpx.Cl
 def test_the_server_imports_nothing_that_trains_and_no_engine_that_it_does_not_use(folder: Path) -> None:
     program = f"""
 import sys
-import server.listen, server.main
-from server.classifier import Classifier
-from server.engine import load_engine, wanted_variants
+import server.http.server, server.main
+from server.inference.classifier import Classifier
+from server.inference.backends import load_engine, wanted_variants
 from server.model_folder import read_model_folder
 from server.settings import Settings
 model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), wanted_variants("auto"))

@@ -16,15 +16,15 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 
-from server.api import create_app
-from server.api_keys import ApiKeys, ApiKeysError, parse_api_keys, read_api_keys
-from server.classifier import Classifier
-from server.guard import is_open
+from server.app import create_app
+from server.http.api_keys import ApiKeys, ApiKeysError, parse_api_keys, read_api_keys
+from server.http.auth import is_open
+from server.http.rate_limit import RateLimit
+from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
 from server.main import _read_settings
 from server.model_folder import read_model_folder
-from server.pages import page_headers
-from server.rate_limit import RateLimit
+from server.routes.pages import page_headers
 from server.settings import Settings
 from tests.conftest import DISTRINEWS
 from tests.test_server import serving, write_model_folder
@@ -185,7 +185,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_ta
     replacement.write_text(f"fresh:{sha256(new.encode()).hexdigest()}\n")
     replacement.replace(key_file)
     assert keys.name_of(new.encode()) is None, "the file is looked at once a second at most"
-    monkeypatch.setattr("server.api_keys._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("server.http.api_keys._LOOK_SECONDS", 0.0)
     keys._look_at = 0
     assert (keys.name_of(new.encode()), keys.name_of(KEY.encode())) == ("fresh", None)
     for spoil in (lambda: key_file.write_text(f"fresh:{new}\n"), lambda: key_file.write_text(""), key_file.unlink):
@@ -226,7 +226,7 @@ def test_all_keys_are_compared_so_that_time_tells_nothing(monkeypatch: pytest.Mo
         compared.append(known)
         return known == given
 
-    monkeypatch.setattr("server.api_keys.hmac.compare_digest", counted)
+    monkeypatch.setattr("server.http.api_keys.hmac.compare_digest", counted)
     assert ApiKeys(parse_api_keys(LINES, where="here")).name_of(KEY.encode()) == "billing"
     assert len(compared) == 2
 
@@ -272,7 +272,7 @@ def test_without_keys_the_rate_is_that_of_an_address(classifier: Classifier) -> 
 
 def test_a_window_ends_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("server.rate_limit.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("server.http.rate_limit.time.monotonic", lambda: now[0])
     rate = RateLimit("2/second;3/minute")
     assert [rate.seconds_to_wait("a") for _ in range(3)] == [0, 0, 1]
     now[0] += 1

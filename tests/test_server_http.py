@@ -153,7 +153,7 @@ SILENT = {
 def test_a_connection_on_which_no_whole_request_comes_is_closed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, then: bytes
 ) -> None:
-    monkeypatch.setattr("server.http_protocol._RECEIVE_SECONDS", 0.2)
+    monkeypatch.setattr("server.http.http_protocol._RECEIVE_SECONDS", 0.2)
 
     async def check() -> None:
         async with gated(folder) as served, asyncio.timeout(4):  # uvicorn closes idle connections after 5
@@ -225,7 +225,7 @@ def test_where_all_connections_have_requests_in_work_one_more_is_told_so(folder:
 def test_a_client_that_does_not_read_its_answers_does_not_stay(
     folder: Path, monkeypatch: pytest.MonkeyPatch, read_seconds: float, connections: int
 ) -> None:
-    monkeypatch.setattr("server.http_protocol._READ_SECONDS", read_seconds)
+    monkeypatch.setattr("server.http.http_protocol._READ_SECONDS", read_seconds)
 
     async def check() -> None:
         async with gated(folder, max_connections=connections) as served, asyncio.timeout(4):
@@ -251,7 +251,7 @@ def test_a_client_that_does_not_read_its_answers_does_not_stay(
 def test_a_request_that_takes_long_to_answer_is_not_one_that_takes_long_to_come(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.http_protocol._RECEIVE_SECONDS", 0.1)
+    monkeypatch.setattr("server.http.http_protocol._RECEIVE_SECONDS", 0.1)
 
     async def check() -> None:
         async with gated(folder) as served:

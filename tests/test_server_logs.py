@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.logs import JsonForm, TextForm
-from server.record import CURRENT, Record
+from server.observability.logs import JsonForm, TextForm
+from server.observability.record import CURRENT, Record
 from tests.test_server import started, write_model_folder
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

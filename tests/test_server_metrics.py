@@ -12,12 +12,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.classifier import Classifier
-from server.engine import load_engine
+from server.inference.backends import load_engine
+from server.inference.classifier import Classifier
+from server.inference.queue import Job
 from server.lifecycle import Lifecycle
-from server.metrics import COUNTERS, GAUGES, HISTOGRAMS, NAMES, Metrics
 from server.model_folder import read_model_folder
-from server.scheduler import Job
+from server.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, NAMES, Metrics
 from server.settings import Settings
 from tests.test_server import LABELS, started, write_model_folder
 

@@ -19,13 +19,13 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 
-from server.api import create_app
-from server.classifier import Classifier
-from server.http_protocol import bounded
+from server.app import create_app
+from server.http.http_protocol import bounded
+from server.inference.classifier import Classifier
+from server.inference.queue import Job
 from server.lifecycle import Lifecycle
-from server.metrics import Metrics
 from server.model_folder import read_model_folder
-from server.scheduler import Job
+from server.observability.metrics import Metrics
 from server.settings import Settings
 from tests.test_server import serving, write_model_folder
 
@@ -177,7 +177,7 @@ def test_a_batch_of_more_tokens_than_may_wait_is_answered_when_nothing_waits(fol
 def test_on_a_gpu_the_queue_is_shared_out_over_its_two_workers_not_over_the_cpus(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.classifier.best_token_budget", lambda *_, **__: 1_000_000)
+    monkeypatch.setattr("server.inference.classifier.best_token_budget", lambda *_, **__: 1_000_000)
 
     async def check() -> None:
         async with gated(folder, workers=16, gpu=True) as served:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from server import connections
-from server.cpus import _quota, available_cpus
+from server.hardware import _quota, available_cpus
+from server.http import connections
 from server.main import Serve, _read_settings
 from server.settings import Settings
 

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import FastAPI
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from server.guard import guard
+from server.http.auth import guard
+from server.http.oidc import Tokens
 from server.settings import Settings
-from server.tokens import Tokens
 
 AUDIENCE = "news"
 FIRST, SECOND, STRANGER = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(3))
@@ -174,14 +174,14 @@ def test_a_new_key_is_fetched_when_it_is_met_and_a_withdrawn_one_is_soon_refused
     rotated = signed(issuer, SECOND, "second", sub="bob")
     assert subjects(tokens, rotated, rotated) == [None, None]
     assert len(issuer.asked) == 1, "unknown ids make the issuer be asked once in a while, not at each request"
-    monkeypatch.setattr("server.tokens._ASK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("server.http.oidc._ASK_AGAIN_SECONDS", 0)
     assert subjects(tokens, rotated, signed(issuer)) == ["bob", None]
 
 
 def test_keys_are_renewed_while_the_old_ones_serve(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, token = issuer.checker(), signed(issuer)
     assert subjects(tokens, token) == ["alice"]
-    monkeypatch.setattr("server.tokens._RENEW_SECONDS", 0)
+    monkeypatch.setattr("server.http.oidc._RENEW_SECONDS", 0)
     issuer.keys = [public(SECOND, "second")]
 
     async def asked() -> list[str | None]:
@@ -238,7 +238,7 @@ def test_a_token_or_a_key_is_enough_and_openapi_names_both(issuer: Issuer, monke
 def test_a_silent_issuer_is_not_the_caller_s_fault(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("server.tokens._ASK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("server.http.oidc._ASK_AGAIN_SECONDS", 0)
     app, token = app_of(issuer), f"Bearer {signed(issuer)}"
     issuer.up = False
     silent = post(app, Authorization=token)
@@ -252,7 +252,7 @@ def test_a_silent_issuer_is_not_the_caller_s_fault(
     assert post(app, Authorization=token).status_code == 200
     issuer.up = False
     assert post(app, Authorization=token).status_code == 200, "the keys fetched before serve on"
-    monkeypatch.setattr("server.tokens._TRUST_SECONDS", 0)
+    monkeypatch.setattr("server.http.oidc._TRUST_SECONDS", 0)
     assert post(app, Authorization=token).status_code == 503, "but not for ever"
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "the issuer calls itself 'https://elsewhere.example'; --oidc-issuer should be just that" in said[1]

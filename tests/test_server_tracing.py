@@ -15,9 +15,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from server import tracing
 from server.main import _read_settings, _traces
-from server.record import Record
+from server.observability import tracing
+from server.observability.record import Record
 from tests.test_server import write_model_folder
 from tests.test_server_logs import said
 

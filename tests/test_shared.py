@@ -11,11 +11,11 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from tests.ranks import in_ranks
 from tests.test_rows import Frozen, Tied
 from trainer.config import TrainConfig
-from trainer.distributed import process_group
-from trainer.optimization import make_optimizer
-from trainer.parallel import average_gradients, exchange, parallelize, whole_optimizer_state
-from trainer.rows import embedding_by_rows
-from trainer.shared import SharedAdamW, SharedReplica
+from trainer.distributed.parallel import average_gradients, exchange, parallelize, whole_optimizer_state
+from trainer.distributed.process_group import process_group
+from trainer.distributed.rows import embedding_by_rows
+from trainer.distributed.shared import SharedAdamW, SharedReplica
+from trainer.model.optimizer import make_optimizer
 from trainer.train import update
 
 VOCABULARY = 500

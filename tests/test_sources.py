@@ -10,11 +10,11 @@ from typing import Any
 import datasets
 import pytest
 
+from server.errors import UserError
 from tests.data import AG_NEWS, labelled, write, write_csv, write_json_lines, write_parquet
-from trainer.columns import AG_NEWS_CLASSES, BadRow, Row
 from trainer.config import PreprocessConfig
-from trainer.errors import UserError
-from trainer.sources import Data, Source, find_data, hub_data
+from trainer.data.columns import AG_NEWS_CLASSES, BadRow, Row
+from trainer.data.sources import Data, Source, find_data, hub_data
 
 
 def find(data: Path | str, **settings: Any) -> Data:  # noqa: ANN401 - as PreprocessConfig takes it
@@ -340,8 +340,8 @@ def test_test_data_has_no_meaning_with_a_hub_dataset() -> None:
 _FIND = """
 import sys
 from trainer.config import PreprocessConfig
-from trainer.errors import UserError
-from trainer.sources import find_data
+from server.errors import UserError
+from trainer.data.sources import find_data
 try:
     find_data(PreprocessConfig(data=sys.argv[1]))
 except UserError as error:

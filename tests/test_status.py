@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.status import describe, status
+from server.errors import UserError
 from tests.conftest import distrinews
 from tests.test_resume import QUICK, stopped_at
-from trainer.dataset import Dataset
-from trainer.distributed import Process
-from trainer.errors import UserError
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process
+from trainer.monitoring.training_log import append_event, read_log
 from trainer.train import train
-from trainer.training_log import append_event, read_log
 
 
 def test_a_run_tells_progress_eta_speed_checkpoint_and_events_while_it_runs_and_after(

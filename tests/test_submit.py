@@ -15,8 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from pipelines import form, submit
-from pipelines.endpoint import Access, Endpoint
+from pipelines.kubeflow import parameters as form
+from pipelines.kubeflow import submit
+from pipelines.kubeflow.client import Access, Endpoint
 from tests.conftest import DISTRINEWS
 
 TOKEN = "a-secret-token"  # noqa: S105 - of this test alone

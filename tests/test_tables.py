@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from server.errors import UserError
 from tests.data import AG_NEWS, write, write_csv, write_json_lines, write_parquet
-from trainer.columns import AG_NEWS_CLASSES, BadRow, Columns, Row
-from trainer.errors import UserError
-from trainer.tables import read_table, table_classes, table_format
+from trainer.data.columns import AG_NEWS_CLASSES, BadRow, Columns, Row
+from trainer.data.tables import read_table, table_classes, table_format
 
 ENDINGS = ["", ".gz", ".xz"]
 FORMATS = [f".{kind}{ending}" for kind in ("csv", "jsonl", "json", "parquet") for ending in ENDINGS]

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
-from server import engine as engine_module
-from server import gpu as gpu_module
-from server.classifier import Classifier
-from server.engine import best_token_budget, load_engine, wanted_variants, why
-from server.gpu import Gpu, cuda_devices
+from server.inference import backends as engine_module
+from server.inference import gpu as gpu_module
+from server.inference.backends import best_token_budget, load_engine, wanted_variants, why
+from server.inference.backends.torch import TorchEngine
+from server.inference.classifier import Classifier
+from server.inference.gpu import Gpu, cuda_devices
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import Settings
-from server.torch_engine import TorchEngine
 from tests.test_server import predict, serving, write_model_folder
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
 from trainer.manifest import write_manifest
 
 Logits = NDArray[np.float32]

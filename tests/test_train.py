@@ -10,18 +10,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig, DistilBertForSequenceClassification, pipeline
 
+from server.errors import UserError
+from server.files import whole_folder
+from trainer.checkpoint.state import TrainingState
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process
-from trainer.errors import UserError
-from trainer.folders import whole_folder
-from trainer.launch import launch
-from trainer.model import build_model, freeze_unused
-from trainer.optimization import choose_precision, make_optimizer, peak_learning_rate, schedule
-from trainer.predict import Score
-from trainer.state import TrainingState
+from trainer.data.dataset import Dataset
+from trainer.distributed.launch import launch
+from trainer.distributed.process_group import Process
+from trainer.evaluation.predict import Score
+from trainer.model.classifier import build_model, freeze_unused
+from trainer.model.optimizer import choose_precision, make_optimizer, peak_learning_rate, schedule
+from trainer.monitoring.training_log import read_log
 from trainer.train import train, update
-from trainer.training_log import read_log
 
 QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=1)
 

@@ -11,19 +11,19 @@ from typing import Any, cast
 
 import numpy as np
 
-from trainer.calibration import Temperature, at_temperature, fit_temperature
+from server.cli import parse, write_json
 from trainer.config import EvaluateConfig
-from trainer.dataset import Dataset, Split
-from trainer.distributed import Process, process_group
-from trainer.flags import parse, write_json
-from trainer.launch import worker
-from trainer.metrics import measure, measure_confidence
-from trainer.model import load_model
-from trainer.predict import Probabilities, predict
-from trainer.progress import say
-from trainer.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
-from trainer.tracking import Tracking, trained_with
-from trainer.training_log import read_log
+from trainer.data.dataset import Dataset, Split
+from trainer.distributed.launch import worker
+from trainer.distributed.process_group import Process, process_group
+from trainer.evaluation.calibration import Temperature, at_temperature, fit_temperature
+from trainer.evaluation.metrics import measure, measure_confidence
+from trainer.evaluation.predict import Probabilities, predict
+from trainer.evaluation.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
+from trainer.model.classifier import load_model
+from trainer.monitoring.console import say
+from trainer.monitoring.mlflow import Tracking, trained_with
+from trainer.monitoring.training_log import read_log
 
 _TIMEOUT_MINUTES = 10
 _VERSIONS = ("distrinews", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")

@@ -17,17 +17,17 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainer.cls_only import read_first_position_only
+from server.cli import fail, parse, write_json
+from server.errors import UserError
+from server.files import whole_folder
 from trainer.config import ExportConfig
-from trainer.dataset import Dataset
-from trainer.errors import UserError
-from trainer.flags import fail, parse, write_json
-from trainer.folders import whole_folder
+from trainer.data.dataset import Dataset
+from trainer.evaluation.predict import Probabilities
 from trainer.manifest import write_manifest
-from trainer.model import load_model
+from trainer.model.classifier import load_model
+from trainer.model.cls_only import read_first_position_only
+from trainer.monitoring.console import quiet_logs, say
 from trainer.onnx_model import OnnxModel
-from trainer.predict import Probabilities
-from trainer.progress import quiet_logs, say
 
 FILES = {
     "fp32": {"file": "model.onnx"},

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from trainer.flags import write_json
+from server.cli import write_json
 
 MANIFEST = "manifest.json"
 _BESIDE = ("config.json", "model.safetensors")  # what PyTorch loads; the rest of the model folder no server reads

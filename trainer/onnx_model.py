@@ -9,9 +9,9 @@ import numpy.typing as npt
 import onnxruntime
 from tokenizers import Tokenizer
 
-from trainer.errors import UserError
-from trainer.predict import Probabilities
-from trainer.progress import Progress
+from server.errors import UserError
+from trainer.evaluation.predict import Probabilities
+from trainer.monitoring.console import Progress
 
 _Run = Callable[[dict[str, npt.NDArray[np.int64]]], npt.NDArray[np.float32]]
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 
-from trainer.dataset import Split  # noqa: E402
+from trainer.data.dataset import Split  # noqa: E402
 
 Int64s = npt.NDArray[np.int64]
 _CALIBRATION_TEXTS = 300

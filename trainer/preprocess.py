@@ -15,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
+from server.cli import fail, parse, write_json
+from server.errors import UserError
+from server.files import link_folder, whole_folder
 from trainer.config import PreprocessConfig
-from trainer.dataset import SPLITS, RowWriter, read_info, read_staged
-from trainer.errors import UserError
-from trainer.flags import fail, parse, write_json
-from trainer.folders import link_folder, whole_folder
-from trainer.progress import Progress, say
-from trainer.sources import Data, find_data
-from trainer.splits import UNUSED, count_duplicates, split_rows, test_digest
-from trainer.staging import CHUNK, BadRows, Staged, check_classes, stage
-from trainer.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer, use_all_cores
+from trainer.data.dataset import SPLITS, RowWriter, read_info, read_staged
+from trainer.data.ingest import CHUNK, BadRows, Staged, check_classes, stage
+from trainer.data.sources import Data, find_data
+from trainer.data.splits import UNUSED, count_duplicates, split_rows, test_digest
+from trainer.data.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer, use_all_cores
+from trainer.monitoring.console import Progress, say
 
 FORMAT = 1  # raise it when the same settings would write another dataset
 _TINY_TRAINING_TEXTS = 100_000

@@ -13,30 +13,30 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from trainer.alike import check_alike, environment
-from trainer.batches import Step, TrainingPlan, collate, computed_tokens
-from trainer.checkpoint import epoch_name, read_weights
+from server.cli import parse, write_json
+from server.files import whole_folder
+from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.resuming import resume
+from trainer.checkpoint.state import TrainingState
+from trainer.checkpoint.store import epoch_name, read_weights
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group, seed_step
-from trainer.flags import parse, write_json
-from trainer.folders import whole_folder
-from trainer.guard import Guard, skip_unless_finite
+from trainer.data.batches import Step, TrainingPlan, collate, computed_tokens
+from trainer.data.dataset import Dataset
+from trainer.distributed.alike import check_alike, environment
+from trainer.distributed.launch import worker
+from trainer.distributed.parallel import average_gradients, exchange, forget_left_out, gradient_norm, parallelize
+from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.distributed.watchdog import Watchdog
+from trainer.evaluation.predict import validate
 from trainer.heap import LARGE, give_back_free_memory, map_large_blocks
-from trainer.launch import worker
-from trainer.model import build_model, freeze_unused, save_model
-from trainer.optimization import Meter, choose_precision, clip, make_optimizer, schedule
-from trainer.packing import read_packed, reads_packed
-from trainer.parallel import average_gradients, exchange, forget_left_out, gradient_norm, parallelize
-from trainer.phases import Phases
-from trainer.predict import validate
-from trainer.progress import Progress, say
-from trainer.resuming import resume
-from trainer.saving import Checkpoints
-from trainer.state import TrainingState
-from trainer.tracking import Tracking
-from trainer.training_log import TrainingLog
-from trainer.watchdog import Watchdog
+from trainer.model.classifier import build_model, freeze_unused, save_model
+from trainer.model.optimizer import Meter, choose_precision, clip, make_optimizer, schedule
+from trainer.model.packing import read_packed, reads_packed
+from trainer.monitoring.console import Progress, say
+from trainer.monitoring.mlflow import Tracking
+from trainer.monitoring.monitor import Guard, skip_unless_finite
+from trainer.monitoring.phases import Phases
+from trainer.monitoring.training_log import TrainingLog
 
 
 class TrainArguments(TrainConfig):

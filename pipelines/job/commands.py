@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from server.cli import build, parser
+from server.errors import UserError
 from trainer.config import TrainConfig
-from trainer.errors import UserError
-from trainer.flags import build, parser
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.job.cluster import Cluster
+    from pipelines.cluster.client import Cluster
     from pipelines.job.settings import Object
 
 _PROGRAM = "distrinews job"
@@ -57,7 +57,7 @@ def _add_place(command: argparse.ArgumentParser) -> None:
 
 
 def _connect(given: argparse.Namespace) -> "Cluster":
-    from pipelines.job.cluster import connect
+    from pipelines.cluster.client import connect
 
     return connect(given.namespace, context=given.context)
 
@@ -167,7 +167,7 @@ def _settings_parser(program: str) -> argparse.ArgumentParser:
 
 def _manifest(command: argparse.ArgumentParser, args: list[str]) -> "tuple[Object, argparse.Namespace]":
     """The job that a command line describes."""
-    from pipelines.job.render import render
+    from pipelines.job.pod import render
     from pipelines.job.settings import JobConfig
 
     given = command.parse_args(args)

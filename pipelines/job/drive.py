@@ -2,17 +2,17 @@
 
 import time
 
-from pipelines.job import kind
-from pipelines.job.cluster import Cluster
-from pipelines.job.console import Console
+from pipelines.cluster.client import Cluster
+from pipelines.cluster.console import Console
+from pipelines.cluster.logs import PodLog
+from pipelines.cluster.pods import Rank
+from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.ensure import check_ours, delete, ensure, find
 from pipelines.job.follow import Follower
-from pipelines.job.logs import PodLog
+from pipelines.job.pod import MANAGED_BY
 from pipelines.job.preflight import preflight
-from pipelines.job.ranks import Rank
-from pipelines.job.render import MANAGED_BY
 from pipelines.job.settings import Deadlines, Object
-from trainer.errors import UserError
+from server.errors import UserError
 
 _FOR_EVER = Deadlines(schedule_minutes=None, run_minutes=None, progress_minutes=None)
 

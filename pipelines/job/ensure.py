@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from pipelines.job import kind
-from pipelines.job.cluster import Cluster, Refused
-from pipelines.job.console import Console
-from pipelines.job.render import MANAGED_BY, STEP_POD
+from pipelines.cluster.client import Cluster, Refused
+from pipelines.cluster.console import Console
+from pipelines.job.backends import pytorchjob as kind
+from pipelines.job.pod import MANAGED_BY, STEP_POD
 from pipelines.job.settings import Object
-from trainer.errors import UserError
+from server.errors import UserError
 
 How = Literal["started", "attached", "taken"]
 _CONFLICT, _NOT_FOUND = 409, 404

@@ -4,15 +4,15 @@ import time
 from datetime import datetime
 from typing import Self
 
-from pipelines.job import kind
-from pipelines.job.changes import Changes
-from pipelines.job.cluster import Cluster
-from pipelines.job.console import Console, Progress
+from pipelines.cluster.changes import Changes
+from pipelines.cluster.client import Cluster
+from pipelines.cluster.console import Console, Progress
+from pipelines.cluster.pods import Ranks
+from pipelines.cluster.watch import Change
+from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.hints import hints
-from pipelines.job.ranks import Ranks
 from pipelines.job.settings import Deadlines, Object
-from pipelines.job.watch import Change
-from trainer.errors import UserError
+from server.errors import UserError
 
 _LAST_WORDS_INTERVALS = 6  # for logs and statuses that come after the end of the job
 _SHOWN_LINES = 10

@@ -5,17 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.job.cluster import Cluster, Refused, connect
-from pipelines.job.console import Console
+from pipelines.cluster.client import Cluster, Refused, connect
+from pipelines.cluster.console import Console
 from pipelines.job.ensure import How, delete, ensure, find, is_ours
 from pipelines.job.follow import Follower, JobFailedError
 from pipelines.job.model_check import what_is_wrong
+from pipelines.job.pod import STEP_POD, render, task_extras
 from pipelines.job.preflight import preflight
-from pipelines.job.render import STEP_POD, render, task_extras
 from pipelines.job.settings import Deadlines, JobConfig, Object, StepPod
-from pipelines.terminable import terminable
+from pipelines.signals import terminable
+from server.errors import UserError
 from trainer.config import TrainConfig
-from trainer.errors import UserError
 
 _CLEANING_SECONDS = 20  # of the 30 that a pod has after SIGTERM
 _LOOKS = 12  # at the model folder: a minute

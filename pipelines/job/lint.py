@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipelines.job.backends.pytorchjob import KIND
 from pipelines.job.document import Document, Finding, read_documents
-from pipelines.job.kind import KIND
 from pipelines.job.pod_rules import check_pods
 from pipelines.job.rules import check_job
 from pipelines.job.schema import check_schema, with_right_types
-from trainer.errors import UserError
+from server.errors import UserError
 
 
 def lint(text: str) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainer.errors import UserError
+from server.errors import UserError
 
 
 def apply_patch(value: Any, operations: list[dict[str, Any]]) -> None:  # noqa: ANN401 - whatever a manifest holds

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.job.backends.pytorchjob import CONTAINER, ISTIO, OPERATOR_ENVIRONMENT
 from pipelines.job.document import Document, Path, Problem, dig
-from pipelines.job.kind import CONTAINER, ISTIO, OPERATOR_ENVIRONMENT
 from pipelines.job.rules import REPLICA_SPECS, RUN_POLICY, did_you_mean, replica_names
 
 _RESTART_POLICIES = ("OnFailure", "Never", "ExitCode", "Always")

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from pipelines.job import kind
-from pipelines.job.cluster import Cluster, Refused
-from pipelines.job.permissions import Need, as_list, denied_of, role
+from pipelines.cluster.client import Cluster, Refused
+from pipelines.cluster.permissions import Need, as_list, denied_of, role
+from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.settings import Object
-from trainer.errors import UserError
+from server.errors import UserError
 
 _NOT_FOUND = 404
 _KUEUE = "kueue.x-k8s.io"

@@ -3,10 +3,10 @@
 import time
 from datetime import datetime
 
-from pipelines.job import kind
-from pipelines.job.cluster import Cluster, Refused
+from pipelines.cluster.client import Cluster, Refused
+from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.ensure import delete
-from pipelines.job.render import MANAGED_BY, STEP_POD
+from pipelines.job.pod import MANAGED_BY, STEP_POD
 from pipelines.job.settings import Object
 
 _NOT_FOUND = 404

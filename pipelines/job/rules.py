@@ -4,8 +4,8 @@ import difflib
 import re
 from collections.abc import Iterator
 
+from pipelines.job.backends.pytorchjob import API_VERSION, GENERATED, KIND, MAX_NAME, QUEUE_LABEL, REPLICAS, gpus_of
 from pipelines.job.document import Document, Path, Problem
-from pipelines.job.kind import API_VERSION, GENERATED, KIND, MAX_NAME, QUEUE_LABEL, REPLICAS, gpus_of
 
 REPLICA_SPECS: Path = ("spec", "pytorchReplicaSpecs")
 RUN_POLICY: Path = ("spec", "runPolicy")

@@ -24,11 +24,11 @@ import numpy.typing as npt
 import torch
 
 from tests.benchmarks.record import memory, table, wait_until_quiet, write
-from trainer.batches import Batch, Rows, collate
-from trainer.dataset import RowWriter, Split
-from trainer.sample import CLASSES, sample_rows
-from trainer.staging import CHUNK
-from trainer.tokenizer import train_tokenizer, use_all_cores
+from trainer.data.batches import Batch, Rows, collate
+from trainer.data.dataset import RowWriter, Split
+from trainer.data.ingest import CHUNK
+from trainer.data.sample import CLASSES, sample_rows
+from trainer.data.tokenizer import train_tokenizer, use_all_cores
 
 _BATCH_ROWS = 32
 _MAX_LENGTH = 128
@@ -120,7 +120,7 @@ def _open_arrow_as_tables(folder: Path) -> tuple[Lengths, Reader]:
 
 
 def _padded(ids: list[npt.NDArray[Any]], labels: npt.NDArray[Any]) -> Batch:
-    """What trainer.batches.collate makes, out of arrays that are read already."""
+    """What trainer.data.batches.collate makes, out of arrays that are read already."""
     lengths = np.array([len(row) for row in ids])
     padded = np.full((len(ids), int(lengths.max())), _PAD, dtype=np.int64)
     for place, row in enumerate(ids):

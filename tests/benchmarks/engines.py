@@ -144,8 +144,8 @@ def _served(way: Way, folder: Path) -> Work:
     """The server's own engine, called by as many threads as it has workers."""
     import numpy as np
 
-    import server.classifier  # noqa: F401 - it sets how the tokenizer uses threads
-    from server.engine import load_engine, wanted_variants
+    import server.inference.classifier  # noqa: F401 - it sets how the tokenizer uses threads
+    from server.inference.backends import load_engine, wanted_variants
     from server.model_folder import read_model_folder
 
     model = read_model_folder(folder, wanted_variants(way.engine))  # type: ignore[arg-type]

@@ -29,11 +29,11 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from tests.benchmarks.int8_variants import BLOCKS, EAGER, GRAPHS, quieten, write_variants
 from tests.benchmarks.one_session import open_session
 from tests.benchmarks.record import table, wait_until_quiet, write
-from trainer.batches import collate
-from trainer.dataset import Dataset, Split
-from trainer.model import load_model
-from trainer.predict import Probabilities
-from trainer.progress import Progress, say
+from trainer.data.batches import collate
+from trainer.data.dataset import Dataset, Split
+from trainer.evaluation.predict import Probabilities
+from trainer.model.classifier import load_model
+from trainer.monitoring.console import Progress, say
 
 Tokens = list[npt.NDArray[np.int64]]
 _BATCH = 32

@@ -14,7 +14,7 @@ from onnxruntime.transformers.optimizer import optimize_model
 from transformers import PreTrainedModel
 
 from trainer.export import _Logits
-from trainer.progress import say
+from trainer.monitoring.console import say
 
 _NAMES: dict[str, Any] = {"input_names": ["input_ids", "attention_mask"], "output_names": ["logits"]}
 _TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}

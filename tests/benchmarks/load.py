@@ -25,7 +25,7 @@ import uvloop
 
 from tests.benchmarks.record import table
 from tests.data import AG_NEWS
-from trainer.sample import sample_rows
+from trainer.data.sample import sample_rows
 
 HOST = "127.0.0.1"
 PERCENTILES = (50, 90, 99, 99.9)

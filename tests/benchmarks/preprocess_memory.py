@@ -19,9 +19,9 @@ from statistics import median
 
 from tests.benchmarks.record import memory, table, wait_until_quiet, write
 from trainer.config import PreprocessConfig
+from trainer.data.sample import sample_rows
+from trainer.data.tokenizer import train_tokenizer
 from trainer.preprocess import preprocess
-from trainer.sample import sample_rows
-from trainer.tokenizer import train_tokenizer
 
 _SEED = 0
 _TOKENIZER_ROWS = 100_000

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedModel
 
-from trainer.dataset import Split
+from trainer.data.dataset import Split
 
 MAX_LENGTH = 128
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from tests.benchmarks.record import table, write
 from tests.data import AG_NEWS
-from trainer.launch import default_ranks, usable_cores
-from trainer.training_log import read_log
+from trainer.distributed.launch import default_ranks, usable_cores
+from trainer.monitoring.training_log import read_log
 
 
 def main() -> None:

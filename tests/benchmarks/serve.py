@@ -30,7 +30,7 @@ from tests.benchmarks.serving import (
     with_clients,
 )
 from tests.benchmarks.serving_model import mean_tokens, write_serving_model
-from trainer.progress import Progress
+from trainer.monitoring.console import Progress
 
 _OURS, _REFERENCE = "ours", "reference"
 _CLIENTS = (1, 8, 32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from tests.benchmarks.serving import Measured, at_share
-from trainer.charts import element, note, short
+from trainer.evaluation.charts import element, note, short
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 420, 64, 150, 24, 52
 _STYLE = """

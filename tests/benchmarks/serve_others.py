@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from server.cpus import available_cpus
+from server.hardware import available_cpus
 from tests.benchmarks.load import closed_loop, describe, load_texts, open_loop, post, run
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
 from tests.benchmarks.serving import Measured, Server, at_share, go_first, record, request, started, with_clients
 from tests.benchmarks.serving_model import mean_tokens, write_serving_model
-from trainer.progress import Progress, say
+from trainer.monitoring.console import Progress, say
 
 _CLIENTS = (1, 8, 32)
 _SHARE = 0.7

@@ -24,7 +24,7 @@ from typing import IO
 
 import psutil
 
-from server.engine import Engine
+from server.inference.backends import Engine
 from tests.benchmarks.load import Load, closed_loop, load_texts, run, single_requests
 from tests.benchmarks.record import table, wait_until_quiet, write
 
@@ -133,10 +133,10 @@ class _Timed:
 
 def _serve(arguments: list[str]) -> None:
     """The server itself, with its engine timed; SIGUSR1 makes it print the seconds spent so far as a line of JSON."""
-    import server.engine
+    import server.inference.backends
     import server.main
 
-    load: Callable[..., Engine] = server.engine.load_engine
+    load: Callable[..., Engine] = server.inference.backends.load_engine
     engines: list[_Timed] = []
 
     def load_timed(*args: object, **options: object) -> object:
@@ -146,7 +146,7 @@ def _serve(arguments: list[str]) -> None:
     def say_spent(_: int, __: FrameType | None) -> None:
         print(json.dumps(_split(engines[0])), flush=True)
 
-    server.engine.load_engine = load_timed  # type: ignore[assignment]
+    server.inference.backends.load_engine = load_timed  # type: ignore[assignment]
     signal.signal(signal.SIGUSR1, say_spent)
     folder, engine = arguments
     server.main.main([folder, "--engine", engine, "--port", "0"])

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from tests.benchmarks.load import HOST, Load, describe
-from trainer.progress import Progress, say
+from trainer.monitoring.console import Progress, say
 
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 120

@@ -14,17 +14,17 @@ import torch
 from tokenizers import Tokenizer
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from server.cli import write_json
+from server.files import whole_folder
 from tests.data import AG_NEWS
 from trainer.config import PreprocessConfig
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
 from trainer.export import FILES, write_fp32, write_int8
-from trainer.flags import write_json
-from trainer.folders import whole_folder
 from trainer.manifest import write_manifest
-from trainer.model import load_model
+from trainer.model.classifier import load_model
+from trainer.monitoring.console import say
 from trainer.openvino_model import write_openvino
 from trainer.preprocess import preprocess
-from trainer.progress import say
 
 _MAX_LENGTH = 128
 

@@ -23,7 +23,7 @@ from tests.benchmarks.load import HOST, load_texts, post
 from tests.benchmarks.record import table, wait_until_quiet, write
 from tests.benchmarks.serving import Measured, Server, request, started
 from tests.benchmarks.serving_model import write_serving_model
-from trainer.progress import Progress
+from trainer.monitoring.console import Progress
 
 _CONNECTIONS = 16
 _MAX_CHARACTERS = 10_000

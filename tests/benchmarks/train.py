@@ -24,8 +24,8 @@ from tests.benchmarks.train_rank import Spec, Variant
 from tests.benchmarks.train_report import bars, report
 from tests.data import AG_NEWS
 from trainer.config import PreprocessConfig
-from trainer.dataset import Dataset
-from trainer.launch import usable_cores
+from trainer.data.dataset import Dataset
+from trainer.distributed.launch import usable_cores
 from trainer.preprocess import preprocess
 
 _ROWS = 24_000

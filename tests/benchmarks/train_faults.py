@@ -18,12 +18,12 @@ from tests.benchmarks.record import table, write
 from tests.kills import same_weights
 from tests.ranks import steps_done
 from tests.torchrun import SECONDS, Run
-from trainer.checkpoint import names, what_is_wrong
+from trainer.checkpoint.store import names, what_is_wrong
 from trainer.config import PreprocessConfig
-from trainer.preemption import PREEMPTED
+from trainer.distributed.preemption import PREEMPTED
+from trainer.distributed.watchdog import HUNG
+from trainer.monitoring.training_log import read_log
 from trainer.preprocess import preprocess
-from trainer.training_log import read_log
-from trainer.watchdog import HUNG
 
 _SETTINGS = ["--batch-size", "16", "--precision", "fp32", "--log-steps", "1"]
 _SHORT = ["--epochs", "2", "--checkpoint-steps", "4"]

@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 from tests.benchmarks.record import table, write
 from tests.benchmarks.reference_trainer import PaddedTexts, train_reference
 from tests.data import AG_NEWS
-from trainer.batches import TrainingPlan
 from trainer.config import PreprocessConfig, TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group, seed_step
-from trainer.model import build_model
-from trainer.optimization import Meter, choose_precision, make_optimizer
-from trainer.packing import read_packed
-from trainer.parallel import parallelize
-from trainer.predict import predict, score
+from trainer.data.batches import TrainingPlan
+from trainer.data.dataset import Dataset
+from trainer.distributed.parallel import parallelize
+from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.evaluation.predict import predict, score
+from trainer.model.classifier import build_model
+from trainer.model.optimizer import Meter, choose_precision, make_optimizer
+from trainer.model.packing import read_packed
 from trainer.preprocess import preprocess
 from trainer.train import train_step, update
 

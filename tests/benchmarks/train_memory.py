@@ -25,14 +25,14 @@ from transformers import PreTrainedModel
 from tests.benchmarks.record import memory, table, write
 from tests.benchmarks.train import write_model
 from tests.data import AG_NEWS
-from trainer.batches import Step, TrainingPlan, collate
 from trainer.config import PreprocessConfig, TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group, seed_step
-from trainer.optimization import Meter, choose_precision
-from trainer.packing import reads_packed
+from trainer.data.batches import Step, TrainingPlan, collate
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.distributed.shared import SharedReplica
+from trainer.model.optimizer import Meter, choose_precision
+from trainer.model.packing import reads_packed
 from trainer.preprocess import preprocess
-from trainer.shared import SharedReplica
 from trainer.train import prepare, rehearse, train_step, update
 
 _MB = 2**20

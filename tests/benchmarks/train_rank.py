@@ -22,16 +22,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.benchmarks.reference_trainer import MAX_LENGTH, PaddedTexts, train_reference
-from trainer import parallel
-from trainer.batches import Rows, Step, TrainingPlan, computed_tokens
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group, seed_step
-from trainer.launch import worker
-from trainer.model import build_model, freeze_unused
-from trainer.optimization import Meter, choose_precision, make_optimizer
-from trainer.packing import read_packed
-from trainer.parallel import parallelize
+from trainer.data.batches import Rows, Step, TrainingPlan, computed_tokens
+from trainer.data.dataset import Dataset
+from trainer.distributed import parallel
+from trainer.distributed.launch import worker
+from trainer.distributed.parallel import parallelize
+from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.model.classifier import build_model, freeze_unused
+from trainer.model.optimizer import Meter, choose_precision, make_optimizer
+from trainer.model.packing import read_packed
 from trainer.train import train_step, update
 
 _WARM_UP_STEPS = 2

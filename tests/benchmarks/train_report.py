@@ -4,7 +4,7 @@ from statistics import median
 from typing import Any
 
 from tests.benchmarks.record import table
-from trainer.charts import element, note
+from trainer.evaluation.charts import element, note
 
 _WIDTH, _LEFT, _BAR, _GAP = 760, 300, 20, 10
 _STYLE = """

@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
+from server.cli import as_flags, parse
+from server.errors import UserError
 from trainer.bench.fit import Fit, fit
 from trainer.bench.report import Machine, table, this_machine, write
 from trainer.bench.settings import CollectivesConfig
-from trainer.distributed import Process, process_group
-from trainer.errors import UserError
-from trainer.flags import as_flags, parse
-from trainer.launch import default_ranks, launch, worker
-from trainer.progress import Progress, say
+from trainer.distributed.launch import default_ranks, launch, worker
+from trainer.distributed.process_group import Process, process_group
+from trainer.monitoring.console import Progress, say
 
 OPERATIONS = ("all-reduce", "all-gather", "reduce-scatter", "broadcast")
 _BURST_SECONDS = 2e-3  # small messages are timed in bursts, so that the start of a burst is small beside it

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel
 from scipy.optimize import least_squares
 
-from trainer.errors import UserError
+from server.errors import UserError
 
 _TYPICAL_ERROR = 0.05  # beyond it a point counts less and less: outliers do not bend the line
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.charts import HEIGHT, WIDTH, Point, Series, element, line_chart, note
+from trainer.evaluation.charts import HEIGHT, WIDTH, Point, Series, element, line_chart, note
 
 _STYLE = """
 svg { font: 12px system-ui, sans-serif; background: #fff; fill: #444 }

@@ -5,14 +5,14 @@ from statistics import fmean, median
 
 from pydantic import BaseModel
 
+from server.cli import as_flags
+from server.errors import UserError
 from trainer.bench.collectives import Collectives, bench_collectives, bus_factor
 from trainer.bench.report import read, table, write
 from trainer.bench.scaling import ScalingResult, bench_scaling
 from trainer.bench.settings import CollectivesConfig, ProjectConfig, ScalingConfig
 from trainer.bench.step import StepPoint
-from trainer.errors import UserError
-from trainer.flags import as_flags
-from trainer.progress import say
+from trainer.monitoring.console import say
 
 
 class Network(BaseModel):

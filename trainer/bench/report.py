@@ -10,10 +10,10 @@ from typing import TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 
-from trainer.errors import UserError
-from trainer.flags import write_json
-from trainer.launch import usable_cores
-from trainer.progress import say
+from server.cli import write_json
+from server.errors import UserError
+from trainer.distributed.launch import usable_cores
+from trainer.monitoring.console import say
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -7,14 +7,14 @@ from statistics import median
 
 from pydantic import BaseModel
 
+from server.cli import as_flags
 from trainer.bench.plot import speedup_plot
 from trainer.bench.report import Machine, read, table, this_machine, write
 from trainer.bench.settings import ScalingConfig, StepConfig, doubling
 from trainer.bench.step import Measured, StepArguments, StepPoint
 from trainer.bench.synthetic import write_synthetic
-from trainer.flags import as_flags
-from trainer.launch import default_ranks, launch, usable_cores
-from trainer.progress import say
+from trainer.distributed.launch import default_ranks, launch, usable_cores
+from trainer.monitoring.console import say
 
 
 class ScalingResult(BaseModel):

@@ -17,20 +17,20 @@ from pydantic import BaseModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedModel
 
-from trainer.batches import Step, TrainingPlan
+from server.cli import parse, write_json
+from server.errors import UserError
 from trainer.bench.settings import StepConfig
 from trainer.config import TrainConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Process, process_group
-from trainer.errors import UserError
-from trainer.flags import parse, write_json
-from trainer.launch import worker
-from trainer.model import build_model, freeze_unused
-from trainer.optimization import Meter, choose_precision, make_optimizer, schedule
-from trainer.packing import read_packed, reads_packed
-from trainer.parallel import parallelize
-from trainer.progress import Progress
-from trainer.shared import SharedReplica
+from trainer.data.batches import Step, TrainingPlan
+from trainer.data.dataset import Dataset
+from trainer.distributed.launch import worker
+from trainer.distributed.parallel import parallelize
+from trainer.distributed.process_group import Process, process_group
+from trainer.distributed.shared import SharedReplica
+from trainer.model.classifier import build_model, freeze_unused
+from trainer.model.optimizer import Meter, choose_precision, make_optimizer, schedule
+from trainer.model.packing import read_packed, reads_packed
+from trainer.monitoring.console import Progress
 from trainer.train import train_step, update
 
 _BLOCK_STEPS = 5
@@ -109,7 +109,7 @@ def measure(arguments: StepArguments, dataset: Dataset, process: Process) -> Mea
 def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Trained:
     """Model, optimizer and number format as `trainer.train` makes them; if it is to be messages, the exchange that it has on GPUs.
 
-    Between machines without GPUs training sends less (`trainer.rows`): how much depends on the texts.
+    Between machines without GPUs training sends less (`trainer.distributed.rows`): how much depends on the texts.
     """
     config = TrainConfig(
         model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.dataset import SPLITS, RowWriter
-from trainer.flags import write_json
-from trainer.tokenizer import load_tokenizer, tokenizer_digest
+from server.cli import write_json
+from trainer.data.dataset import SPLITS, RowWriter
+from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
 
 _VOCABULARIES = {"tiny": 8192, "distilbert": 30522}
 _MEDIAN_LENGTH, _SIGMA = 50.0, 0.28  # log-normal, with the percentiles 5/50/95 of AG News: 31/50/79 tokens

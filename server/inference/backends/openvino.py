@@ -1,0 +1,61 @@
+"""OpenVINO: static int8, so that an answer does not depend on what a text is batched with."""
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.hardware import give_way
+from server.model_folder import ModelFolderError
+
+# Its import would tell its makers of itself over the network. Without this package, OpenVINO works and sends nothing.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
+
+_LENGTH_STEP = 16  # it keeps a primitive for each shape: with texts of all lengths that would be more than a gigabyte
+
+
+class OpenVinoEngine:
+    """One stream of one thread for each worker, and a request for each thread that calls; bf16 where the processor has it."""
+
+    batches = True
+    gpu = False
+
+    def __init__(self, file: Path, *, max_length: int, workers: int) -> None:
+        core = openvino.Core()
+        precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        config = {
+            "NUM_STREAMS": workers,
+            "INFERENCE_NUM_THREADS": workers,
+            "INFERENCE_PRECISION_HINT": precision,
+            "ENABLE_CPU_PINNING": False,  # another server on this machine would pin its threads to the same cores
+        }
+        try:
+            with ThreadPoolExecutor(1, initializer=give_way) as thread:  # streams inherit it
+                self._model = thread.submit(core.compile_model, core.read_model(file), "CPU", config).result()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ModelFolderError(f"{file} cannot be loaded ({reason}): run the export step again") from error
+        self.name = f"openvino {openvino.__version__.partition('-')[0]}, {precision}"
+        self._max_length = max_length
+        self._own = threading.local()
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        request = self._request()
+        rows, length = input_ids.shape
+        padded = np.zeros((2, rows, min(length + -length % _LENGTH_STEP, self._max_length)), dtype=np.int64)
+        padded[0, :, :length], padded[1, :, :length] = input_ids, attention_mask
+        for name, array in zip(("input_ids", "attention_mask"), padded, strict=True):
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        self._own.inputs = padded  # the request reads this memory until it is given other
+        request.infer()  # waits without the GIL
+        return np.array(request.get_output_tensor(0).data)  # a copy: the next call of this thread writes over it
+
+    def _request(self) -> Any:  # noqa: ANN401 - the library publishes no types
+        if not hasattr(self._own, "request"):
+            self._own.request = self._model.create_infer_request()
+        return self._own.request

@@ -1,0 +1,165 @@
+"""What Prometheus is told: every name with its meaning and labels, and where the numbers come from."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from server.inference.classifier import Classifier, Prediction
+from server.inference.observer import Observer
+from server.inference.queue import Dropped, Job
+from server.lifecycle import Lifecycle
+from server.observability.record import Record, Rejection
+from server.settings import Settings
+
+PREFIX = "distrinews_"
+
+COUNTERS = {
+    "http_requests_total": ("Requests answered, by the template of the route and the status code.", ("route", "code")),
+    "rejected_requests_total": ("Requests to a route that got no answer, by reason.", ("reason",)),
+    "dropped_texts_total": ("Texts that left the queue uncomputed since nobody waited any more.", ("reason",)),
+    "truncated_texts_total": ("Texts longer than the model reads.", ()),
+    "tokens_total": ("Tokens computed: of texts, and of the padding that batches need.", ("kind",)),
+    "predictions_total": ("Texts answered, by label.", ("label",)),
+}
+GAUGES = {
+    "http_requests_in_flight": ("Requests that are not answered yet.", ()),
+    "queue_texts": ("Texts that wait for a worker.", ()),
+    "queue_tokens": ("Tokens of the texts that wait.", ()),
+    "queue_texts_limit": ("Texts that may wait.", ()),
+    "queue_tokens_limit": ("Tokens of waiting texts that there may be.", ()),
+    "workers": ("Batches that can be computed at the same time.", ()),
+    "workers_busy": ("Batches that are being computed.", ()),
+    "ready": ("Whether requests should be sent to this server, as /readyz says it.", ()),
+    "model_info": ("1; the labels say what is served.", ("version", "engine", "variant", "sha256")),
+}
+
+_SECONDS = (.001, .002, .003, .005, .0075, .01, .015, .02, .03, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10)  # fmt: skip
+_SHORT = (.00005, .0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .5)  # fmt: skip
+HISTOGRAMS = {
+    "http_request_duration_seconds": ("From the head of a request to the end of its answer.", ("route",), _SECONDS),
+    "tokenize_duration_seconds": ("Of each run of the tokenizer, on the texts that came meanwhile.", (), _SHORT),
+    "queue_duration_seconds": ("For which each text waited for a worker.", (), (0.0005, *_SECONDS)),
+    "inference_duration_seconds": ("Of the model, for each batch.", (), (0.0005, *_SECONDS)),
+    "batch_texts": ("Texts of each batch.", (), (1, 2, 4, 8, 16, 32, 64, 128)),
+    "batch_padding_ratio": ("Share of padding among the tokens of each batch.", (), (0, .02, .05, .1, .2, .3, .5)),
+    "prediction_confidence": (
+        "Probability of the label of each text.", (), (.3, .4, .5, .6, .7, .8, .9, .95, .99, 1)
+    ),
+}  # fmt: skip
+NAMES = frozenset(PREFIX + name for name in (*COUNTERS, *GAUGES, *HISTOGRAMS))
+
+_DROPPED: Mapping[Dropped, Rejection] = {"deadline": "deadline", "left": "client_left"}
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter and histogram, which hardly anybody reads
+
+
+class Metrics(Observer):
+    """The numbers of one server, in a registry of their own; what a gauge says is looked up when it is asked for."""
+
+    def __init__(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings, *, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self.in_flight = 0
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._counters = {
+            name: Counter(PREFIX + name, meaning, labels, registry=self.registry)
+            for name, (meaning, labels) in COUNTERS.items()
+        }
+        self._histograms = {
+            name: Histogram(PREFIX + name, meaning, labels, buckets=buckets, registry=self.registry)
+            for name, (meaning, labels, buckets) in HISTOGRAMS.items()
+        }
+        self._look_up(classifier, lifecycle, settings, version=version)
+        self._begin_at_zero(classifier.folder.labels)
+        classifier.observer = self
+
+    def answered(self, record: Record) -> None:
+        """A request is over."""
+        self._counted("http_requests_total", record.route, record.status).inc()
+        self._observed("http_request_duration_seconds", record.route).observe(record.seconds)
+        if record.rejected:
+            self._counted("rejected_requests_total", record.rejected).inc()
+
+    def tokenized(self, seconds: float) -> None:
+        self._histograms["tokenize_duration_seconds"].observe(seconds)
+
+    def computed(self, batch: Sequence[Job], *, started: float, seconds: float) -> None:
+        lengths = [len(job) for job in batch]
+        tokens, padded = sum(lengths), max(lengths) * len(lengths)
+        for job in batch:
+            self._histograms["queue_duration_seconds"].observe(started - job.arrived)
+        self._histograms["inference_duration_seconds"].observe(seconds)
+        self._histograms["batch_texts"].observe(len(batch))
+        self._histograms["batch_padding_ratio"].observe(1 - tokens / padded)
+        self._counted("tokens_total", "text").inc(tokens)
+        if padded > tokens:
+            self._counted("tokens_total", "padding").inc(padded - tokens)
+
+    def predicted(self, prediction: Prediction) -> None:
+        self._counted("predictions_total", prediction.label).inc()
+        self._histograms["prediction_confidence"].observe(prediction.confidence)
+        if prediction.truncated:
+            self._counters["truncated_texts_total"].inc()
+
+    def dropped(self, why: Dropped) -> None:
+        self._counted("dropped_texts_total", _DROPPED[why]).inc()
+
+    # The library's own way from labels to a series makes strings and takes a lock.
+    @cache  # noqa: B019 - there is one of this class, and it lives as long as the server
+    def _counted(self, name: str, *labels: object) -> Counter:
+        return self._counters[name].labels(*labels)
+
+    @cache  # noqa: B019 - as above
+    def _observed(self, name: str, *labels: object) -> Histogram:
+        return self._histograms[name].labels(*labels)
+
+    def _look_up(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings, *, version: str) -> None:
+        gauges = {
+            name: Gauge(PREFIX + name, meaning, labels, registry=self.registry)
+            for name, (meaning, labels) in GAUGES.items()
+        }
+        gauges["http_requests_in_flight"].set_function(lambda: self.in_flight)
+        gauges["queue_texts"].set_function(lambda: classifier.scheduler.depth[0])
+        gauges["queue_tokens"].set_function(lambda: classifier.scheduler.depth[1])
+        gauges["queue_texts_limit"].set(settings.max_queued_texts)
+        gauges["queue_tokens_limit"].set(settings.max_queued_tokens)
+        gauges["workers"].set(classifier.workers)
+        gauges["workers_busy"].set_function(lambda: classifier.busy_workers)
+        gauges["ready"].set_function(lambda: lifecycle.why_not_ready() is None)
+        model = classifier.folder
+        gauges["model_info"].labels(version, classifier.engine.name, model.variant, model.sha256).set(1)
+
+    def _begin_at_zero(self, labels: Sequence[str]) -> None:
+        """A series that appears with its first event hides that event from rate()."""
+        for label in labels:
+            self._counters["predictions_total"].labels(label)
+        for kind in ("text", "padding"):
+            self._counters["tokens_total"].labels(kind)
+        for reason in get_args(Rejection):
+            self._counters["rejected_requests_total"].labels(reason)
+        for dropped in _DROPPED.values():
+            self._counters["dropped_texts_total"].labels(dropped)
+
+
+class Exporter:
+    """Answers Prometheus on threads of its own, so that the event loop is not disturbed."""
+
+    def __init__(self, metrics: Metrics, *, host: str, port: int) -> None:
+        self._server, self._thread = start_http_server(port, host, metrics.registry)
+        self.port = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()

@@ -1,0 +1,88 @@
+"""The fast tokenizer of an encoder, or one trained on the data for `tiny`."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from server.errors import UserError
+
+_TINY_VOCABULARY = 8192
+_SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of an encoder given by folder or Hugging Face id; UserError when it has no fast one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True, local_files_only=Path(model).is_dir())
+    except Exception as error:  # the library raises many kinds; each becomes one line with its reason
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"--model {model}: its tokenizer cannot be loaded: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"--model {model}: has no fast tokenizer (tokenizer.json), which preprocess and the server need"
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what the library makes up where it finds none
+        raise UserError(f"--model {model}: its tokenizer has no vocabulary; is tokenizer.json or vocab.txt missing?")
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"--model {model}: its tokenizer has no padding token; choose an encoder that has one")
+    return tokenizer
+
+
+def check_model(model: str) -> None:
+    """UserError when the encoder is neither `tiny`, nor a folder with a model, nor shaped like a Hugging Face id."""
+    folder = Path(model)
+    if model == "tiny":
+        return
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--model {model}: holds no config.json, so it is no encoder; name the folder that has one")
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"--model {model}: no such folder")
+
+
+def train_tokenizer(texts: Iterator[str], *, max_length: int) -> PreTrainedTokenizerFast:
+    """An uncased WordPiece tokenizer: the most frequent words of these texts, and their characters for all other words.
+
+    The library's own trainer breaks ties at random, so that the same seed would give another model each time.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    special = list(_SPECIAL.values())
+    characters = sorted({character for word in counts for character in word})
+    pieces = [*special, *characters, *("##" + character for character in characters)]
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, *words][: max(_TINY_VOCABULARY, len(pieces))])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=_SPECIAL["unk_token"]))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    ends = [(token, vocabulary[token]) for token in (_SPECIAL["cls_token"], _SPECIAL["sep_token"])]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **_SPECIAL)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Equal for tokenizers that give the same tokens; how they truncate and pad is set where they are used."""
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    fast.no_truncation()
+    fast.no_padding()
+    return hashlib.sha256(fast.to_str().encode()).hexdigest()
+
+
+def use_all_cores() -> None:
+    """Let `encode_batch` use every core; said before its first call, which otherwise warns in a forked process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"

@@ -1,0 +1,104 @@
+"""Start a module of ours on this machine as torchrun would, and say in one line what went wrong in it."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from server.cli import fail
+from server.errors import UserError
+from trainer.distributed.preemption import PREEMPTED
+from trainer.distributed.watchdog import HUNG
+from trainer.monitoring.console import say
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_ranks() -> int:
+    """One process a GPU; without one, two, which is what the machine's memory lets most processors do, if there are two cores."""
+    return torch.cuda.device_count() or min(2, usable_cores())
+
+
+def launch(
+    module: str, args: Sequence[str], *, ranks: int, max_restarts: int = 0, restarting: Callable[[str], None] = say
+) -> None:
+    """Run `python -m module args` as `ranks` processes, the cores shared out among them.
+
+    When one dies or hangs, the others are ended and all are started again, `max_restarts` times at most; `restarting` is
+    told why. Raises UserError with the message of the first process that failed.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus and ranks > gpus:
+        raise UserError(f"--ranks {ranks}: this machine has {gpus} GPUs, and a process needs one for itself")
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # what it says of a failure, we say in a line
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // ranks))
+    for start in range(max_restarts + 1):
+        try:
+            _start(module, args, ranks)
+        except ChildFailedError as error:
+            why = _explain(module, error)
+            if start == max_restarts or not _may_pass(error):
+                raise UserError(why) from None
+            restarting(f"{why}; starting all processes again, {start + 1} of {max_restarts} times")
+        else:
+            return
+
+
+def _start(module: str, args: Sequence[str], ranks: int) -> None:
+    # Its own restarts would start again what a user has to mend, and what was told to stop.
+    with tempfile.TemporaryDirectory(prefix="distrinews-") as logs:
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0", rdzv_configs={"is_host": True}, max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=logs), local_addr="localhost",
+        )  # fmt: skip
+        elastic_launch(config, sys.executable)("-m", module, *args)
+
+
+def _may_pass(error: ChildFailedError) -> bool:
+    """Whether what went wrong may not go wrong again."""
+    _, failure = error.get_first_failure()
+    return failure.exitcode != PREEMPTED and not _message(failure).startswith("UserError: ")
+
+
+def _message(failure: ProcessFailure) -> str:
+    text = failure.message if isinstance(failure.message, str) else failure.message["message"]
+    return str(json.loads(text)["message"]) if text.startswith("{") else str(text)
+
+
+def _explain(module: str, error: ChildFailedError) -> str:
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        hint = (
+            "; the machine may have run out of memory: a smaller --batch-size needs less" if name == "SIGKILL" else ""
+        )
+        return f"process {rank} of {module} was ended by {name}{hint}"
+    if failure.exitcode == PREEMPTED:
+        return f"{module} was told to stop (SIGTERM) and has saved what it had: start it again to go on"
+    if failure.exitcode == HUNG:
+        return f"process {rank} of {module} hung: the stacks above say where"
+    return _message(failure).removeprefix("UserError: ")
+
+
+def worker(main: Callable[[], None]) -> None:
+    """Run the main function of a process that `launch` or torchrun starts, and record its failure where they look for it."""
+    try:
+        record(main)()
+    except UserError as error:
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # else whoever started us says it, once for all processes
+            fail(sys.argv[0], error)
+        raise SystemExit(1) from None

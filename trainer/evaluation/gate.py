@@ -1,0 +1,61 @@
+"""gate: whether a model is good enough to be exported and served."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from server.errors import UserError
+from trainer.config import GateConfig
+from trainer.data.dataset import Dataset
+from trainer.evaluation.predict import score
+from trainer.monitoring.console import say
+from trainer.onnx_model import OnnxModel
+
+
+def gate(config: GateConfig, metrics: dict[str, Any], dataset: Dataset, *, served: Path | None) -> dict[str, float]:
+    """The accuracies that were compared; UserError, which says by how much, when the model does not pass.
+
+    `served` is the file that says which model is served now, see `pipelines.deploy.local`.
+    """
+    accuracy = metrics["accuracy"]
+    if accuracy < config.min_accuracy:
+        raise UserError(
+            f"accuracy {accuracy:.4f} is {(config.min_accuracy - accuracy) * 100:.2f} points below min_accuracy {config.min_accuracy}; "
+            "the model is kept, but neither exported nor served"
+        )
+    compared = {"accuracy": accuracy, "min_accuracy": config.min_accuracy}
+    served_accuracy = _served_accuracy(served, dataset) if served else None
+    if served_accuracy is not None:
+        lowest = served_accuracy - config.max_accuracy_drop
+        if accuracy < lowest:
+            raise UserError(
+                f"accuracy {accuracy:.4f} is {(served_accuracy - accuracy) * 100:.2f} points below that of the model now served "
+                f"({served_accuracy:.4f}), more than max_accuracy_drop allows ({config.max_accuracy_drop * 100:.2f} points); "
+                "the model is kept, but neither exported nor served"
+            )
+        compared["served_accuracy"] = served_accuracy
+    against = "no model is served yet" if served_accuracy is None else f"the model now served has {served_accuracy:.4f}"
+    say(f"gate: passed: accuracy {accuracy:.4f}, at least {config.min_accuracy} is asked; {against}")
+    return compared
+
+
+def _served_accuracy(served: Path, dataset: Dataset) -> float | None:
+    """Accuracy of the served model on the test rows of this dataset; None where it cannot be compared, with the reason said."""
+    if not served.is_file():
+        return None
+    facts = json.loads(served.read_text(encoding="utf-8"))
+    if sorted(facts["labels"]) != sorted(dataset.classes):
+        say(f"gate: not compared with the model now served ({facts['model']}): it has other classes")
+        return None
+    if facts["test_digest"] == dataset.info["test_digest"]:
+        return float(facts["accuracy"])
+    if not Path(facts["model"]).is_dir():
+        say(
+            f"gate: not compared with the model now served: {facts['model']} is gone, and it was measured on other test rows"
+        )
+        return None
+    model = OnnxModel(Path(facts["model"]))
+    texts = [dataset.test.text(row) for row in range(len(dataset.test))]
+    found = model.predict(texts, batch_size=1, what="gate: the model now served, on these test rows")
+    in_our_order = found[:, [model.labels.index(name) for name in dataset.classes]]
+    return score(in_our_order, dataset.test.labels).accuracy

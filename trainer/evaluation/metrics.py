@@ -1,0 +1,83 @@
+"""What is measured of predictions: numbers, and how sure they are."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import auc, confusion_matrix, precision_recall_fscore_support, roc_curve
+
+from trainer.evaluation.predict import Probabilities, score
+
+_CALIBRATION_BINS = 10
+_ROC_POINTS = 100
+
+
+def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes: list[str]) -> dict[str, Any]:
+    """All metrics of predictions [rows, classes]; a class that no row has counts as 0 in macro F1."""
+    predicted, numbers = probabilities.argmax(axis=1), np.arange(len(classes))
+    precision, recall, f1, rows = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
+    found = score(probabilities, labels)
+    per_class = zip(classes, precision, recall, f1, rows, strict=True)
+    return {
+        "rows": found.rows,
+        "accuracy": found.accuracy,
+        "accuracy_interval": wilson_interval(found.accuracy, found.rows),
+        "macro_f1": float(f1.mean()),
+        "classes": classes,
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
+            for name, p, r, f, n in per_class
+        },
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist(),
+        "roc": roc(probabilities, labels),
+        **measure_confidence(probabilities, labels),
+    }
+
+
+def roc(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> dict[str, Any]:
+    """The receiver operating characteristic of all classes together: each probability says whether a row is of that class."""
+    is_class = np.eye(probabilities.shape[1], dtype=bool)[labels]
+    false, true, thresholds = roc_curve(is_class.ravel(), probabilities.ravel())
+    # As many points of the true rate as of the false one: a good classifier's curve is nearly all of the former.
+    wanted = np.linspace(0, 1, _ROC_POINTS // 2)
+    places = np.unique([0, len(false) - 1, *np.searchsorted(false, wanted), *np.searchsorted(true, wanted)])
+    places = places[places < len(false)]
+    return {
+        "area": float(auc(false, true)),
+        "false_positive_rate": false[places].tolist(),
+        "true_positive_rate": true[places].tolist(),
+        "threshold": np.minimum(thresholds[places], 1.0).tolist(),  # that of the first point is infinite
+    }
+
+
+def measure_confidence(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> dict[str, Any]:
+    """What a temperature changes."""
+    bins = calibration(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return {
+        "loss": score(probabilities, labels).loss,
+        "expected_calibration_error": sum(b["rows"] / len(labels) * abs(b["confidence"] - b["accuracy"]) for b in bins),
+        "calibration": bins,
+    }
+
+
+def calibration(confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Rows by confidence, in bins of equal width, as of Guo et al. 2017; empty bins are left out."""
+    number = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    return [
+        {
+            "from": place / _CALIBRATION_BINS,
+            "to": (place + 1) / _CALIBRATION_BINS,
+            "rows": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(correct[inside].mean()),
+        }
+        for place in range(_CALIBRATION_BINS)
+        if (inside := number == place).any()
+    ]
+
+
+def wilson_interval(share: float, rows: int, *, z: float = 1.96) -> list[float]:
+    """95 % interval of a share measured on so many rows (Wilson 1927)."""
+    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
+    return [centre - half, centre + half]

@@ -1,0 +1,77 @@
+"""Class probabilities of every row of a split, computed by all processes together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from trainer.data.batches import collate, own_rows
+from trainer.data.dataset import Dataset, Split
+from trainer.distributed.process_group import Process
+from trainer.monitoring.console import Progress
+
+Probabilities = npt.NDArray[np.float32]
+_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    rows: int
+    loss: float
+    accuracy: float
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel,
+    split: Split,
+    process: Process,
+    *,
+    pad_token_id: int,
+    what: str,
+    after_batch: Sequence[Callable[[], object]] = (),
+) -> Probabilities:
+    """Probabilities [rows, classes] in fp32, the same on every process, in the order of the split.
+
+    Each row is computed by exactly one process, whatever their number, which is asserted: a sampler that evens
+    out the shares would count some rows twice (pytorch#25162).
+    """
+    shares = own_rows(split.lengths, batch_size=_BATCH_ROWS, rank=process.rank, world_size=process.world_size)
+    was_training = model.training
+    model.eval()
+    found = torch.zeros(
+        len(split), len(model.config.id2label or ()) + 1, device=process.device
+    )  # the last column counts
+    with Progress(what, len(split), "rows", shown=process.is_main) as progress:
+        for rows in shares:
+            batch = collate(split, rows, pad_token_id=pad_token_id).to(process.device)
+            logits = model(**batch.inputs).logits
+            found[torch.from_numpy(rows).to(process.device), :-1] = logits.float().softmax(dim=-1)
+            found[torch.from_numpy(rows).to(process.device), -1] = 1
+            progress.advance(len(rows) * process.world_size)
+            for call in after_batch:
+                call()
+    model.train(was_training)
+    dist.all_reduce(found)
+    assert bool((found[:, -1] == 1).all()), "a row was computed by no process, or by two"  # noqa: S101 - ours to get right
+    return found[:, :-1].cpu().numpy()
+
+
+def validate(model: PreTrainedModel, dataset: Dataset, process: Process, *after_batch: Callable[[], object]) -> Score:
+    """Loss and accuracy on the validation rows, computed by all processes together."""
+    found = predict(
+        model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation", after_batch=after_batch
+    )  # fmt: skip
+    return score(found, dataset.validation.labels)
+
+
+def score(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> Score:
+    """Cross-entropy and accuracy over exactly these rows."""
+    of_label = probabilities[np.arange(len(labels)), labels]
+    loss = float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
+    correct = int((probabilities.argmax(axis=1) == labels).sum())
+    return Score(len(labels), loss, correct / len(labels))

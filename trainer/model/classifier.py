@@ -1,0 +1,79 @@
+"""The classifier: an encoder with a fresh head, as `transformers` builds, saves and loads it."""
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from server.errors import UserError
+from server.files import disk_errors
+from trainer.data.dataset import Dataset
+from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
+
+transformers_logging.set_verbosity_error()  # it warns of the fresh head, which is what fine-tuning starts with
+transformers_logging.disable_progress_bar()
+
+
+def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device) -> PreTrainedModel:
+    """The encoder that `model` names, with one output a class and the class names in its configuration."""
+    torch.manual_seed(seed)  # the fresh head, and all of `tiny`
+    names = dict(enumerate(dataset.classes))
+    labels: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    if model == "tiny":
+        config = DistilBertConfig(
+            vocab_size=dataset.vocabulary_size, dim=128, hidden_dim=256, n_layers=2, n_heads=4, pad_token_id=dataset.pad_token_id,
+            max_position_embeddings=max(dataset.max_length, 512), **labels,
+        )  # fmt: skip
+        return cast("PreTrainedModel", AutoModelForSequenceClassification.from_config(config).to(device))
+    if tokenizer_digest(load_tokenizer(model)) != dataset.info["tokenizer"]:
+        raise UserError(
+            f"--model {model}: {dataset.folder} was made with another tokenizer; preprocess with this model first"
+        )
+    try:
+        built = AutoModelForSequenceClassification.from_pretrained(
+            model,
+            local_files_only=Path(model).is_dir(),
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            **labels,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    positions = getattr(built.config, "max_position_embeddings", dataset.max_length)
+    if positions < dataset.max_length:
+        raise UserError(f"--max-length {dataset.max_length}: {model} takes texts of {positions} tokens at most")
+    return cast("PreTrainedModel", built.to(device).train())  # as loaded, it would leave dropout out
+
+
+def freeze_unused(model: PreTrainedModel) -> list[str]:
+    """Freeze the parameters that the loss does not depend on, for which DDP would wait for ever; returns their names."""
+    example = torch.full((1, 4), 5, device=model.device)
+    model(input_ids=example, attention_mask=torch.ones_like(example)).logits.sum().backward()
+    unused = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+    return unused
+
+
+def save_model(
+    model: PreTrainedModel, dataset: Dataset, folder: Path, *, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """What `transformers` loads: these weights, or else the model's, as safetensors, configuration with class names, tokenizer."""
+    with disk_errors(folder):
+        model.save_pretrained(folder, state_dict=weights)
+    shutil.copytree(dataset.tokenizer_folder, folder, dirs_exist_ok=True)
+
+
+def load_model(folder: Path, *, device: torch.device | None = None) -> PreTrainedModel:
+    """A model folder that `save_model` wrote, for inference."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is no model folder, it has no config.json; make it with the train step")
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    return cast("PreTrainedModel", loaded.eval().to(device or torch.device("cpu")))
