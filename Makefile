@@ -54,14 +54,14 @@ bench-train-faults: venv ## do to a training what can go wrong, and keep what it
 	$(BIN)/python -m tests.benchmarks.train_faults
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
-	$(BIN)/python -m tests.chart_files
+	$(BIN)/python -m tests.support.chart_files
 
 images: ## build the images with docker, podman or buildah; TORCH=cpu: the trainer without CUDA
 	images/build
 
 test-images: venv ## build them for a CPU and run them with podman: two pods train, one is killed, a server serves
 	TORCH=cpu images/build
-	$(BIN)/python -m pytest -rP tests/containers.py
+	$(BIN)/python -m pytest -rP tests/images/containers.py
 
 lock: ## renew images/constraints.txt from the newest versions that pyproject allows, then what each image installs
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

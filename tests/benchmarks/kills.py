@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tests.kills import kill_and_compare
+from tests.support.kills import kill_and_compare
 from trainer.config import PreprocessConfig
 from trainer.preprocess import preprocess
 

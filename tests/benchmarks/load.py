@@ -24,7 +24,7 @@ import httptools
 import uvloop
 
 from tests.benchmarks.record import table
-from tests.data import AG_NEWS
+from tests.support.data import AG_NEWS
 from trainer.data.sample import sample_rows
 
 HOST = "127.0.0.1"

@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from tests.benchmarks.record import table, write
-from tests.data import AG_NEWS
+from tests.support.data import AG_NEWS
 from trainer.distributed.launch import default_ranks, usable_cores
 from trainer.monitoring.training_log import read_log
 

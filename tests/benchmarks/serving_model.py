@@ -16,7 +16,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from server.cli import write_json
 from server.files import whole_folder
-from tests.data import AG_NEWS
+from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
 from trainer.export import FILES, write_fp32, write_int8

@@ -22,7 +22,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from tests.benchmarks.record import RESULTS, wait_until_quiet, write
 from tests.benchmarks.train_rank import Spec, Variant
 from tests.benchmarks.train_report import bars, report
-from tests.data import AG_NEWS
+from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import usable_cores

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.record import table, write
-from tests.kills import same_weights
-from tests.ranks import steps_done
-from tests.torchrun import SECONDS, Run
+from tests.support.kills import same_weights
+from tests.support.ranks import steps_done
+from tests.support.torchrun import SECONDS, Run
 from trainer.checkpoint.store import names, what_is_wrong
 from trainer.config import PreprocessConfig
 from trainer.distributed.preemption import PREEMPTED

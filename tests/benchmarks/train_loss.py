@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tests.benchmarks.record import table, write
 from tests.benchmarks.reference_trainer import PaddedTexts, train_reference
-from tests.data import AG_NEWS
+from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig, TrainConfig
 from trainer.data.batches import TrainingPlan
 from trainer.data.dataset import Dataset

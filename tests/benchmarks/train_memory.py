@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from tests.benchmarks.record import memory, table, write
 from tests.benchmarks.train import write_model
-from tests.data import AG_NEWS
+from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig, TrainConfig
 from trainer.data.batches import Step, TrainingPlan, collate
 from trainer.data.dataset import Dataset

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.benchmarks.record import table, wait_until_quiet, write
 from tests.benchmarks.train import write_inputs
-from tests.data import AG_NEWS
+from tests.support.data import AG_NEWS
 
 _PHASES = ("forward", "backward", "optimizer", "load", "exchange", "log", "save", "rest")
 _TARGET = 0.03

@@ -1,0 +1,54 @@
+"""distrinews status: what is known of a run from its files, without PyTorch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.status import describe, status
+from server.errors import UserError
+from tests.conftest import distrinews
+from tests.trainer.checkpoint.test_resume import QUICK, stopped_at
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process
+from trainer.monitoring.training_log import append_event, read_log
+from trainer.train import train
+
+
+def test_a_run_tells_progress_eta_speed_checkpoint_and_events_while_it_runs_and_after(
+    dataset: Dataset, tmp_path: Path, process: Process
+) -> None:
+    stopped_at(10, QUICK, dataset, tmp_path, process)
+    now = read_log(tmp_path / "logs")[-1]["time"]
+    running = status(tmp_path, now=now)
+    assert (running["state"], running["step"], running["samples"]) == ("running", 9, 9 * 32)
+    assert running["eta_seconds"] == pytest.approx((648 - 288) / running["samples_per_second"])
+    assert status(tmp_path, now=now + 600)["state"] == "silent"
+    append_event(tmp_path / "logs", "restart", why="process 1 was ended by SIGKILL")
+    train(QUICK, dataset, tmp_path, process)
+    ended = status(tmp_path, now=now)
+    assert (ended["state"], ended["samples"], ended["epoch"], ended["starts"]) == ("ended", 648, 2, 2)
+    said = "\n".join(describe(ended, now=now))
+    for words in (
+        "648 of 648 rows (100%), 2 of 2 epochs done",
+        "samples/s",
+        "checkpoint  epoch-0002",
+        "torch 2.",
+        "2 starts, 0 steps",
+    ):
+        assert words in said
+    assert "step 9: restart (why process 1 was ended by SIGKILL)" in said
+    done = distrinews("status", str(tmp_path), "--json")
+    assert json.loads(done.stdout)["samples"] == 648
+
+
+def test_where_nothing_was_trained_status_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training has not begun there"):
+        status(tmp_path, now=0)
+
+
+def test_status_imports_no_torch() -> None:
+    code = "import sys, pipelines.status; print(sorted({'torch', 'transformers', 'kfp'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,421 @@
+"""Who may call the server: keys, rates, other origins, and what pages may do."""
+
+import asyncio
+import base64
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from starlette.routing import Mount
+
+from server.app import create_app
+from server.http.api_keys import ApiKeys, ApiKeysError, parse_api_keys, read_api_keys
+from server.http.auth import is_open
+from server.http.rate_limit import RateLimit
+from server.inference.classifier import Classifier
+from server.lifecycle import Lifecycle
+from server.main import _read_settings
+from server.model_folder import read_model_folder
+from server.routes.pages import page_headers
+from server.settings import Settings
+from tests.conftest import DISTRINEWS
+from tests.server.inference.test_overload import Gated
+from tests.server.test_serve import serving, write_model_folder
+
+KEY, OTHER_KEY = "dn_of-billing", "dn_of-search"
+LINES = "".join(
+    f"{name}:{sha256(key.encode()).hexdigest()}\n" for name, key in (("billing", KEY), ("search", OTHER_KEY))
+)
+OPEN = {"/", "/livez", "/readyz", "/health", "/docs", "/docs/assets", "/openapi.json", "/ui"}
+OPEN |= {"/v2/health/live", "/v2/health/ready"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("guarded") / "model")
+
+
+@pytest.fixture(scope="module")
+def classifier(folder: Path) -> Iterator[Classifier]:
+    made = Classifier(read_model_folder(folder, ("int8",)), Gated(), Settings(workers=1))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    file = tmp_path / "keys"
+    file.write_text(f"# who may call\n\n{LINES}")
+    return file
+
+
+def app_of(classifier: Classifier, **settings: Any) -> FastAPI:  # noqa: ANN401 - whatever Settings takes
+    return create_app(classifier, Lifecycle(classifier, drain_seconds=0), Settings(**settings))
+
+
+def ask(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers: str) -> httpx.Response:
+    """An answer of the app; underscores in the names of headers stand for dashes."""
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+
+    async def asked() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            json = {"text": "goal"} if method == "POST" else None
+            return await client.request(method, path, json=json, headers=named)
+
+    return asyncio.run(asked())
+
+
+def test_without_settings_nothing_is_asked_counted_or_installed(classifier: Classifier) -> None:
+    app = app_of(classifier)
+    assert ask(app).status_code == 200
+    assert not {"_Guard", "CORSMiddleware"} & {getattr(one.cls, "__name__", "") for one in app.user_middleware}
+    assert "securitySchemes" not in app.openapi()["components"]
+    assert "401" not in app.openapi()["paths"]["/predict"]["post"]["responses"]
+
+
+def test_a_key_may_call_and_anything_else_gets_the_same_refusal(classifier: Classifier, key_file: Path) -> None:
+    app = app_of(classifier, api_keys_file=key_file)
+    assert ask(app, X_API_Key=KEY).status_code == 200
+    assert ask(app, X_API_Key=OTHER_KEY).status_code == 200
+    digest = sha256(KEY.encode()).hexdigest()
+    refusals = [
+        ask(app),
+        ask(app, X_API_Key=KEY[:-1]),
+        ask(app, X_API_Key=f"{KEY} {KEY}"),
+        ask(app, X_API_Key="schlüssel"),
+        ask(app, X_API_Key="billing"),
+        ask(app, X_API_Key=digest),
+        ask(app, Authorization=f"Bearer {KEY}"),
+        ask(app, "/nowhere"),
+    ]
+    assert {one.status_code for one in refusals} == {401}
+    assert len({str(one.json() | {"request_id": ""}) + one.headers["WWW-Authenticate"] for one in refusals}) == 1
+    assert refusals[0].headers["WWW-Authenticate"] == 'ApiKey realm="distrinews"'
+    assert refusals[0].headers["Content-Type"] == "application/problem+json"
+    assert refusals[0].json()["detail"] == "This needs a key in the header X-API-Key, and a valid one"
+
+
+def test_refusals_are_counted_by_their_reason(classifier: Classifier, key_file: Path) -> None:
+    app = app_of(classifier, api_keys_file=key_file, rate_limit="2/minute")
+
+    def counted(reason: str) -> float | None:
+        found: float | None = app.state.metrics.registry.get_sample_value(
+            "distrinews_rejected_requests_total", {"reason": reason}
+        )
+        return found
+
+    assert (counted("unauthorized"), counted("rate_limited")) == (0, 0)
+    assert ask(app, X_API_Key="dn_wrong").status_code == 401
+    assert [ask(app, X_API_Key=KEY).status_code for _ in range(5)] == [200, 200, 429, 429, 429]
+    assert (counted("unauthorized"), counted("rate_limited")) == (1, 3)
+
+
+def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
+    for route in iter_route_contexts(app.routes):
+        assert route.path is not None
+        path = re.sub(r"{[^}]*}", "x", route.path)
+        methods = [] if isinstance(route.original_route, Mount) else sorted(route.methods or ())
+        yield from ((method, path) for method in methods or ("GET",))
+
+
+def test_every_route_is_guarded_that_is_not_known_to_be_open(classifier: Classifier, key_file: Path) -> None:
+    app = app_of(classifier, api_keys_file=key_file)
+    seen = set()
+    for method, path in routes(app):
+        seen.add(path)
+        status = ask(app, path, method=method).status_code
+        assert (status != 401) == (path in OPEN), f"{method} {path} answers {status}: open it here too, or guard it"
+    assert {"/predict", "/predict/batch", "/v2/models/x/infer", "/livez", "/docs/assets"} <= seen
+    assert set(ask(app, "/v2/models/x/infer").json()) == {"error"}
+
+
+@pytest.mark.parametrize("path", ["/predict/", "//predict", "/livez/", "/health/../predict", "/PREDICT", "/livez/x"])
+def test_a_path_that_only_looks_open_is_guarded(path: str) -> None:
+    assert not is_open(path)
+
+
+def test_a_new_route_is_guarded_from_the_start(classifier: Classifier, key_file: Path) -> None:
+    app = app_of(classifier, api_keys_file=key_file)
+    app.add_api_route("/new", lambda: "computed")
+    assert ask(app, "/new", method="GET").status_code == 401
+
+
+def test_the_name_of_the_caller_is_there_for_logs(classifier: Classifier, key_file: Path) -> None:
+    app = app_of(classifier, api_keys_file=key_file)
+    scopes: list[Any] = []
+
+    async def outside(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - as ASGI calls it
+        scopes.append(scope)
+        await app(scope, receive, send)
+
+    ask(outside, X_API_Key=OTHER_KEY)  # type: ignore[arg-type]  # an ASGI app as well
+    ask(outside)  # type: ignore[arg-type]
+    assert [scope["state"]["caller"] for scope in scopes] == ["search", None]
+
+
+def test_openapi_says_what_a_call_needs(classifier: Classifier, key_file: Path) -> None:
+    described = app_of(classifier, api_keys_file=key_file).openapi()
+    assert described["components"]["securitySchemes"] == {
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+    }
+    predict, health = described["paths"]["/predict"]["post"], described["paths"]["/health"]["get"]
+    assert predict["security"] == [{"key": []}]
+    assert "application/problem+json" in predict["responses"]["401"]["content"]
+    infer = described["paths"]["/v2/models/{model_name}/infer"]["post"]
+    assert infer["responses"]["401"]["content"] == infer["responses"]["404"]["content"], "in the protocol's form"
+    assert infer["security"] == [{"key": []}]
+    assert "security" not in health
+    assert "401" not in health["responses"]
+
+
+def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_taken(
+    key_file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ApiKeys.of_file(key_file)
+    new = "dn_new"
+    replacement = key_file.with_name("next")
+    replacement.write_text(f"fresh:{sha256(new.encode()).hexdigest()}\n")
+    replacement.replace(key_file)
+    assert keys.name_of(new.encode()) is None, "the file is looked at once a second at most"
+    monkeypatch.setattr("server.http.api_keys._LOOK_SECONDS", 0.0)
+    keys._look_at = 0
+    assert (keys.name_of(new.encode()), keys.name_of(KEY.encode())) == ("fresh", None)
+    for spoil in (lambda: key_file.write_text(f"fresh:{new}\n"), lambda: key_file.write_text(""), key_file.unlink):
+        spoil()
+        assert keys.name_of(new.encode()) == keys.name_of(new.encode()) == "fresh"
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3, "one line for each change, not for each request"
+    assert all(line.startswith(str(key_file)) and line.endswith("; the keys read before stay") for line in said)
+    assert new not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("billing dn_secret", "line 1: should be NAME:SHA256"),
+        ("# first\nbilling:dn_secret", "line 2: should be NAME:SHA256"),
+        ("bill ing:" + "a" * 64, "line 1: should be"),
+        (f"dn_secret:{'a' * 64}\nother:{'A' * 64}", "line 2: this key stands there already"),
+        ("# dn_secret\n", "has no key"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+    ],
+)
+def test_a_bad_line_is_named_but_not_shown(content: str | bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ApiKeysError) as error:
+        read_api_keys(file)
+    assert str(error.value).startswith(str(file))
+    assert said in str(error.value)
+    assert "SHA256, as distrinews key NAME prints it" in str(error.value) or "line 1: should" not in str(error.value)
+    assert "billing:" not in str(error.value)
+
+
+def test_all_keys_are_compared_so_that_time_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def counted(known: bytes, given: bytes) -> bool:
+        compared.append(known)
+        return known == given
+
+    monkeypatch.setattr("server.http.api_keys.hmac.compare_digest", counted)
+    assert ApiKeys(parse_api_keys(LINES, where="here")).name_of(KEY.encode()) == "billing"
+    assert len(compared) == 2
+
+
+def test_the_command_makes_a_key_and_its_line() -> None:
+    made = [
+        subprocess.run([DISTRINEWS, "key", "billing"], capture_output=True, text=True, check=True).stdout for _ in "ab"
+    ]
+    found = [re.search(r"^key   (dn_\S{43})\nline  (\S+)$", one, re.MULTILINE) for one in made]
+    assert found[0]
+    assert found[1]
+    assert found[0][1] != found[1][1]
+    assert ApiKeys(parse_api_keys(found[0][2], where="here")).name_of(found[0][1].encode()) == "billing"
+    refused = subprocess.run([DISTRINEWS, "key", "a b"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "'a b' is no name of a caller" in refused.stderr
+
+
+def test_a_caller_above_its_rate_is_told_when_to_come_again(classifier: Classifier, key_file: Path) -> None:
+    app = app_of(classifier, api_keys_file=key_file, rate_limit="2/minute")
+    assert [ask(app, X_API_Key=KEY).status_code for _ in range(3)] == [200, 200, 429]
+    refused = ask(app, X_API_Key=KEY)
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    assert 50 <= int(refused.headers["Retry-After"]) <= 60
+    assert f"try again in {refused.headers['Retry-After']} s" in refused.json()["detail"]
+    assert ask(app, X_API_Key=OTHER_KEY).status_code == 200, "each key has its own rate"
+    assert [ask(app).status_code for _ in range(3)] == [401, 401, 429], "whoever guesses is slowed, by address"
+    assert [ask(app, "/livez", method="GET").status_code for _ in range(4)] == [200] * 4
+
+
+def test_without_keys_the_rate_is_that_of_an_address(classifier: Classifier) -> None:
+    app = app_of(classifier, rate_limit="1/minute")
+
+    async def status(client: str) -> int:
+        transport = httpx.ASGITransport(app, client=(client, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            return (await http.post("/predict", json={"text": "goal"})).status_code
+
+    clients = ["10.0.0.1", "10.0.0.2", "10.0.0.1", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", ""]
+    assert [asyncio.run(status(client)) for client in clients] == [200, 200, 429, 200, 429, 200, 200]
+    assert "401" not in app.openapi()["paths"]["/predict"]["post"]["responses"]
+
+
+def test_a_window_ends_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("server.http.rate_limit.time.monotonic", lambda: now[0])
+    rate = RateLimit("2/second;3/minute")
+    assert [rate.seconds_to_wait("a") for _ in range(3)] == [0, 0, 1]
+    now[0] += 1
+    assert 58 <= rate.seconds_to_wait("a") <= 60, "the longer window counts as well"
+    now[0] += 59
+    assert rate.seconds_to_wait("b") == 0
+    assert [windows.storage.reset() for _, windows in rate._limits] == [1, 1], "a is forgotten"
+    assert rate.seconds_to_wait("a") == 0
+
+
+def test_other_origins_may_call_when_named_and_may_ask_first_without_a_key(
+    classifier: Classifier, key_file: Path
+) -> None:
+    app = app_of(classifier, api_keys_file=key_file, cors_origins="https://a.example, https://b.example")
+    first = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-api-key,content-type"}
+    allowed = ask(app, method="OPTIONS", Origin="https://b.example", **first)
+    assert allowed.status_code == 200
+    assert allowed.headers["Access-Control-Allow-Origin"] == "https://b.example"
+    assert "X-API-Key" in allowed.headers["Access-Control-Allow-Headers"]
+    assert ask(app, method="OPTIONS", Origin="https://c.example", **first).status_code == 400
+    refused = ask(app, Origin="https://a.example")
+    assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (401, "https://a.example")
+    assert "Access-Control-Allow-Origin" not in ask(app_of(classifier), Origin="https://a.example").headers
+
+
+def test_every_page_says_what_a_browser_may_do_and_loads_nothing_from_elsewhere(classifier: Classifier) -> None:
+    app = app_of(classifier)
+    answers = [ask(app, path, method="GET") for method, path in routes(app) if method == "GET"]
+    pages = [one for one in answers if one.headers.get("Content-Type", "").startswith("text/html")]
+    assert "/docs" in [one.url.path for one in pages]
+    for page in pages:
+        policy = page.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "http" not in policy
+        assert "script-src 'self' 'sha256-" in policy
+        assert (page.headers["X-Frame-Options"], page.headers["Referrer-Policy"]) == ("DENY", "no-referrer")
+        for link in re.findall(r"(?:src|href)=[\"'](?!data:)([^\"']+)", page.text):
+            assert ask(app, str(page.url.join(link).path), method="GET").status_code == 200, link
+
+
+def test_of_a_page_s_scripts_only_those_written_in_it_run_by_their_hash() -> None:
+    html = '<script src="a.js"></script><script>one()</script><script type="module">two()</script>'
+    scripts = page_headers(html, frame_origins=())["Content-Security-Policy"].split("; ")[1]
+    hashes = [base64.b64encode(sha256(script).digest()).decode() for script in (b"one()", b"two()")]
+    assert scripts == f"script-src 'self' 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'"
+
+
+def test_a_page_may_stand_in_the_frames_that_are_named() -> None:
+    headers = page_headers("<script>one()</script>", frame_origins=("https://huggingface.co",))
+    assert "frame-ancestors https://huggingface.co" in headers["Content-Security-Policy"]
+    assert "X-Frame-Options" not in headers
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--api-keys-file", "nowhere"], "nowhere: cannot be read: No such file or directory"),
+        (["--api-keys", LINES], "--api-keys"),
+        (["--rate-limit", "many"], "should be a number of requests and a time, such as 600/minute"),
+        (["--rate-limit", "0/minute"], "should be a number of requests"),
+        (["--cors-origins", "https://a.example/"], "'https://a.example/' is no origin, such as https://news.example"),
+        (["--frame-origins", "*"], "origins are named one by one"),
+        (["--forwarded-allow-ips", "10.0.0/8"], "'10.0.0/8' is no address or network, such as 10.0.0.7"),
+        (["--forwarded-allow-ips", "*"], "'*' is no address or network"),
+        (["--oidc-issuer", "accounts.example", "--oidc-audience", "news"], "should be a URL, such as https://"),
+        (["--oidc-issuer", "https://accounts.example"], "--oidc-issuer needs --oidc-audience"),
+        (["--oidc-audience", "news"], "mean nothing without --oidc-issuer"),
+        (["--oidc-issuer", "https://a.example", "--oidc-audience", "b", "--cors-origins", "*"], "name the origins"),
+    ],
+)
+def test_a_wrong_setting_is_refused_at_the_start(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _read_settings(["folder", *args])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "billing:dn_secret"])
+def test_keys_in_a_variable_are_never_shown(
+    content: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTRINEWS_API_KEYS", content)
+    with pytest.raises(SystemExit):
+        _read_settings(["folder"])
+    said = capsys.readouterr().err
+    assert "error: DISTRINEWS_API_KEYS" in said
+    assert "dn_secret" not in said
+    monkeypatch.setenv("DISTRINEWS_API_KEYS", LINES)
+    settings = _read_settings(["folder"])
+    assert LINES[10:40] not in repr(settings) + str(settings.model_dump()) + repr(settings.api_keys)
+    with pytest.raises(SystemExit):
+        _read_settings(["--help"])
+    assert LINES[10:40] not in capsys.readouterr().out
+
+
+def test_without_the_extra_a_token_setting_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("server.settings.find_spec", lambda _: None)
+    with pytest.raises(SystemExit):
+        _read_settings(["folder", "--oidc-issuer", "https://accounts.example", "--oidc-audience", "news"])
+    assert "pip install 'distrinews[oidc]'" in capsys.readouterr().err
+
+
+def test_neither_key_nor_token_is_ever_logged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTRINEWS_API_KEYS", LINES)
+    token = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImEifQ.eyJzdWIiOiJzZWNyZXQifQ.c2VjcmV0"  # noqa: S105 - opens nothing
+    flags = ["--oidc-issuer", "http://127.0.0.1:1", "--oidc-audience", "news", "--drain-seconds", "0"]
+    with serving(folder, *flags, "--log-level", "debug", "--rate-limit", "9/minute") as (process, client):
+        right = client.post("/predict", json={"text": "goal"}, headers={"X-API-Key": KEY})
+        assert right.status_code == 200
+        assert right.headers["X-Content-Type-Options"] == "nosniff"
+        forged = {"X-API-Key": "dn_wrong", "Authorization": f"Bearer {token}", "X-Forwarded-For": "203.0.113.7"}
+        assert client.post("/predict", json={"text": "goal"}, headers=forged).status_code == 503
+        big = client.post("/predict", content=b"x" * 300_000, headers={"X-API-Key": "dn_wrong"})
+        assert big.status_code == 401
+        assert client.get("/livez").status_code == 200, "the connection goes on after a body that was not read"
+        process.terminate()
+        said = "".join(process.communicate(timeout=20))
+    assert "/predict" in said
+    assert "the keys of http://127.0.0.1:1 cannot be fetched" in said
+    assert "203.0.113.7" not in said, "no proxy is believed that is not named"
+    for secret in (KEY, "dn_wrong", token, *token.split("."), *re.findall(r"[0-9a-f]{64}", LINES)):
+        assert secret not in said
+
+
+def test_a_named_proxy_says_who_the_client_is(folder: Path) -> None:
+    flags = ["--forwarded-allow-ips", "127.0.0.1,10.0.0.0/8", "--rate-limit", "1/minute", "--drain-seconds", "0"]
+    with serving(folder, *flags) as (_, client):
+        statuses = [
+            client.post("/predict", json={"text": "goal"}, headers={"X-Forwarded-For": address}).status_code
+            for address in ("203.0.113.7", "203.0.113.8", "198.51.100.1, 203.0.113.7, 10.1.1.1")
+        ]
+    assert statuses == [200, 200, 429]
+
+
+def test_checking_a_key_and_a_rate_costs_little(key_file: Path) -> None:
+    keys, rate = ApiKeys.of_file(key_file), RateLimit("1000000/minute")
+    started = time.process_time()
+    for caller in range(2000):
+        assert keys.name_of(KEY.encode())
+        rate.seconds_to_wait("address", str(caller))
+    assert (time.process_time() - started) / 2000 < 1e-4

@@ -1,0 +1,263 @@
+"""What goes over the socket besides whole requests: bodies and headers without end, silence, and HEAD."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPResponse
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.inference.test_overload import gated
+from tests.server.test_serve import serving, write_model_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
+    with serving(folder) as (_, client):
+        yield client
+
+
+@contextmanager
+def connected(client: httpx.Client) -> Iterator[socket.socket]:
+    url = client.base_url
+    with socket.create_connection((url.host, url.port or 0), timeout=5) as connection:
+        yield connection
+
+
+def answer_to_endless(connection: socket.socket, start: bytes, piece: bytes, *, at_most: int) -> tuple[bytes, int]:
+    """What comes back while pieces are sent without end, and how many bytes were sent until then."""
+    connection.sendall(start)
+    connection.setblocking(False)
+    sent, waiting, deadline = 0, memoryview(piece), time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            return connection.recv(65536), sent
+        except BlockingIOError:
+            assert sent <= at_most
+        try:
+            done = connection.send(waiting)
+        except BlockingIOError:
+            time.sleep(0.001)
+            continue
+        sent, waiting = sent + done, waiting[done:] or memoryview(piece)
+    raise AssertionError("no answer")
+
+
+def problem_on(connection: socket.socket) -> dict[str, object]:
+    with HTTPResponse(connection) as answer:
+        answer.begin()
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        problem: dict[str, object] = json.loads(answer.read())
+        assert problem["status"] == answer.status
+        return problem
+
+
+def test_a_body_that_is_declared_too_big_is_refused_before_it_is_sent(client: httpx.Client) -> None:
+    with connected(client) as connection:
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 10000000000\r\n\r\n"
+        )
+        assert problem_on(connection)["detail"] == "The body should have at most 7684096 bytes"
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/distrinews/infer"])
+def test_a_body_without_end_is_refused_once_it_is_too_big(client: httpx.Client, path: str) -> None:
+    start = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(client) as connection:
+        chunk = b"10000\r\n%b\r\n" % (b"[" * 65536)
+        answer, _ = answer_to_endless(connection, start.encode(), chunk, at_most=20_000_000)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+TWICE = {
+    "/predict": b'{"text": 5, "text": "bank", "text": "goal"}',
+    "/v2/models/distrinews/infer": b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["bank"], "data": ["goal"]}], '
+    b'"parameters": {"priority": 1%b}}' % (b"0" * 400),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), TWICE.items(), ids=TWICE)
+def test_of_a_key_that_stands_twice_the_last_counts_and_no_number_is_too_big(
+    client: httpx.Client, path: str, body: bytes
+) -> None:
+    answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200, answer.text
+    label = client.post("/predict", json={"text": "goal"}).json()["label"]
+    assert label in (answer.json().get("label"), answer.json().get("outputs", [{"data": [None]}])[0]["data"][0])
+
+
+ENDLESS = {
+    "request line": (b"GET /", b"a" * 65536),
+    "header": (b"GET /health HTTP/1.1\r\nX: ", b"a" * 65536),
+    "headers": (b"GET /health HTTP/1.1\r\n", b"X: a\r\n" * 8192),
+    "chunk extension": (b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"a" * 65536),
+    "trailers": (b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n", b"X: a\r\n" * 8192),
+}
+
+
+@pytest.mark.parametrize(("start", "piece"), ENDLESS.values(), ids=ENDLESS)
+def test_headers_without_end_do_not_fill_the_memory(client: httpx.Client, start: bytes, piece: bytes) -> None:
+    with connected(client) as connection:
+        try:
+            answer, _ = answer_to_endless(connection, start, piece, at_most=10_000_000)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""  # closed while more was on its way
+        assert not answer or answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
+    assert client.get("/livez").status_code == 200
+
+
+def test_a_body_in_small_chunks_is_read(client: httpx.Client) -> None:
+    body = json.dumps({"text": "goal " * 1900})
+    answer = client.post(
+        "/predict", content=(letter.encode() for letter in body), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 200
+
+
+def test_what_is_not_http_is_told_so(client: httpx.Client) -> None:
+    with connected(client) as connection:
+        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # TLS, on a port without
+        assert problem_on(connection)["detail"] == "Invalid HTTP request received."
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez", "/v2/health/ready"])
+def test_head_is_answered_as_get_without_the_body(client: httpx.Client, path: str) -> None:
+    head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(whole.content)))
+    assert head.content == b""
+    assert client.head("/predict").status_code == 405
+
+
+ANSWERED = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+SILENT = {
+    "nothing": (b"", b""),
+    "half a head": (b"", b"POST /predict HTTP/1.1\r\nHost"),
+    "half a body": (b"", b"POST /predict HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"),
+    "an empty line after an answer": (ANSWERED, b"\r\n"),
+    "half a second request": (ANSWERED, b"GET /li"),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), SILENT.values(), ids=SILENT)
+def test_a_connection_on_which_no_whole_request_comes_is_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, then: bytes
+) -> None:
+    monkeypatch.setattr("server.http.http_protocol._RECEIVE_SECONDS", 0.2)
+
+    async def check() -> None:
+        async with gated(folder) as served, asyncio.timeout(4):  # uvicorn closes idle connections after 5
+            url = served.client.base_url
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            if first:
+                writer.write(first)
+                assert b"200 OK" in await reader.readuntil(b"}")
+            writer.write(then)
+            started = time.monotonic()
+            assert await reader.read() == b""
+            assert time.monotonic() - started > 0.1
+            writer.close()
+
+    asyncio.run(check())
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the server has closed it, soon."""
+    try:
+        return await asyncio.wait_for(reader.read(), 0.05) == b""
+    except (TimeoutError, ConnectionResetError) as error:
+        return isinstance(error, ConnectionResetError)
+
+
+def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_lost(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with gated(folder, max_connections=4) as served:
+            url = served.client.base_url
+            asked = served.predict()
+            await served.until_waiting(0)
+            slow = []
+            for begun in (b"", b"GET /li", SILENT["half a body"][1]) * 4:
+                slow.append(await asyncio.open_connection(url.host, url.port))
+                slow[-1][1].write(begun)
+                async with httpx.AsyncClient(base_url=url) as probe:
+                    assert (await probe.get("/livez")).status_code == 200
+            gone = [await ended(reader) for reader, _ in slow]
+            assert all(gone[:10])
+            assert not gone[-1], "only the oldest had to go"
+            served.engine.open.set()
+            assert (await asked).status_code == 200
+            for _, writer in slow:
+                writer.close()
+
+    asyncio.run(check())
+    assert caplog.text.count("all 4 connections of --max-connections are taken") == 1, "not one for each"
+
+
+def test_where_all_connections_have_requests_in_work_one_more_is_told_so(folder: Path) -> None:
+    async def check() -> None:
+        async with gated(folder, max_connections=2) as served:
+            asked = [served.predict(), served.predict()]
+            await served.until_waiting(1)
+            url = served.client.base_url
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+            writer.close()
+            served.engine.open.set()
+            assert [(await one).status_code for one in asked] == [200, 200]
+            assert (await served.client.get("/livez")).status_code == 200
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("read_seconds", "connections"), [(0.2, 2), (60, 1)], ids=["in time", "in number"])
+def test_a_client_that_does_not_read_its_answers_does_not_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, read_seconds: float, connections: int
+) -> None:
+    monkeypatch.setattr("server.http.http_protocol._READ_SECONDS", read_seconds)
+
+    async def check() -> None:
+        async with gated(folder, max_connections=connections) as served, asyncio.timeout(4):
+            url = served.client.base_url
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect((url.host, url.port or 0))
+                connection.setblocking(False)
+                connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
+                if connections == 1:
+                    # Until nothing more can be written to it, its requests are being answered.
+                    while (await served.client.get("/livez")).status_code == 503:  # noqa: ASYNC110 - no event is set
+                        await asyncio.sleep(0.05)
+                with pytest.raises(ConnectionError):  # noqa: PT012 - at one of these
+                    while True:
+                        await asyncio.sleep(0.02)
+                        with suppress(BlockingIOError):
+                            connection.send(b" ")
+
+    asyncio.run(check())
+
+
+def test_a_request_that_takes_long_to_answer_is_not_one_that_takes_long_to_come(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.http.http_protocol._RECEIVE_SECONDS", 0.1)
+
+    async def check() -> None:
+        async with gated(folder) as served:
+            asked = served.predict()
+            await asyncio.sleep(0.4)
+            served.engine.open.set()
+            assert (await asked).status_code == 200
+
+    asyncio.run(check())

@@ -1,0 +1,206 @@
+"""Stopped at any step, training goes on as if it never had been: bit for bit, from what is whole."""
+
+import random
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from server.errors import UserError
+from tests.support.kills import kill_and_compare, losses, same_weights
+from tests.trainer.data.test_batches import LENGTHS, plan
+from trainer.checkpoint.store import Snapshot, names, what_is_wrong, write
+from trainer.config import TrainConfig
+from trainer.data.dataset import Dataset
+from trainer.distributed import parallel
+from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.monitoring.training_log import read_log
+from trainer.train import train
+
+QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=3, checkpoint_steps=4)
+
+
+def stopped_at(step: int, config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> None:
+    """Train until this step begins, and end there as an exception ends it."""
+    with pytest.MonkeyPatch.context() as patched:
+        begun = iter(range(10_000))
+
+        def end(seed: int, *, step: int, rank: int) -> None:
+            if next(begun) == wanted:
+                raise KeyboardInterrupt
+            seed_step(seed, step=step, rank=rank)
+
+        wanted = step
+        patched.setattr("trainer.train.seed_step", end)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, dataset, output, process)
+
+
+def test_killed_ten_times_at_random_steps_a_run_learns_bit_for_bit_what_one_left_alone_does(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    flags = ["--epochs", "2", "--batch-size", "16", "--precision", "fp32"]
+    found = kill_and_compare(dataset.folder, tmp_path, kills=10, seed=0, flags=flags)
+    assert len(found.at) == 10
+    assert found.losses_equal
+    assert found.weights_equal
+    starts = [line["step"] for line in read_log(tmp_path / "killed" / "logs") if line["kind"] == "start"]
+    assert len(starts) == 11
+    assert max(starts) > 10, "they went on from checkpoints, not from the beginning"
+
+
+def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_the_same(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    flags = ["--epochs", "1", "--batch-size", "16", "--precision", "fp32"]
+    found = kill_and_compare(dataset.folder, tmp_path, kills=2, seed=1, flags=flags, world_size=3)
+    assert found.losses_equal
+    assert found.weights_equal
+
+
+def compress_from_the_third_step(_: int) -> None:
+    vars(parallel)["_POWER_SGD_START"] = 2
+
+
+def test_with_compressed_gradients_too(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ["--epochs", "2", "--batch-size", "16", "--precision", "fp32", "--gradient-compression", "powersgd", "--checkpoint-steps", "3"]  # fmt: skip
+    compressed = compress_from_the_third_step
+    found = kill_and_compare(dataset.folder, tmp_path, kills=2, seed=2, flags=flags, hook=compressed)
+    assert found.losses_equal
+    assert found.weights_equal
+
+
+def test_stopped_between_two_lines_of_the_log_the_next_line_is_the_same(
+    dataset: Dataset, tmp_path: Path, process: Process
+) -> None:
+    train(QUICK, dataset, tmp_path / "whole", process)
+    for step in (5, 6, 9):  # counted from where it goes on
+        stopped_at(step, QUICK, dataset, tmp_path / "stopped", process)
+    train(QUICK, dataset, tmp_path / "stopped", process)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_checkpoint_does_not_change_while_training_goes_on(
+    dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that shares the live tensors would hold values of later steps (pytorch#144657)."""
+
+    def slowly(folder: Path, taken: Snapshot, *, keep_last: int) -> None:
+        time.sleep(0.3)  # several steps go by
+        write(folder, taken, keep_last=keep_last)
+
+    train(QUICK, dataset, tmp_path / "whole", process)
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.checkpoint.checkpointer.write", slowly)
+        stopped_at(7, QUICK, dataset, tmp_path / "slow", process)
+    assert names(tmp_path / "slow" / "checkpoints") == ["epoch-0000-step-00000004"]
+    train(QUICK, dataset, tmp_path / "slow", process)
+    assert losses(tmp_path / "slow") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["torn", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    file: str, damage: str, dataset: Dataset, stopped: Path, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    newest, before = names(run / "checkpoints")[:2]
+    path = run / "checkpoints" / newest / file
+    content = bytearray(path.read_bytes())
+    if damage == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainer.train.seed_step", lambda *_args, **_kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(QUICK, dataset, run, process)
+    said = capsys.readouterr().out
+    assert f"warning: {run}/checkpoints/{newest} is not whole: " in said
+    assert file in said
+    assert f"going on from {run}/checkpoints/{before}" in said
+
+
+@pytest.fixture(scope="module")
+def stopped(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two checkpoints, stopped in mid-epoch."""
+    run = tmp_path_factory.mktemp("stopped")
+    with process_group(timeout_minutes=1) as alone:
+        stopped_at(9, QUICK, dataset, run, alone)
+    return run
+
+
+def test_where_no_checkpoint_is_whole_training_does_not_start_over_unasked(
+    dataset: Dataset, stopped: Path, tmp_path: Path, process: Process
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    for file in run.glob("checkpoints/*/model.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of 2 checkpoints is whole.*--resume never"):
+        train(QUICK, dataset, run, process)
+
+
+def test_a_full_disk_ends_training_with_a_clear_error_and_leaves_earlier_checkpoints_whole(
+    dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([None] * 3)  # files that fit
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if next(left, path) is not None:  # from here on the system refuses, as it does where the disk is full
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        save_file(tensors, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.checkpoint.store.save_file", fill)
+        try:
+            with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written: .*too large.*; earlier"):
+                train(QUICK, dataset, tmp_path, process)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    (left_over,) = (tmp_path / "checkpoints").glob("*epoch-*")
+    assert left_over.name == "epoch-0000-step-00000004"
+    assert what_is_wrong(left_over) == ""
+    assert (tmp_path / "checkpoints" / "latest").read_text(encoding="utf-8") == left_over.name
+    assert not (tmp_path / "model").exists()
+
+
+def test_another_batch_size_goes_on_with_the_rows_that_are_left_only_when_allowed(
+    dataset: Dataset, tmp_path: Path, process: Process
+) -> None:
+    stopped_at(6, QUICK, dataset, tmp_path, process)
+    smaller = QUICK.model_copy(update={"batch_size": 16})
+    with pytest.raises(UserError, match=r"made with batch_size = 32, now it is 16.*--allow-changed-world"):
+        train(smaller, dataset, tmp_path, process)
+    state = train(smaller.model_copy(update={"allow_changed_world": True}), dataset, tmp_path, process)
+    assert state.samples == 2 * len(dataset.train)
+    first_epoch = next(line["step"] for line in read_log(tmp_path / "logs") if line["kind"] == "validation")
+    assert first_epoch == 4 + -(-(len(dataset.train) - 4 * 32) // 16)
+    assert [line["step"] for line in read_log(tmp_path / "logs") if line["kind"] == "start"] == [0, 4]
+
+
+def test_worlds_that_follow_each_other_in_an_epoch_see_every_row_once() -> None:
+    chance, seen, parts = random.Random(0), list[int](), list[list[int]]()
+    for batch_size, world_size in ((32, 2), (8, 1), (16, 3), (32, 2)):
+        parts.append([batch_size * world_size, 0])
+        ranks = [
+            plan(batch_size=batch_size, rank=rank, world_size=world_size).epoch(5, parts) for rank in range(world_size)
+        ]
+        done = chance.randint(2, 5) if len(parts) < 4 else len(ranks[0])
+        seen += [int(row) for steps in ranks for step in steps[:done] for micro in step.micro_batches for row in micro]
+        parts[-1][1] = done
+    assert sorted(seen) == list(range(len(LENGTHS)))
+
+
+def test_the_rest_of_an_epoch_is_its_steps_without_those_done() -> None:
+    whole, rest = plan(batch_size=32).epoch(1), plan(batch_size=32).epoch(1, [[32, 7]])
+    assert all(np.array_equal(one.rows, other.rows) for one, other in zip(whole[7:], rest, strict=True))

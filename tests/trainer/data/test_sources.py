@@ -1,0 +1,376 @@
+"""What `--data` may name, and the digest that tells whether rows may have changed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from server.errors import UserError
+from tests.support.data import AG_NEWS, labelled, write, write_csv, write_json_lines, write_parquet
+from trainer.config import PreprocessConfig
+from trainer.data.columns import AG_NEWS_CLASSES, BadRow, Row
+from trainer.data.sources import Data, Source, find_data, hub_data
+
+
+def find(data: Path | str, **settings: Any) -> Data:  # noqa: ANN401 - as PreprocessConfig takes it
+    return find_data(PreprocessConfig(data=str(data), **settings))
+
+
+def refusal(data: Path | str, **settings: Any) -> str:  # noqa: ANN401 - as PreprocessConfig takes it
+    with pytest.raises(UserError) as refused:
+        find(data, **settings)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def rows(source: Source | None) -> list[tuple[str, str]]:
+    assert source is not None
+    return [(row.text, row.label) for _, row in source.read() if isinstance(row, Row)]
+
+
+def files(source: Source | None) -> list[str]:
+    """Names of the files that rows come from, in order."""
+    assert source is not None
+    return list(dict.fromkeys(Path(file).name for file, _ in source.read()))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_csv(tmp_path / "news" / "train.csv", labelled(20))
+    write_csv(tmp_path / "news" / "test.csv", labelled(6, classes=("good", "bad")))
+    return tmp_path / "news"
+
+
+# Files and folders
+
+
+def test_a_folder_gives_its_train_and_test_files(folder: Path) -> None:
+    data = find(folder)
+    assert (data.title, data.classes, data.remarks) == ("news", (), ())
+    assert rows(data.train) == labelled(20)
+    assert rows(data.test) == labelled(6, classes=("good", "bad"))
+    assert next(data.train.read()) == (str(folder / "train.csv"), Row(*labelled(1)[0], line=2))
+
+
+def test_rows_can_be_read_again(folder: Path) -> None:
+    data = find(folder)
+    assert list(data.train.read()) == list(data.train.read())
+
+
+def test_a_folder_without_test_rows_gives_none(folder: Path) -> None:
+    (folder / "test.csv").unlink()
+    assert find(folder).test is None
+
+
+def test_test_rows_may_be_in_a_file_elsewhere(folder: Path, tmp_path: Path) -> None:
+    other = write_json_lines(tmp_path / "other.jsonl", [{"text": "t", "label": "good"}])
+    assert rows(find(folder, test_data=str(other)).test) == [("t", "good")]
+    assert rows(find(folder / "train.csv", test_data=str(other)).test) == [("t", "good")]
+
+
+def test_a_single_file_is_all_rows_even_with_others_beside_it(folder: Path) -> None:
+    data = find(folder / "train.csv")
+    assert (data.title, data.test) == ("train.csv", None)
+    assert rows(data.train) == labelled(20)
+
+
+def test_parts_of_a_split_are_read_in_order(tmp_path: Path) -> None:
+    everything = labelled(33)
+    for part in range(11):
+        write_csv(tmp_path / f"train-{part:05}-of-00011.csv.gz", everything[part * 3 : part * 3 + 3])
+    write_csv(tmp_path / "test-0-of-1.csv", labelled(2))
+    data = find(tmp_path)
+    assert rows(data.train) == everything
+    assert rows(data.test) == labelled(2)
+    assert "train-00000-of-00011.csv.gz and 10 more" in data.train.name
+
+
+def test_a_missing_part_of_a_split_is_missed(tmp_path: Path) -> None:
+    for part in (0, 2):
+        write_csv(tmp_path / f"train-{part}-of-3.csv", labelled(3))
+    said = refusal(tmp_path)
+    assert said == f"{tmp_path}: holds 2 of the 3 parts of train: train-0-of-3.csv, train-2-of-3.csv"
+
+
+@pytest.mark.parametrize(
+    "second", ["train.jsonl", "train.csv.gz", "Train.jsonl.gz", "train-0-of-1.csv", "train-0-of-3.csv"]
+)
+def test_of_two_candidates_none_is_chosen(folder: Path, second: str) -> None:
+    write_csv(folder / second, labelled(3))
+    names = ", ".join(sorted(["train.csv", second]))
+    assert refusal(folder) == f"{folder}: which are the train rows? Leave one of {names}, or name one with --data"
+
+
+def test_two_candidates_for_test_rows_are_refused_too(folder: Path) -> None:
+    write_csv(folder / "test.csv.xz", labelled(3))
+    assert f"{folder}: which are the test rows?" in refusal(folder)
+
+
+def test_a_validation_file_is_not_used_and_that_is_said(folder: Path) -> None:
+    for name in ("validation.csv", "dev.jsonl", "val-00000-of-00002.parquet"):
+        write(folder / name, "")
+    write(folder / "valid", "no split file")
+    assert find(folder).remarks == tuple(
+        f"{name} is not used: validation rows are taken from the training rows"
+        for name in ("dev.jsonl", "val-00000-of-00002.parquet", "validation.csv")
+    )
+
+
+@pytest.mark.parametrize(("names", "listed"), [([], "nothing"), (["b.csv", "training.csv"], "b.csv, training.csv")])
+def test_a_folder_without_training_rows_is_refused_with_what_it_holds(
+    tmp_path: Path, names: list[str], listed: str
+) -> None:
+    for name in names:
+        write_csv(tmp_path / name, labelled(3))
+    assert refusal(tmp_path) == (
+        f"--data {tmp_path}: holds no train.csv, train.jsonl or train.parquet (also .gz, .xz); it holds {listed}"
+    )
+
+
+def test_a_folder_called_like_a_split_is_no_file_of_it(folder: Path) -> None:
+    (folder / "test.jsonl").mkdir()
+    assert files(find(folder).test) == ["test.csv"]
+
+
+def test_a_test_file_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.csv"
+    assert refusal(folder, test_data=str(absent)) == f"--test-data {absent}: no such file"
+
+
+def test_a_file_of_an_unknown_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+    sheet = write(tmp_path / "rows.xlsx", b"PK")
+    assert "rows.xlsx: unknown kind of file; known are .csv, " in refusal(sheet)
+    assert "rows.xlsx: unknown kind of file" in refusal(folder, test_data=str(sheet))
+
+
+def test_numbered_classes_mean_the_same_in_train_and_in_test(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "a" / "train.csv", [(number, "t", "d") for number in (1, 2, 5)], header=())
+    write(tmp_path / "a" / "classes.txt", "\ufeffone\r\ntwo\r\n three \r\nfour\r\nfive\r\n\r\n")
+    test = write_csv(tmp_path / "b" / "test.csv", [(5, "t", "d"), (1, "t", "d")], header=())
+    data = find(train, test_data=str(test))
+    assert data.classes == ("one", "two", "three", "four", "five")
+    assert rows(data.test) == [("t d", "five"), ("t d", "one")]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("", "holds nothing; expected two names or more"),
+        ("one\n", "holds one; expected two names or more"),
+        ("one\ntwo\none\n", "holds one, two, one; expected two names or more, each once"),
+        (b"Stra\xdfe\nWeg\n", "is not UTF-8: "),
+    ],
+)
+def test_a_list_of_classes_that_cannot_be_right_is_refused(tmp_path: Path, names: str | bytes, said: str) -> None:
+    listed = write(tmp_path / "classes.txt", names)
+    assert refusal(write(tmp_path / "train.csv", "1,a,b\n")).startswith(f"{listed}: {said}")
+
+
+def test_class_names_that_the_user_gives_go_before_those_of_the_data(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train.csv", [(1, "t", "d"), (2, "t", "d")], header=())
+    assert find(path).classes == AG_NEWS_CLASSES
+    data = find(path, class_names=("minus", "plus"))
+    assert data.classes == ("minus", "plus")
+    assert rows(data.train) == [("t d", "minus"), ("t d", "plus")]
+
+
+@pytest.mark.skipif(not AG_NEWS.is_dir(), reason="the AG News data set is not beside the repository")
+def test_the_real_folder_has_train_and_test_rows_of_its_four_classes() -> None:
+    data = find(AG_NEWS)
+    assert (data.title, data.classes, data.remarks) == ("ag_news", AG_NEWS_CLASSES, ())
+    assert files(data.test) == ["test.csv"]
+    assert not isinstance(next(data.train.read())[1], BadRow)
+
+
+# The digest
+
+
+def test_the_digest_stays_where_nothing_changes(folder: Path, tmp_path: Path) -> None:
+    before = find(folder).digest
+    write(folder / "notes.txt", "beside the data")
+    (folder / "train.csv").touch()
+    assert find(folder).digest == before
+    assert find(shutil.copytree(folder, tmp_path / "elsewhere")).digest == before
+
+
+def test_the_digest_changes_with_any_row(folder: Path) -> None:
+    digests = {find(folder).digest}
+    for change in range(4):
+        train, test = labelled(20), labelled(6, classes=("good", "bad"))
+        if change == 0:
+            train[7] = (train[7][0] + "!", train[7][1])
+        elif change == 1:
+            train[19] = (train[19][0], "bad")
+        elif change == 2:
+            train[3], train[4] = train[4], train[3]
+        else:
+            test.pop()
+        write_csv(folder / "train.csv", train)
+        write_csv(folder / "test.csv", test)
+        digests.add(find(folder).digest)
+    (folder / "test.csv").unlink()
+    digests.add(find(folder).digest)
+    assert len(digests) == 6
+
+
+def test_the_digest_tells_train_from_test(folder: Path, tmp_path: Path) -> None:
+    before = find(folder).digest
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
+    shutil.copy(folder / "train.csv", swapped / "test.csv")
+    shutil.copy(folder / "test.csv", swapped / "train.csv")
+    assert find(swapped).digest != before
+
+
+def test_the_digest_changes_with_the_names_of_numbered_classes(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train.csv", [(1, "t", "d"), (2, "t", "d")], header=())
+    before = find(path).digest
+    write(tmp_path / "classes.txt", "\n".join(AG_NEWS_CLASSES))
+    assert find(path).digest == before
+    write(tmp_path / "classes.txt", "\n".join(reversed(AG_NEWS_CLASSES)))
+    assert find(path).digest != before
+
+
+# The sample
+
+
+def test_the_sample_has_the_size_that_is_asked_for() -> None:
+    assert len(rows(find("sample").train)) == 4000
+    data = find("sample:150")
+    assert len(rows(data.train)) == 150
+    assert (data.title, data.test) == ("sample of 150 rows", None)
+    assert {label for _, label in rows(data.train)} == set(data.classes)
+
+
+def test_the_sample_depends_on_its_seed_and_size() -> None:
+    assert rows(find("sample:150", seed=1).train) == rows(find("sample:150", seed=1).train)
+    assert rows(find("sample:150", seed=1).train) != rows(find("sample:150", seed=2).train)
+    digests = [find(f"sample:{size}", seed=seed).digest for size in (150, 151) for seed in (1, 2)]
+    assert len(set(digests)) == 4
+    assert find("sample:150", seed=1).digest == digests[0]
+    assert find("sample").digest == find("sample:4000").digest
+
+
+@pytest.mark.parametrize("count", ["0", "99", "-5", "1e6", "many", "4000.0", "4,000", "100000001"])
+def test_a_size_that_the_sample_cannot_have_is_refused(count: str) -> None:
+    said = refusal(f"sample:{count}")
+    assert said == f"--data sample:{count}: sample:ROWS takes a number of rows from 100 to 100,000,000"
+
+
+# The Hugging Face hub
+
+
+def hub(**splits: tuple[list[str], list[int]]) -> datasets.DatasetDict:
+    features = datasets.Features(
+        {"idx": datasets.Value("int32"), "sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )  # fmt: skip
+    return datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_dict(
+                {"idx": list(range(len(texts))), "sentence": texts, "label": labels}, features=features
+            )
+            for name, (texts, labels) in splits.items()
+        }
+    )
+
+
+def hub_settings(**settings: Any) -> PreprocessConfig:  # noqa: ANN401 - as PreprocessConfig takes it
+    return PreprocessConfig(data="someone/reviews", **settings)
+
+
+def test_a_dataset_of_the_hub_gives_its_train_and_test_splits() -> None:
+    splits = hub(train=(["fine", "poor"], [1, 0]), test=(["well", "odd"], [1, -1]), validation=(["so"], [0]))
+    data = hub_data(splits, hub_settings())
+    assert (data.title, data.classes) == ("someone/reviews", ("neg", "pos"))
+    assert list(data.train.read()) == [
+        ("someone/reviews train", Row("fine", "pos", 1)),
+        ("someone/reviews train", Row("poor", "neg", 2)),
+    ]
+    assert rows(data.test) == [("well", "pos"), ("odd", "-1")]  # -1 is none of the classes, so a bad row later
+    assert data.remarks == ("the split validation is not used: validation rows are taken from the training rows",)
+
+
+def test_rows_of_the_hub_are_checked_as_those_of_files_are() -> None:
+    data = hub_data(hub(train=(["fine", " "], [1, 0])), hub_settings())
+    assert [row for _, row in data.train.read()] == [
+        Row("fine", "pos", 1),
+        BadRow("empty text", "no text in the text columns", 2),
+    ]
+
+
+def test_columns_of_a_hub_dataset_may_be_named() -> None:
+    splits = hub(train=(["fine", "poor"], [1, 0])).rename_columns({"sentence": "review", "label": "mood"})
+    assert rows(hub_data(splits, hub_settings(text_column="review", label_column="mood")).train) == [
+        ("fine", "pos"),
+        ("poor", "neg"),
+    ]
+    with pytest.raises(UserError, match="someone/reviews train: which column is the text"):
+        hub_data(splits, hub_settings())
+
+
+def test_a_hub_dataset_without_class_names_has_those_of_its_rows() -> None:
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]}))
+    data = hub_data(splits, hub_settings())
+    assert (data.classes, data.test) == ((), None)
+    assert rows(data.train) == [("a", "x"), ("b", "y")]
+
+
+def test_a_hub_dataset_needs_a_train_split() -> None:
+    with pytest.raises(UserError, match="--data someone/reviews: has no train split; it has test, unsupervised"):
+        hub_data(hub(test=(["a"], [0]), unsupervised=(["b"], [1])), hub_settings())
+
+
+def test_the_digest_of_a_hub_dataset_changes_with_its_rows() -> None:
+    def digest(*texts: str, test: str = "t") -> str:
+        return hub_data(hub(train=(list(texts), [0] * len(texts)), test=([test], [1])), hub_settings()).digest
+
+    assert digest("a", "b") == digest("a", "b")
+    assert len({digest("a", "b"), digest("b", "a"), digest("a"), digest("a", "b", test="u")}) == 4
+
+
+def test_test_data_has_no_meaning_with_a_hub_dataset() -> None:
+    assert "leave it out" in refusal("someone/reviews", test_data="t.csv")
+
+
+_FIND = """
+import sys
+from trainer.config import PreprocessConfig
+from server.errors import UserError
+from trainer.data.sources import find_data
+try:
+    find_data(PreprocessConfig(data=sys.argv[1]))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_name_that_is_neither_a_file_nor_on_the_hub_gets_one_clear_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FIND, "someone/no-such-dataset"],
+        capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith(
+        "--data someone/no-such-dataset: is no file or folder here, and cannot be had as a Hugging Face dataset: "
+    )
+
+
+@pytest.mark.parametrize(
+    "data", ["no.csv", "folder/no.jsonl", "folder/no.tsv", "./folder", "/no/such/folder", "../news", "a/b/c", "csv", "text"]
+)  # fmt: skip
+def test_what_can_only_be_a_path_is_not_asked_of_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the hub was asked"))
+    assert refusal(data) == f"--data {data}: no such file or folder"
+
+
+def test_a_parquet_file_may_be_packed_and_split(tmp_path: Path) -> None:
+    for part in range(2):
+        columns = {"text": [f"text {part}"], "label": [part]}
+        write_parquet(tmp_path / f"train-{part}-of-2.parquet.xz", columns)
+    assert rows(find(tmp_path).train) == [("text 0", "0"), ("text 1", "1")]

@@ -1,0 +1,57 @@
+"""Processes that start together meet each other, whoever used the store before them, and part without waiting."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from server.errors import UserError
+from tests.support.ranks import Ranks
+from trainer.data.dataset import Dataset
+from trainer.distributed.rendezvous import meet
+
+SOON = timedelta(seconds=10)
+
+
+def test_a_start_after_a_restart_meets_none_of_the_processes_before_it() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+    with ThreadPoolExecutor(3) as threads:
+        for start in range(3):
+            ranks = [threads.submit(meet, store, rank=0, world_size=3, timeout=SOON)]
+            for rank in (1, 2):
+                time.sleep(0.05)
+                assert not ranks[0].done(), "rank 0 goes on, and not all are there"
+                ranks.append(threads.submit(meet, store, rank=rank, world_size=3, timeout=SOON))
+            own = ranks[0].result(10)
+            assert not own.check(["address"])
+            own.set("address", f"of {start}")
+            assert [rank.result(10).get("address") for rank in ranks] == [f"of {start}".encode()] * 3
+
+
+def test_a_process_that_does_not_come_is_missed_in_time() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+    store.set("distrinews/rank-1", "of one that has ended")
+    with pytest.raises(TimeoutError, match=r"1 of 2 processes met within 0:00:00\.1"):
+        meet(store, rank=0, world_size=2, timeout=timedelta(seconds=0.1))
+
+
+def refused_in_an_exchange(rank: int) -> None:
+    """Which the other rank joins a moment later."""
+    import trainer.train
+
+    def resume(*_: object, **__: object) -> None:
+        time.sleep(rank / 2)
+        dist.all_reduce(torch.ones(1), async_op=rank == 0)
+        raise UserError("refused")
+
+    vars(trainer.train)["resume"] = resume
+
+
+def test_a_process_that_is_refused_in_the_middle_of_an_exchange_ends(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ["--dataset", str(dataset.folder), "--output", str(tmp_path), "--precision", "fp32"]
+    with Ranks(tmp_path, flags, hook=refused_in_an_exchange) as ranks:
+        assert ranks.wait(20) == [1, 1], ranks.said

@@ -1,0 +1,141 @@
+"""The temperature: found where it is known, shipped with the model, and applied to every answer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kfp import dsl
+from scipy.special import softmax
+
+from pipelines.kubeflow.artifacts import show
+from server.errors import UserError
+from server.inference.backends import wanted_variants
+from server.inference.backends.onnx import OnnxEngine
+from server.model_folder import ModelFolderError, read_model_folder
+from tests.server.test_serve import TEXTS, change, predict, serving, write_model_folder
+from trainer.config import ExportConfig
+from trainer.data.dataset import Dataset
+from trainer.evaluation.calibration import Temperature, at_temperature, fit_temperature
+from trainer.evaluation.metrics import measure_confidence
+from trainer.evaluation.predict import Probabilities, score
+from trainer.export import export
+
+Labels = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+
+def known(temperature: float, *, rows: int = 4000, seed: int = 0) -> tuple[Probabilities, Labels]:
+    """Probabilities of a model that would be calibrated at this temperature, and labels."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(rows, 4)) * 2
+    labels = np.array([random.choice(4, p=row) for row in softmax(logits, axis=1)], dtype=np.int32)
+    return softmax(logits * temperature, axis=1).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_a_model_needs_is_found_and_makes_other_rows_calibrated(temperature: float) -> None:
+    found = fit_temperature(*known(temperature))
+    assert found == Temperature(pytest.approx(temperature, rel=0.05), 4000)  # type: ignore[arg-type]
+    probabilities, labels = known(temperature, seed=1)
+    after = measure_confidence(at_temperature(probabilities, found.value), labels)
+    assert after["expected_calibration_error"] < 0.02
+    if temperature != 1:
+        before = measure_confidence(probabilities, labels)
+        assert after["expected_calibration_error"] < before["expected_calibration_error"] / 3
+        assert after["loss"] < before["loss"]
+
+
+def test_no_other_temperature_has_a_lower_loss_and_the_same_rows_give_the_same() -> None:
+    probabilities, labels = known(1.7, rows=300)
+    found = fit_temperature(probabilities, labels).value
+    assert fit_temperature(probabilities.copy(), labels).value == found
+    least = score(at_temperature(probabilities, found), labels).loss
+    for other in (found * 0.97, found * 1.03, 1.0):
+        assert score(at_temperature(probabilities, other), labels).loss > least
+
+
+def test_a_temperature_divides_the_logits_and_changes_no_label() -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 5)) * 4
+    probabilities = softmax(logits, axis=1).astype(np.float32)
+    np.testing.assert_allclose(at_temperature(probabilities, 1.0), probabilities, atol=1e-7)
+    np.testing.assert_allclose(at_temperature(probabilities, 3.0), softmax(logits / 3, axis=1), atol=1e-6)
+    assert (at_temperature(probabilities, 20.0).argmax(axis=1) == probabilities.argmax(axis=1)).all()
+
+
+def test_a_probability_of_zero_is_no_trouble() -> None:
+    probabilities = np.array([[1, 0], [1, 0], [0, 1]] * 40, dtype=np.float32)
+    labels = np.array([0, 1, 1] * 40, dtype=np.int32)
+    assert np.isfinite(at_temperature(probabilities, 0.05)).all()
+    assert fit_temperature(probabilities, labels).value >= 1
+
+
+def test_what_cannot_be_fitted_is_1_with_the_reason() -> None:
+    probabilities, labels = known(2.0, rows=200)
+    assert fit_temperature(probabilities[:49], labels[:49]) == Temperature(
+        1.0, 49, "49 validation rows are too few, it takes 50"
+    )
+    right = probabilities.argmax(axis=1).astype(np.int32)
+    assert "all 200 validation rows are right" in fit_temperature(probabilities, right).not_fitted
+    wrong = fit_temperature(probabilities, (right + 1) % 4)
+    assert wrong.value == 1
+    assert "the best is at an end of 0.05 to 20.0" in wrong.not_fitted
+
+
+def test_a_run_fits_a_temperature_says_what_it_does_and_ships_it(finished_run: Path) -> None:
+    metrics = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
+    calibrated = metrics["calibrated"]
+    labels = Dataset(finished_run / "dataset").test.labels
+    again = at_temperature(np.load(finished_run / "predictions.npy"), calibrated["temperature"])
+    assert calibrated["loss"] == pytest.approx(score(again, labels).loss)
+    assert calibrated["validation_rows"] == len(Dataset(finished_run / "dataset").validation)
+    said = (finished_run / "said.txt").read_text(encoding="utf-8")
+    if calibrated["not_fitted"]:
+        assert f"the temperature stays 1, as {calibrated['not_fitted']}" in said
+    else:
+        assert f"evaluate: temperature {calibrated['temperature']:.3f}, fitted on" in said
+        assert f"to {calibrated['expected_calibration_error']:.4f} and the loss from" in said
+    shipped = json.loads((finished_run / "model" / "onnx" / "model.json").read_text(encoding="utf-8"))
+    assert shipped["temperature"] == calibrated["temperature"]
+
+
+def test_the_kubeflow_ui_shows_the_temperature_and_what_it_does(finished_run: Path, tmp_path: Path) -> None:
+    metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
+    report = dsl.HTML(uri=str(tmp_path / "report"))
+    matrix, summary = (
+        dsl.ClassificationMetrics(uri=str(tmp_path / "matrix")),
+        dsl.Markdown(uri=str(tmp_path / "summary")),
+    )
+    show(str(finished_run), metrics, matrix, report, summary)
+    calibrated = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))["calibrated"]
+    assert metrics.metadata["temperature"] == calibrated["temperature"]
+    assert metrics.metadata["calibrated_loss"] == calibrated["loss"]
+
+
+def test_metrics_of_an_older_run_are_refused_by_the_export(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run / "model", tmp_path / "model", ignore=shutil.ignore_patterns("onnx"))
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match=r"metrics\.json has no temperature: run the evaluate step again"):
+        export(ExportConfig(), Dataset(finished_run / "dataset"), tmp_path)
+
+
+def test_the_server_divides_its_logits_by_the_temperature(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model")
+    assert read_model_folder(folder, wanted_variants("onnx")).temperature == 1
+    change(folder, temperature=2.5)
+    model = read_model_folder(folder, wanted_variants("onnx"))
+    with serving(folder, "--engine", "onnx") as (_, client):
+        answers = [predict(client, text) for text in TEXTS]
+    for text, answer in zip(TEXTS, answers, strict=True):
+        ids = np.array([model.tokenizer.encode(text).ids])
+        logits = OnnxEngine(model.file).run(ids, np.ones_like(ids))[0]
+        np.testing.assert_allclose(list(answer["probabilities"].values()), softmax(logits / 2.5), atol=1e-6)
+        assert answer["label"] == model.labels[int(logits.argmax())]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 21, "hot"])
+def test_a_temperature_that_is_none_is_refused(tmp_path: Path, wrong: object) -> None:
+    folder = write_model_folder(tmp_path / "model")
+    change(folder, temperature=wrong)
+    with pytest.raises(ModelFolderError, match=r"model\.json: temperature: Input should be"):
+        read_model_folder(folder, wanted_variants("onnx"))

@@ -1,0 +1,81 @@
+"""Memory of a rank in training stays what it is, whatever the number of steps and of lengths."""
+
+import ctypes
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.benchmarks.record import memory
+from tests.support.ranks import in_ranks
+from trainer.config import TrainConfig
+from trainer.data.batches import Step
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import process_group
+from trainer.heap import give_back_free_memory, map_large_blocks
+from trainer.model.optimizer import Meter
+from trainer.train import prepare, train_step, update
+
+_MB_MORE = 30  # with the libraries' own limits it is 240
+
+
+def learn_from_many_shapes(folder: Path) -> None:
+    """Each step has a number of rows and a length that none had before it."""
+    dataset = Dataset(folder)
+    with process_group(timeout_minutes=1) as process:
+        _, model, optimizer, _ = prepare(TrainConfig(precision="bf16"), dataset, process)
+        lengths, places = np.unique(dataset.train.lengths, return_index=True)
+        assert len(lengths) > 20
+        seen = []
+        for number, (count, row) in enumerate(itertools.product((8, 9, 10), places[-21:])):
+            batch = np.full(count, row)
+            train_step(
+                model, Step([batch], batch, packed=True), dataset, process, torch.bfloat16, Meter(process.device)
+            )
+            update(model, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
+            if number in (12, 62):
+                ctypes.CDLL(None).malloc_trim(0)  # what is left is in use
+                seen.append(memory("RssAnon"))
+        assert seen[1] - seen[0] < _MB_MORE, seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+def test_memory_does_not_grow_with_the_number_of_steps_and_of_lengths(dataset_folder: Path) -> None:
+    in_ranks(learn_from_many_shapes, dataset_folder, world_size=1)
+
+
+def free_in_pieces() -> None:
+    torch.ones(2**22)  # freed at once: from now on what is smaller than its 16 MB comes from the heap
+    pieces = [(torch.ones(2**18), torch.ones(2**14)) for _ in range(200)]  # 1 MB, and 64 kB that stay between
+    kept = [between for _, between in pieces]
+    del pieces
+    before = memory("RssAnon")
+    give_back_free_memory()
+    assert before - memory("RssAnon") > 150, (before, memory("RssAnon"), len(kept))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+def test_memory_that_is_free_in_pieces_is_given_back() -> None:
+    in_ranks(free_in_pieces, world_size=1)
+
+
+def large_blocks_leave_nothing() -> None:
+    torch.ones(2**22)  # freed at once: without more ado what is smaller than its 16 MB comes from the heap
+    map_large_blocks(2**23)
+    pieces = [(torch.ones(2**21), torch.ones(2**14)) for _ in range(20)]  # 8 MB, and 64 kB that stay between
+    kept = [between for _, between in pieces]
+    before = memory("RssAnon")
+    del pieces
+    assert before - memory("RssAnon") > 150, (before, memory("RssAnon"), len(kept))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+def test_large_blocks_go_back_to_the_system_one_by_one() -> None:
+    in_ranks(large_blocks_leave_nothing, world_size=1)
+
+
+def test_a_threshold_that_the_library_would_refuse_is_the_highest_that_it_takes() -> None:
+    in_ranks(map_large_blocks, 2**40, world_size=1)

@@ -1,0 +1,120 @@
+"""What is measured, on exactly the rows there are, and the files that say so."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.ranks import in_ranks
+from trainer.data.dataset import Dataset
+from trainer.distributed.process_group import Process
+from trainer.evaluate import learning_curves, main, worst_mistakes
+from trainer.evaluation.metrics import calibration, measure, wilson_interval
+from trainer.evaluation.predict import predict, score
+from trainer.model.classifier import build_model, save_model
+from trainer.monitoring.training_log import TrainingLog
+
+CLASSES = ["cat", "dog", "eel"]
+LABELS = np.array([0, 0, 0, 1, 1, 2], dtype=np.int32)
+PROBABILITIES = np.array(
+    [[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0], [0.55, 0.45, 0.0], [0.1, 0.0, 0.9]],
+    dtype=np.float32,
+)
+
+
+def test_metrics_are_those_that_a_person_counts_by_hand() -> None:
+    found = measure(PROBABILITIES, LABELS, CLASSES)
+    assert found["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["per_class"]["cat"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "rows": 3})
+    assert found["per_class"]["dog"] == pytest.approx({"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "rows": 2})
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert found["loss"] == pytest.approx(float(np.mean(-np.log([0.9, 0.6, 0.3, 0.8, 0.45, 0.9]))), rel=1e-5)
+    assert found["rows"] == 6
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_class_without_rows_is_measured_as_nothing_and_not_as_an_error() -> None:
+    found = measure(PROBABILITIES[:5], LABELS[:5], CLASSES)
+    assert found["per_class"]["eel"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "rows": 0}
+
+
+def test_calibration_error_is_the_distance_between_confidence_and_accuracy() -> None:
+    confidence = np.array([0.95, 0.95, 0.65, 0.65], dtype=np.float32)
+    bins = calibration(confidence, np.array([True, True, True, False]))
+    assert [(b["from"], b["rows"], b["accuracy"]) for b in bins] == [(0.6, 2, 0.5), (0.9, 2, 1.0)]
+    probabilities = np.array([[0.95, 0.05], [0.05, 0.95], [0.65, 0.35], [0.65, 0.35]], dtype=np.float32)
+    found = measure(probabilities, np.array([0, 1, 0, 1], dtype=np.int32), ["a", "b"])
+    assert found["expected_calibration_error"] == pytest.approx(0.5 * 0.05 + 0.5 * 0.15, abs=1e-6)
+
+
+def test_a_confidence_of_one_falls_into_the_last_bin() -> None:
+    assert [b["to"] for b in calibration(np.array([1.0], dtype=np.float32), np.array([True]))] == [1.0]
+
+
+def test_the_interval_of_an_accuracy_is_that_of_wilson() -> None:
+    assert wilson_interval(0.94, 7600) == pytest.approx([0.93443, 0.94512], abs=1e-4)
+    low, high = wilson_interval(1.0, 20)
+    assert low < 1.0
+    assert high == pytest.approx(1.0)
+
+
+def test_the_worst_mistakes_come_first_and_right_answers_never(dataset: Dataset) -> None:
+    rows = len(dataset.test)
+    probabilities = np.full((rows, 4), 0.1, dtype=np.float32)
+    probabilities[np.arange(rows), dataset.test.labels] = 0.7
+    for row, confidence in ((3, 0.8), (5, 0.99)):
+        probabilities[row] = 0.0
+        probabilities[row, (dataset.test.labels[row] + 1) % 4] = confidence
+    found = worst_mistakes(probabilities, dataset.test, dataset.classes, count=20)
+    assert [mistake["text"] for mistake in found] == [dataset.test.text(5), dataset.test.text(3)]
+    assert found[0]["label"] == dataset.classes[dataset.test.labels[5]]
+    assert found[0]["confidence"] == pytest.approx(0.99)
+
+
+def evaluate_with(*flags: str) -> None:
+    sys.argv = ["trainer.evaluate", *flags]
+    main()
+
+
+def test_one_and_three_processes_measure_the_same_on_every_row(
+    dataset: Dataset, tmp_path: Path, process: Process
+) -> None:
+    model = build_model("tiny", dataset, seed=0, device=torch.device("cpu"))
+    save_model(model, dataset, tmp_path / "model")
+    trained = {"settings": {"model": "tiny"}, "best_epoch": 1, "epochs": []}
+    (tmp_path / "model" / "train_config.json").write_text(json.dumps(trained), encoding="utf-8")
+    assert len(dataset.test) % 3, "the rows must not divide evenly, which would hide rows counted twice"
+    in_ranks(evaluate_with, "--dataset", str(dataset.folder), "--output", str(tmp_path), world_size=3)
+    three = np.load(tmp_path / "predictions.npy")
+    one = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="test")
+    np.testing.assert_allclose(three, one, atol=1e-6)
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["rows"] == len(dataset.test)
+    assert metrics["accuracy"] == pytest.approx(score(one, dataset.test.labels).accuracy)
+    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_prediction_keeps_the_order_of_the_rows_and_the_mode_of_the_model(dataset: Dataset, process: Process) -> None:
+    model = build_model("tiny", dataset, seed=0, device=torch.device("cpu")).train()
+    found = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="test")
+    assert model.training
+    tokens = torch.from_numpy(dataset.test.tokens(7).astype(np.int64))[None]
+    with torch.inference_mode():
+        alone = model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.softmax(-1)[0]
+    np.testing.assert_allclose(found[7], alone.numpy(), atol=1e-5)
+
+
+def test_a_step_logged_twice_counts_once_in_the_curves(tmp_path: Path) -> None:
+    with TrainingLog(tmp_path, enabled=True) as log:
+        log.write("train", step=10, loss=2.0, learning_rate=0.1)
+        log.write("train", step=20, loss=9.0, learning_rate=0.1)
+    with TrainingLog(tmp_path, enabled=True, step=10) as log:
+        log.write("train", step=20, loss=1.0, learning_rate=0.1)
+        log.write("validation", step=20, epoch=1, loss=1.5, accuracy=0.5)
+    curves = learning_curves(tmp_path, best_epoch=1)
+    assert [(point["step"], point["loss"]) for point in curves["train"]] == [(10, 2.0), (20, 1.0)]
+    assert curves["validation"] == [{"epoch": 1, "step": 20, "loss": 1.5, "accuracy": 0.5}]
