@@ -1,4 +1,4 @@
-"""Twenty times killed at random steps, and the proof that nothing is different; writes results/kills.md.
+"""Twenty times killed at random steps, and the proof that nothing is different; writes docs/benchmarks/kills.md.
 
 .venv/bin/python -m tests.benchmarks.kills KILLS SEED
 """
@@ -16,7 +16,7 @@ from trainer.config import PreprocessConfig
 from trainer.preprocess import preprocess
 
 _FLAGS = ["--epochs", "3", "--batch-size", "16", "--precision", "fp32"]
-_RESULTS = Path(__file__).parent / "results" / "kills.md"
+_RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks" / "kills.md"
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"
 _QUIET_LOAD = 1.0  # of the last minute: below it, half of two cores is free
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
@@ -39,7 +39,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def write(name: str, *, title: str, command: str, packages: Sequence[str], parts: Sequence[str]) -> None:
-    """Print `parts` and keep them in results/<name>.md, with the command, the processor and the versions."""
+    """Print `parts` and keep them in docs/benchmarks/<name>.md, with the command, the processor and the versions."""
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     made = f"Made by `{command}` on {_processor()}; Python {platform.python_version()}, {versions}."
     text = "\n\n".join(part.strip() for part in (f"# {title}", *parts, made)) + "\n"
