@@ -25,7 +25,7 @@ import psutil
 from tests.benchmarks.load import HOST
 from tests.benchmarks.record import table, write
 from tests.benchmarks.serving import free_port
-from tests.server.test_serve import write_model_folder
+from tests.support.model_folder import write_model_folder
 from trainer.manifest import write_manifest
 
 _TEXT = {"text": "Goal! The team won the match"}

@@ -17,9 +17,9 @@ import pytest
 from server import fetch
 from server.http.server import _ANSWER_SECONDS
 from server.settings import Settings
-from tests.server.test_serve import write_model_folder
 from tests.support.chart_files import HELM
 from tests.support.charts import RELEASES, HelmError, only, run_helm, template
+from tests.support.model_folder import write_model_folder
 from tests.support.tools import Release
 
 CANARY = "news-distrinews-serving-canary"

@@ -21,7 +21,8 @@ from server.inference import backends as engine
 from server.inference.gpu import Gpu
 from server.model_folder import read_model_folder
 from server.settings import Settings
-from tests.server.test_serve import serving, write_model_folder
+from tests.support.model_folder import write_model_folder
+from tests.support.servers import serving
 from trainer.manifest import write_manifest
 
 

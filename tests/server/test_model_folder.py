@@ -14,7 +14,8 @@ import torch
 from server.inference.backends import wanted_variants
 from server.manifest import is_pickle
 from server.model_folder import ModelFolder, ModelFolderError, read_model_folder
-from tests.server.test_serve import LABELS, change, serving, write_model_folder
+from tests.support.model_folder import LABELS, change, write_model_folder
+from tests.support.servers import serving
 from trainer.manifest import write_manifest
 
 

@@ -30,11 +30,11 @@ from pipelines.job.settings import Pace
 from pipelines.run_folder import Run
 from server.errors import UserError
 from tests.charts.test_training import rights
-from tests.server.test_serve import serving as serving_model
-from tests.server.test_serve import write_into
 from tests.support import helm_api as helm_server
 from tests.support.api_server import Log, Object, Store
 from tests.support.charts import VALUE_SETS, only, template
+from tests.support.model_folder import write_into
+from tests.support.servers import serving as serving_model
 from tests.support.tools import helm
 
 HURRY = Pace(interval_seconds=0.05, longest_seconds=0.2, silence_seconds=2, patience_seconds=1, heartbeat_seconds=1)

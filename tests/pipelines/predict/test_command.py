@@ -22,8 +22,9 @@ from pipelines.predict import predict_url
 from pipelines.predict.input import Item, find_input
 from pipelines.predict.output import note_of
 from tests.conftest import DISTRINEWS
-from tests.server.test_serve import LABELS, serving, write_model_folder, write_onnx
 from tests.support.data import AG_NEWS, write, write_csv, write_json_lines
+from tests.support.model_folder import LABELS, write_model_folder, write_onnx
+from tests.support.servers import serving
 from trainer.manifest import write_manifest
 
 ROWS = [(f"goal {number}", f'The "team"\nwon {"match " * (number % 7)}', number) for number in range(700)]

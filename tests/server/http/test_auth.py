@@ -27,8 +27,7 @@ from server.model_folder import read_model_folder
 from server.routes.pages import page_headers
 from server.settings import Settings
 from tests.conftest import DISTRINEWS
-from tests.server.inference.test_overload import Gated
-from tests.server.test_serve import serving, write_model_folder
+from tests.support.servers import Gated, serving
 
 KEY, OTHER_KEY = "dn_of-billing", "dn_of-search"
 LINES = "".join(
@@ -36,11 +35,6 @@ LINES = "".join(
 )
 OPEN = {"/", "/livez", "/readyz", "/health", "/docs", "/docs/assets", "/openapi.json", "/ui"}
 OPEN |= {"/v2/health/live", "/v2/health/ready"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("guarded") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,12 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 
-from tests.server.test_serve import predict, serving, write_model_folder
+from tests.support.servers import predict, serving
 
 CONNECTIONS = 3000
 CLIENTS = 8
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
 
 
 @contextmanager

@@ -12,13 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.inference.test_overload import gated
-from tests.server.test_serve import serving, write_model_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
+from tests.support.servers import gated, serving
 
 
 @pytest.fixture(scope="module")

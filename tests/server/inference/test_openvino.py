@@ -20,7 +20,8 @@ from server.inference.backends.openvino import OpenVinoEngine
 from server.inference.classifier import Classifier
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import Settings
-from tests.server.test_serve import change, predict, serving, write_into, write_model_folder
+from tests.support.model_folder import change, write_into, write_model_folder
+from tests.support.servers import predict, serving
 from trainer.data.dataset import Dataset
 
 Logits = NDArray[np.float32]

@@ -4,104 +4,19 @@ import asyncio
 import contextlib
 import gc
 import signal
-import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from numpy.typing import NDArray
 
-from server.app import create_app
-from server.http.http_protocol import bounded
-from server.inference.classifier import Classifier
 from server.inference.queue import Job
-from server.lifecycle import Lifecycle
-from server.model_folder import read_model_folder
-from server.observability.metrics import Metrics
-from server.settings import Settings
-from tests.server.test_serve import serving, write_model_folder
-
-
-class Gated:
-    """An engine that computes when it is let, and counts the texts that it was given."""
-
-    name = "gated"
-
-    def __init__(self, *, gpu: bool = False) -> None:
-        self.gpu = self.batches = gpu
-        self.open = threading.Event()
-        self.open.set()
-        self.texts = 0
-        self.sizes: list[int] = []
-
-    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        assert input_ids.shape == attention_mask.shape
-        self.open.wait(20)
-        self.texts += len(input_ids)
-        self.sizes.append(len(input_ids))
-        return np.zeros((len(input_ids), 3), dtype=np.float32)
-
-
-class Served:
-    def __init__(self, engine: Gated, classifier: Classifier, lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
-        self.engine, self.classifier, self.lifecycle, self.client = engine, classifier, lifecycle, client
-
-    def predict(self, text: str = "goal", **headers: str) -> "asyncio.Task[httpx.Response]":
-        return asyncio.create_task(self.client.post("/predict", json={"text": text}, headers=headers))
-
-    def metric(self, name: str, **labels: str) -> float | None:
-        assert isinstance(self.classifier.observer, Metrics)
-        return self.classifier.observer.registry.get_sample_value(name, labels)
-
-    async def until_waiting(self, texts: int) -> None:
-        async with asyncio.timeout(5):
-            while self.classifier.scheduler.depth[0] < texts or not self.classifier.stuck_for():  # noqa: ASYNC110 - no event is set
-                await asyncio.sleep(0.005)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
-
-
-@asynccontextmanager
-async def gated(
-    folder: Path,
-    *,
-    workers: int = 1,
-    gpu: bool = False,
-    **settings: Any,  # noqa: ANN401 - whatever Settings takes
-) -> AsyncIterator[Served]:
-    """A real server in this process, on a real socket, whose workers are held at a gate: one, unless told otherwise."""
-    engine, chosen = Gated(gpu=gpu), Settings(workers=workers, **settings)
-    classifier = Classifier(read_model_folder(folder, ("int8",)), engine, chosen)
-    engine.texts = 0  # one was checked at the start
-    engine.sizes.clear()
-    engine.open.clear()
-    lifecycle = Lifecycle(classifier, drain_seconds=0)
-    app = create_app(classifier, lifecycle, chosen)
-    server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_connections), log_level="error"))
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = asyncio.create_task(server.serve([listener]))
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20, limits=limits
-    ) as client:
-        try:
-            yield Served(engine, classifier, lifecycle, client)
-        finally:
-            engine.open.set()
-            server.should_exit = True
-            await running
-            classifier.close()
+from tests.support.servers import gated, serving
 
 
 def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder: Path) -> None:

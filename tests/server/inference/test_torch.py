@@ -24,7 +24,8 @@ from server.inference.classifier import Classifier
 from server.inference.gpu import Gpu, cuda_devices
 from server.model_folder import ModelFolderError, read_model_folder
 from server.settings import Settings
-from tests.server.test_serve import predict, serving, write_model_folder
+from tests.support.model_folder import write_model_folder
+from tests.support.servers import predict, serving
 from trainer.data.dataset import Dataset
 from trainer.manifest import write_manifest
 

@@ -3,36 +3,18 @@
 import contextvars
 import json
 import logging
-import signal
 import sys
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from server.observability.logs import JsonForm, TextForm
 from server.observability.record import CURRENT, Record
-from tests.server.test_serve import started, write_model_folder
+from tests.support.servers import log_lines
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
-
-
-def said(folder: Path, *flags: str, ask: Callable[[httpx.Client], object]) -> tuple[str, list[str]]:
-    """The first line of standard output, and the lines of standard error from start to stop."""
-    with started(folder, "--drain-seconds", "0", *flags) as (process, first):
-        url = first.split(" at ")[1].split(";")[0]
-        with httpx.Client(base_url=url, timeout=30) as client:
-            ask(client)
-        process.send_signal(signal.SIGTERM)
-        return first, process.communicate(timeout=20)[1].splitlines()
 
 
 def ask_three(client: httpx.Client) -> None:
@@ -44,7 +26,7 @@ def ask_three(client: httpx.Client) -> None:
 
 
 def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path) -> None:
-    first, lines = said(folder, "--log-format", "json", ask=ask_three)
+    first, lines = log_lines(folder, "--log-format", "json", send=ask_three)
     assert json.loads(first)["message"].startswith("distrinews ")
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert {"uvicorn.error", "distrinews.requests"} <= {record["logger"] for record in records}
@@ -60,7 +42,7 @@ def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path
 
 
 def test_texts_are_logged_only_when_asked_for_and_that_is_warned_of(folder: Path) -> None:
-    _, lines = said(folder, "--log-format", "json", "--log-texts", ask=ask_three)
+    _, lines = log_lines(folder, "--log-format", "json", "--log-texts", send=ask_three)
     warning, *records = map(json.loads, lines)
     assert (warning["level"], "every text" in warning["message"]) == ("warning", True)
     (one,) = (record for record in records if record.get("request_id") == "one")
@@ -68,7 +50,7 @@ def test_texts_are_logged_only_when_asked_for_and_that_is_warned_of(folder: Path
 
 
 def test_a_log_to_read_has_a_line_for_each_request_at_level_info(folder: Path) -> None:
-    _, lines = said(folder, "--log-level", "info", ask=ask_three)
+    _, lines = log_lines(folder, "--log-level", "info", send=ask_three)
     (line,) = (line for line in lines if "/predict/batch" in line)
     assert f"info    POST /predict/batch 200 request_id=one trace_id={TRACE} total_ms=" in line
     assert "truncated=1" in line
@@ -82,7 +64,7 @@ def test_the_line_of_a_request_names_its_caller_and_never_shows_the_key(folder: 
         for key in ("dn_opens", "dn_other"):
             client.post("/predict", json={"text": "goal"}, headers={"X-API-Key": key})
 
-    _, lines = said(folder, "--log-format", "json", "--api-keys-file", str(keys), ask=ask)
+    _, lines = log_lines(folder, "--log-format", "json", "--api-keys-file", str(keys), send=ask)
     told = [record for record in map(json.loads, lines) if record["logger"] == "distrinews.requests"]
     assert [(record["caller"], record["rejected"]) for record in told] == [("billing", None), (None, "unauthorized")]
     assert "dn_" not in "".join(lines)

@@ -19,7 +19,8 @@ from server.lifecycle import Lifecycle
 from server.model_folder import read_model_folder
 from server.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, NAMES, Metrics
 from server.settings import Settings
-from tests.server.test_serve import LABELS, started, write_model_folder
+from tests.support.model_folder import LABELS
+from tests.support.servers import started
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -35,11 +36,6 @@ class Scraped(NamedTuple):
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
 
 
 @pytest.fixture(scope="module")

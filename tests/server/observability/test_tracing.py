@@ -18,8 +18,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from server.main import _read_settings, _traces
 from server.observability import tracing
 from server.observability.record import Record
-from tests.server.observability.test_logs import said
-from tests.server.test_serve import write_model_folder
+from tests.support.model_folder import write_model_folder
+from tests.support.servers import log_lines
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -94,7 +94,7 @@ def test_a_request_is_a_span_of_its_client_s_trace_with_its_stages_inside(
 ) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "news")
     began = time.time_ns()
-    _, lines = said(write_model_folder(tmp_path / "model"), "--traces", "--log-format", "json", ask=ask_some)
+    _, lines = log_lines(write_model_folder(tmp_path / "model"), "--traces", "--log-format", "json", send=ask_some)
     spans = {(span.trace_id, span.name): span for span in collector.spans}
     assert len(spans) == len(collector.spans) == 4 + 4 + 1
     one, two, other = (span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER)

@@ -11,16 +11,11 @@ import pytest
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from tests.server.inference.test_overload import gated
-from tests.server.test_serve import LABELS, TEXTS, predict, serving, write_model_folder
+from tests.support.model_folder import LABELS, TEXTS
+from tests.support.servers import gated, predict, serving
 
 INFER = "/v2/models/news/infer"
 OUTPUTS = ("label", "confidence", "probabilities", "truncated")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("served") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
-from tests.server.test_serve import LABELS, TEXTS, serving, write_model_folder
+from tests.support.model_folder import LABELS, TEXTS, write_model_folder
+from tests.support.servers import serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 KEY = "a-key-that-nobody-guesses"

@@ -14,7 +14,8 @@ from server.errors import UserError
 from server.inference.backends import wanted_variants
 from server.inference.backends.onnx import OnnxEngine
 from server.model_folder import ModelFolderError, read_model_folder
-from tests.server.test_serve import TEXTS, change, predict, serving, write_model_folder
+from tests.support.model_folder import TEXTS, change, write_model_folder
+from tests.support.servers import predict, serving
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluation.calibration import Temperature, at_temperature, fit_temperature
