@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.run_folder import STEPS, Run
+from pipelines.run_folder import STEPS, RunFolder
 from server.cli import build, parser, read_file
 from server.errors import UserError
 from trainer.config import GROUPS, RunConfig, own_fields
@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
         command.error(f"--from {place['from_step']}: say with --name in which run")
     try:
         folder = place["runs_dir"].absolute() / (place["name"] or time.strftime("%Y%m%d-%H%M%S"))
-        earlier = Run(folder).facts["settings"] if place["from_step"] else {}
+        earlier = RunFolder(folder).facts["settings"] if place["from_step"] else {}
         from_file = read_file(place["config"]) if place["config"] else {}
         config = build(RunConfig, {**earlier, **from_file, **flags})
     except UserError as error:
@@ -85,7 +85,7 @@ def _tell_failure(folder: Path, last_line: str) -> None:
     if last_line.startswith(_SETTINGS_ERROR):
         print(f"{_PROGRAM}: error: {last_line.removeprefix(_SETTINGS_ERROR)}", file=sys.stderr)
         return
-    steps: dict[str, dict[str, Any]] = Run(folder).facts["steps"]
+    steps: dict[str, dict[str, Any]] = RunFolder(folder).facts["steps"]
     failed = next(step for step in STEPS if steps.get(step, {}).get("status") != "succeeded")
     where = "" if folder.parent == Path("runs").absolute() else f" --runs-dir {folder.parent}"
     print(

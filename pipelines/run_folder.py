@@ -26,7 +26,7 @@ _VERSIONS = ("distrinews", "kfp", "torch", "transformers", "tokenizers", "datase
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-class Run:
+class RunFolder:
     """A run folder; what it holds is read anew each time, for every step is a process of its own."""
 
     def __init__(self, folder: Path) -> None:
@@ -53,11 +53,11 @@ class Run:
         """What the run sets on a cluster; by default everything is done here."""
         return build(ClusterConfig, self.facts.get("cluster", {}))
 
-    def keeps(self, step: str) -> bool:
+    def is_kept(self, step: str) -> bool:
         """Whether what this step made earlier is used, because the run goes on from a later one."""
         return step in _before(self.facts["from_step"])
 
-    def record(self, step: str, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
+    def update_step(self, step: str, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
         """Add what is known of a step."""
         facts = self.facts
         facts["steps"].setdefault(step, {}).update(values)
@@ -66,7 +66,7 @@ class Run:
 
 def start_run(
     config: RunConfig, folder: Path, *, from_step: str = "", cluster: ClusterConfig | None = None, run_id: str = ""
-) -> Run:
+) -> RunFolder:
     """Make the folder of a new run, or go on in that of an earlier one; UserError when the steps before `from_step` do not fit."""
     if not _NAME.fullmatch(folder.name):
         raise UserError(
@@ -74,7 +74,7 @@ def start_run(
         )
     if from_step and from_step not in STEPS:
         raise UserError(f"--from {from_step}: is no step; the steps are {', '.join(STEPS)}")
-    run = Run(folder)
+    run = RunFolder(folder)
     steps: dict[str, Any] = {}
     if (folder / "run.json").is_file():
         if not from_step:
@@ -102,7 +102,7 @@ def start_run(
     return run
 
 
-def _kept_steps(run: Run, config: RunConfig, from_step: str) -> dict[str, Any]:
+def _kept_steps(run: RunFolder, config: RunConfig, from_step: str) -> dict[str, Any]:
     """What the steps before `from_step` did; each has to have succeeded, and with the same settings."""
     kept = _before(from_step)
     before, now = run.config.model_dump(), config.model_dump()

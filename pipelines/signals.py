@@ -11,7 +11,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """SIGTERM ends the block as an exception does, once; another while we clean changes nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python has signals in the main thread alone
@@ -29,7 +29,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def defer_sigterm() -> Iterator[None]:
     """SIGTERM waits until the block is done; programs that the block starts are not told either."""
     if threading.current_thread() is not threading.main_thread():
         yield

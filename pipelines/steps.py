@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.run_folder import Run
+from pipelines.run_folder import RunFolder
 from server.cli import as_flags, fail
 from server.errors import UserError
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
 from trainer.monitoring.console import say
 
 
-def preprocess(run: Run) -> dict[str, Any]:
+def preprocess(run: RunFolder) -> dict[str, Any]:
     from trainer.preprocess import preprocess as work
 
     earlier = tuple(path.parent for path in sorted(run.workspace.glob("*/dataset/dataset.json")))
@@ -21,7 +21,7 @@ def preprocess(run: Run) -> dict[str, Any]:
     return {"fingerprint": info["fingerprint"], "rows": {name: split["rows"] for name, split in info["splits"].items()}}
 
 
-def train(run: Run, *, task_config: object | None = None) -> dict[str, Any]:
+def train(run: RunFolder, *, task_config: object | None = None) -> dict[str, Any]:
     if run.cluster.launch == "job":
         return _train_as_job(run, task_config)
     ranks = _launch(run, "trainer.train", as_flags(part(run.config, TrainConfig)), max_restarts=run.config.max_restarts)
@@ -29,7 +29,7 @@ def train(run: Run, *, task_config: object | None = None) -> dict[str, Any]:
     return {"ranks": ranks, "best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
 
 
-def _train_as_job(run: Run, task_config: object | None) -> dict[str, Any]:
+def _train_as_job(run: RunFolder, task_config: object | None) -> dict[str, Any]:
     from pipelines.job.launcher import launch
 
     done = launch(
@@ -41,13 +41,13 @@ def _train_as_job(run: Run, task_config: object | None) -> dict[str, Any]:
     return facts | {"best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
 
 
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: RunFolder) -> dict[str, Any]:
     _launch(run, "trainer.evaluate", as_flags(part(run.config, EvaluateConfig)))
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     return {name: metrics[name] for name in ("rows", "accuracy", "macro_f1", "expected_calibration_error")}
 
 
-def gate(run: Run) -> dict[str, Any]:
+def gate(run: RunFolder) -> dict[str, Any]:
     from trainer.data.dataset import Dataset
     from trainer.evaluation.gate import gate as work
 
@@ -55,14 +55,14 @@ def gate(run: Run) -> dict[str, Any]:
     return dict(work(part(run.config, GateConfig), metrics, Dataset(run.dataset), served=run.workspace / "served.json"))
 
 
-def export(run: Run) -> dict[str, Any]:
+def export(run: RunFolder) -> dict[str, Any]:
     from trainer.data.dataset import Dataset
     from trainer.export import export as work
 
     return work(part(run.config, ExportConfig), Dataset(run.dataset), run.folder)
 
 
-def deploy(run: Run) -> dict[str, Any]:
+def deploy(run: RunFolder) -> dict[str, Any]:
     if run.cluster.deploy == "helm":
         from pipelines.deploy.release import deploy_on_cluster
 
@@ -89,25 +89,25 @@ def run_step(step: str, run_folder: str, **given: object) -> str:
 
     A fault that the user can mend ends the process with one line; any other with its traceback.
     """
-    run = Run(Path(run_folder))
-    if run.keeps(step):
+    run = RunFolder(Path(run_folder))
+    if run.is_kept(step):
         say(f"{step}: kept from before")
         return run_folder
-    run.record(step, status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    run.update_step(step, status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     started = time.monotonic()
     try:
         outcome = _WORK[step](run, **given)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        run.record(step, status="failed", seconds=round(time.monotonic() - started, 2), error=message)
+        run.update_step(step, status="failed", seconds=round(time.monotonic() - started, 2), error=message)
         if isinstance(error, UserError):
             fail(step, error)
         raise
-    run.record(step, status="succeeded", seconds=round(time.monotonic() - started, 2), outcome=outcome)
+    run.update_step(step, status="succeeded", seconds=round(time.monotonic() - started, 2), outcome=outcome)
     return run_folder
 
 
-def _launch(run: Run, module: str, flags: list[str], *, max_restarts: int = 0) -> int:
+def _launch(run: RunFolder, module: str, flags: list[str], *, max_restarts: int = 0) -> int:
     """Run a module of the trainer on this machine; returns how many processes it had."""
     from trainer.distributed.launch import default_ranks, launch
     from trainer.monitoring.training_log import append_event

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.run_folder import Run
+from pipelines.run_folder import RunFolder
 from server.cli import write_json
 from server.errors import UserError
 from server.settings import PREFIX
@@ -33,7 +33,7 @@ class Questions(NamedTuple):
     labels: list[str]
 
 
-def deploy_here(run: Run) -> dict[str, Any]:
+def deploy_here(run: RunFolder) -> dict[str, Any]:
     """Serve the model of a run for a moment and compare its answers with evaluate's; then it counts as the model now served."""
     asked = questions(run, _TEXTS)
     with serving(run.model) as address:
@@ -46,7 +46,7 @@ def deploy_here(run: Run) -> dict[str, Any]:
     return {"agreement": agreement, "texts": len(labels)}
 
 
-def questions(run: Run, count: int) -> Questions:
+def questions(run: RunFolder, count: int) -> Questions:
     """The first test texts of a run."""
     dataset = Dataset(run.dataset)
     predictions = np.load(run.folder / "predictions.npy")[:count]
@@ -64,7 +64,7 @@ def agreement_of(found: Sequence[str], expected: Sequence[str], *, at_least: flo
     return agreement
 
 
-def note_served(run: Run, **how: Any) -> None:  # noqa: ANN401 - whatever JSON takes
+def note_served(run: RunFolder, **how: Any) -> None:  # noqa: ANN401 - whatever JSON takes
     """Let the model of a run count as the one now served, which the gate compares the next one with."""
     dataset = Dataset(run.dataset)
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def note_served(run: Run, **how: Any) -> None:  # noqa: ANN401 - whatever JSON t
     write_json(run.workspace / "served.json", served)
 
 
-def served_now(run: Run) -> dict[str, Any]:
+def served_now(run: RunFolder) -> dict[str, Any]:
     """What was noted last; nothing where nothing is served yet."""
     file = run.workspace / "served.json"
     facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

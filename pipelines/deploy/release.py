@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import SecretStr
 
+from pipelines import data_folder
 from pipelines.cluster.client import Cluster, connect
 from pipelines.cluster.console import Console
 from pipelines.deploy.helm import Helm, Revision
@@ -22,9 +23,8 @@ from pipelines.deploy.undo import earlier, settle, undo
 from pipelines.deploy.values import at, merged, model_values, own_values
 from pipelines.deploy.verify import Service
 from pipelines.job.settings import Object
-from pipelines.run_folder import Run
-from pipelines.shipped import shipped
-from pipelines.signals import terminable
+from pipelines.run_folder import RunFolder
+from pipelines.signals import exit_on_sigterm
 from server.errors import UserError
 
 _GONE_SECONDS = 60  # for the last of the old pods
@@ -54,7 +54,7 @@ class _Plan(NamedTuple):
     questions: Questions
 
 
-def deploy_on_cluster(run: Run, config: DeployConfig, *, cluster: Cluster | None = None) -> dict[str, Any]:
+def deploy_on_cluster(run: RunFolder, config: DeployConfig, *, cluster: Cluster | None = None) -> dict[str, Any]:
     """Serve the model of a run by the release, and return when the new server answers as evaluate did.
 
     Whatever ends it otherwise, SIGTERM included, the release goes back to the revision that was served before, or away if there was
@@ -62,7 +62,7 @@ def deploy_on_cluster(run: Run, config: DeployConfig, *, cluster: Cluster | None
     """
     console = Console()
     cluster = cluster or connect(config.namespace or None)
-    with terminable():
+    with exit_on_sigterm():
         plan = _plan(run, config, cluster, console)
         seconds = config.timeout_minutes * 60
         sha256 = at(plan.values, "model.sha256")
@@ -83,7 +83,9 @@ def deploy_on_cluster(run: Run, config: DeployConfig, *, cluster: Cluster | None
     return {"agreement": agreement, "texts": asked, "namespace": cluster.namespace, "release": config.release, "revision": revision, "url": plan.url, "sha256": sha256}  # fmt: skip
 
 
-def _attempt(run: Run, plan: _Plan, rollout: Rollout, config: DeployConfig, cluster: Cluster) -> tuple[float, int]:
+def _attempt(
+    run: RunFolder, plan: _Plan, rollout: Rollout, config: DeployConfig, cluster: Cluster
+) -> tuple[float, int]:
     """Roll the model out, ask it, and let it count as served: the agreement, and the revision."""
     seconds = config.timeout_minutes * 60
     end = time.monotonic() + seconds
@@ -114,9 +116,9 @@ def _go_back(plan: _Plan, rollout: Rollout, history: list[Revision], before: int
     return f"revision {before} is served again"
 
 
-def _plan(run: Run, config: DeployConfig, cluster: Cluster, console: Console) -> _Plan:
+def _plan(run: RunFolder, config: DeployConfig, cluster: Cluster, console: Console) -> _Plan:
     """All that can be wrong before anything changes."""
-    chart = Path(config.chart) if config.chart else shipped("helm/serving")
+    chart = Path(config.chart) if config.chart else data_folder("helm/serving")
     if not (chart / "Chart.yaml").is_file():
         raise UserError(f"chart {chart}: is no folder with a Chart.yaml")
     helm = Helm(config.helm, release=config.release, namespace=cluster.namespace, chart=chart, console=console)
@@ -177,6 +179,6 @@ def _story(rollout: Rollout) -> str:
         return f"  (the pods cannot be asked: {error})"
 
 
-def _told(run: Run, plan: _Plan, before: int | None) -> str:
+def _told(run: RunFolder, plan: _Plan, before: int | None) -> str:
     now = f"revision {before} is served now" if before else "a first install"
     return f"helm {plan.helm.version()}: release {plan.helm.release} in namespace {plan.helm.namespace} gets the model of run {run.name}; {now}; started {time.strftime('%H:%M:%S')}"

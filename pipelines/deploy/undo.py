@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pipelines.cluster.console import Console
 from pipelines.deploy.helm import Helm, HelmError, Revision
 from pipelines.deploy.values import at
-from pipelines.signals import uninterrupted
+from pipelines.signals import defer_sigterm
 from server.errors import UserError
 
 _QUICK_SECONDS = 20  # of the 30 that a pod has after SIGTERM
@@ -51,7 +51,7 @@ def undo(helm: Helm, console: Console, history: Sequence[Revision], before: int 
 
     UserError when it cannot be brought back, with the command that does it. SIGTERM waits for it.
     """
-    with uninterrupted():
+    with defer_sigterm():
         now = helm.history()
         if not now or (history and now[-1].number <= history[-1].number):
             console.say("deploy", f"release {helm.release} is as it was: Helm changed nothing")

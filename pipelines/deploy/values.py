@@ -8,11 +8,11 @@ import yaml
 
 from pipelines.deploy.settings import DeployConfig
 from pipelines.job.settings import Object
-from pipelines.run_folder import Run
+from pipelines.run_folder import RunFolder
 from server.errors import UserError
 
 
-def model_values(run: Run, config: DeployConfig) -> Object:
+def model_values(run: RunFolder, config: DeployConfig) -> Object:
     """The model of a run on its claim, as the chart takes it, and the image where one is set."""
     try:
         folder = run.model.relative_to(config.mount_path)

@@ -13,7 +13,7 @@ from pipelines.job.model_check import what_is_wrong
 from pipelines.job.pod import STEP_POD, render, task_extras
 from pipelines.job.preflight import preflight
 from pipelines.job.settings import Deadlines, JobConfig, Object, StepPod
-from pipelines.signals import terminable
+from pipelines.signals import exit_on_sigterm
 from server.errors import UserError
 from trainer.config import TrainConfig
 
@@ -92,7 +92,7 @@ def run_job(
     """Run a job to its end; it is gone afterwards unless it succeeded."""
     console, started = console or Console(), time.monotonic()
     name = manifest["metadata"]["name"]
-    with terminable():
+    with exit_on_sigterm():
         preflight(cluster, manifest)
         console.say("launch", f"job {name} in namespace {cluster.namespace}; deadlines: {deadlines}")
         try:

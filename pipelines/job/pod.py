@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from kubernetes.client import V1Container, V1EnvVar, V1LocalObjectReference, V1OwnerReference, V1PodSpec
 
+from pipelines import data_folder
 from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.document import Document
 from pipelines.job.patches import apply_patch
 from pipelines.job.schema import check_schema
 from pipelines.job.settings import JobConfig, Object, PodExtras, StepPod
-from pipelines.shipped import shipped
 from server.cli import as_flags
 from server.errors import UserError
 from trainer.config import TrainConfig
@@ -120,7 +120,7 @@ def _base(job: JobConfig) -> Object:
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
-    file = shipped("manifests") / name
+    file = data_folder("manifests") / name
     if not file.is_file():
         raise UserError(f"{file} is missing: the package was built without manifests/")
     return yaml.safe_load(file.read_text(encoding="utf-8"))

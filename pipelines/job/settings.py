@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipelines.images import TRAINER
+from pipelines import TRAINER
 from trainer.config import Names, Settings
 
 Object = dict[str, Any]

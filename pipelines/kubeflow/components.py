@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from pipelines.images import PIPELINES, TRAINER
+from pipelines import PIPELINES, TRAINER
 
 
 @dsl.component(base_image=TRAINER, install_kfp_package=False)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic.fields import FieldInfo
 
+from pipelines import PIPELINES, TRAINER
 from pipelines.cluster_config import GROUPS as CLUSTER_GROUPS
 from pipelines.cluster_config import ClusterConfig
 from pipelines.deploy.settings import DeployConfig
-from pipelines.images import PIPELINES, TRAINER
 from pipelines.job.settings import Deadlines, JobConfig
 from pipelines.run_folder import STEPS, start_run
 from server.cli import build, choices, describe, fail

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.run_folder import STEPS, Run
+from pipelines.run_folder import STEPS, RunFolder
 from trainer.config import RunConfig
 
 _MARK = {"succeeded": "✓", "failed": "✗", "running": "stopped"}
@@ -17,7 +17,7 @@ def finish(folder: Path, *, run_id: str, state: str, message: str | None, shown:
 
     A start that was refused leaves the folder of an earlier run of its name as it was.
     """
-    run = Run(folder)
+    run = RunFolder(folder)
     if not (folder / "run.json").is_file() or run.facts.get("run_id") != run_id:
         text = f"# {folder.name}: {state.lower()}\n\nThe run did not start; the log of the step settings says why.\n"
         shown.write_text(text, encoding="utf-8")
@@ -27,7 +27,7 @@ def finish(folder: Path, *, run_id: str, state: str, message: str | None, shown:
     (folder / "summary.md").write_text(text, encoding="utf-8")
 
 
-def describe_run(run: Run, *, state: str, message: str | None = None) -> str:
+def describe_run(run: RunFolder, *, state: str, message: str | None = None) -> str:
     facts = run.facts
     steps: dict[str, dict[str, Any]] = facts["steps"]
     failed = [step for step in STEPS if steps.get(step, {}).get("status") == "failed"]

@@ -17,14 +17,14 @@ from pipelines.deploy.local import ask, serving
 from pipelines.kubeflow import components
 from pipelines.kubeflow import parameters as form
 from pipelines.local import _use_this_interpreter
-from pipelines.run_folder import STEPS, Run, start_run
+from pipelines.run_folder import STEPS, RunFolder, start_run
 from server.errors import UserError
 from tests.conftest import DISTRINEWS, distrinews
 from trainer.config import RunConfig
 
 
 def facts(run: Path) -> dict[str, Any]:
-    return Run(run).facts
+    return RunFolder(run).facts
 
 
 def test_a_run_ends_by_telling_accuracy_report_and_how_to_ask_the_server(finished_run: Path) -> None:

@@ -27,7 +27,7 @@ from pipelines.deploy.release import deploy_on_cluster
 from pipelines.deploy.settings import DeployConfig
 from pipelines.deploy.values import model_values
 from pipelines.job.settings import Pace
-from pipelines.run_folder import Run
+from pipelines.run_folder import RunFolder
 from server.errors import UserError
 from tests.charts.test_training import rights
 from tests.support import helm_api as helm_server
@@ -132,7 +132,7 @@ class Stage:
 
     def deploy(self, run: str, **config: Any) -> dict[str, Any]:  # noqa: ANN401 - the same
         cluster = Cluster(kubernetes.client.Configuration(host=f"http://127.0.0.1:{self.port}"), "news", HURRY)
-        return deploy_on_cluster(Run(self.runs / run), self.config(run, **config), cluster=cluster)
+        return deploy_on_cluster(RunFolder(self.runs / run), self.config(run, **config), cluster=cluster)
 
     def failure(self, run: str, **config: Any) -> str:  # noqa: ANN401 - the same
         with pytest.raises(UserError) as caught:
@@ -277,7 +277,7 @@ def test_what_an_attempt_left_that_was_killed_is_mended_first(stage: Stage, caps
     stage.kubelet.fates = [crashing]
     values = stage.runs / "values.yaml"
     values.write_text(
-        yaml.safe_dump(model_values(Run(stage.runs / "second"), stage.config("second"))), encoding="utf-8"
+        yaml.safe_dump(model_values(RunFolder(stage.runs / "second"), stage.config("second"))), encoding="utf-8"
     )
     upgrade = [
         str(helm("v35")),

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from kfp import dsl
 
+from pipelines import TRAINER, data_folder
 from pipelines.deploy.settings import DeployConfig
-from pipelines.images import TRAINER
 from pipelines.job import commands
 from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.hints import hints
@@ -23,8 +23,7 @@ from pipelines.job.patches import apply_patch
 from pipelines.job.pod import render, task_extras
 from pipelines.job.settings import JobConfig, Pace, PodExtras
 from pipelines.kubeflow import parameters as form
-from pipelines.run_folder import Run
-from pipelines.shipped import shipped
+from pipelines.run_folder import RunFolder
 from pipelines.steps import run_step
 from server.errors import UserError
 from tests.conftest import distrinews
@@ -71,7 +70,7 @@ def test_an_elastic_job_trains_with_fewer_pods_only_where_a_checkpoint_of_anothe
 
 
 def test_the_base_manifest_comes_through_unchanged_but_for_what_is_filled_in() -> None:
-    base = yaml.safe_load((shipped("manifests") / "base" / "pytorchjob.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((data_folder("manifests") / "base" / "pytorchjob.yaml").read_text(encoding="utf-8"))
     job = rendered(nodes=2)
     for replica, spec in base["spec"]["pytorchReplicaSpecs"].items():
         expected, found = json.loads(json.dumps(spec["template"]["spec"])), pod_of(job, replica)
@@ -351,7 +350,7 @@ def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path
     ("overlay", "settings"), [("gpu", {"nodes": 4, "gpus": 1}), ("elastic", {"nodes": 4, "elastic": True})]
 )
 def test_an_overlay_gives_the_pods_that_kubectl_makes_of_it(overlay: str, settings: dict[str, Any]) -> None:
-    command = [str(kubectl("v35")), "kustomize", str(shipped("manifests") / "overlays" / overlay)]
+    command = [str(kubectl("v35")), "kustomize", str(data_folder("manifests") / "overlays" / overlay)]
     made = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout)
     job = rendered(allow_changed_world=overlay == "elastic", **settings)
     for replica, spec in made["spec"]["pytorchReplicaSpecs"].items():
@@ -371,7 +370,7 @@ def test_the_train_step_of_the_pipeline_is_a_job_where_the_form_says_so(laptop: 
     shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
     given = {"run_workspace": str(workspace), "run_name": "first", "run_id": "", "train_epochs": 2, "job_nodes": 2.0}
     folder = Path(form.start_from_form(shown | given | {"job_queue": "news", "deadline_run_minutes": 0}))
-    assert Run(folder).cluster.deadlines.run_minutes is None
+    assert RunFolder(folder).cluster.deadlines.run_minutes is None
     laptop.put("localqueues", {"metadata": {"name": "news"}})
     claim = {"name": "runs", "persistentVolumeClaim": {"claimName": "distrinews-workspace"}}
     task = dsl.TaskConfig(volumes=[claim], volume_mounts=[{"name": "runs", "mountPath": str(workspace)}])
@@ -389,7 +388,7 @@ def test_the_train_step_of_the_pipeline_is_a_job_where_the_form_says_so(laptop: 
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     assert mounts.count(str(workspace)) == 1, "the step's own mount of the runs comes with the task's settings too"
     assert f"--output={folder}" in container["args"]
-    outcome = Run(folder).facts["steps"]["train"]["outcome"]
+    outcome = RunFolder(folder).facts["steps"]["train"]["outcome"]
     assert (outcome["job"], outcome["pods"], outcome["epochs"]) == (job["metadata"]["name"], 2, 2)
 
 
@@ -412,7 +411,7 @@ def test_the_deploy_step_of_the_pipeline_is_a_release_where_the_form_says_so(
     folder = form.start_from_form(shown | given | {"run_launch": "here", "deploy_texts": 7.0})
     asked: list[DeployConfig] = []
 
-    def deploy_on_cluster(_: Run, config: DeployConfig) -> dict[str, str]:
+    def deploy_on_cluster(_: RunFolder, config: DeployConfig) -> dict[str, str]:
         asked.append(config)
         return {"revision": "2"}
 
@@ -420,4 +419,4 @@ def test_the_deploy_step_of_the_pipeline_is_a_release_where_the_form_says_so(
     assert run_step("deploy", folder) == folder
     expected = DeployConfig(mount_path=str(tmp_path), values="replicas: 3", texts=7)
     assert asked == [expected]
-    assert Run(Path(folder)).facts["steps"]["deploy"]["outcome"] == {"revision": "2"}
+    assert RunFolder(Path(folder)).facts["steps"]["deploy"]["outcome"] == {"revision": "2"}

@@ -162,8 +162,8 @@ def test_a_finished_run_leaves_a_summary_of_what_each_step_did(finished_run: Pat
 
 def test_the_summary_of_a_run_that_failed_says_where_and_why(tmp_path: Path) -> None:
     run = start_run(RunConfig(epochs=7), tmp_path / "broken", run_id="7")
-    run.record("preprocess", status="succeeded", seconds=1.5)
-    run.record("train", status="failed", seconds=2.5, error="no | room\nleft")
+    run.update_step("preprocess", status="succeeded", seconds=1.5)
+    run.update_step("train", status="failed", seconds=2.5, error="no | room\nleft")
     finish(run.folder, run_id="7", state="FAILED", message="exit 1", shown=tmp_path / "shown.md")
     text = (tmp_path / "shown.md").read_text(encoding="utf-8")
     assert text == (run.folder / "summary.md").read_text(encoding="utf-8")
