@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from server.errors import QueueFullError
 from server.http.auth import guard
 from server.http.http_protocol import answer_head
 from server.http.middleware import Watched
@@ -23,8 +24,7 @@ from server.http.problems import (
     problem,
     readable,
 )
-from server.inference.classifier import Answered, Classifier, Prediction
-from server.inference.queue import QueueFullError
+from server.inference.classifier import Answer, Classifier, Prediction
 from server.lifecycle import Lifecycle, close_connections_when_draining
 from server.observability.logs import request_log
 from server.observability.metrics import Metrics
@@ -120,7 +120,7 @@ def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -
 
     async def answer(
         request: Request, response: Response, texts: Sequence[str], timeout_ms: int | None
-    ) -> Answered | None:
+    ) -> Answer | None:
         seconds = settings.timeout_seconds if timeout_ms is None else timeout_ms / 1000
         done = await _unless_left(request, classifier, texts, timeout_seconds=seconds)
         if done:
@@ -151,7 +151,7 @@ def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -
 
 async def _unless_left(
     request: Request, classifier: Classifier, texts: Sequence[str], *, timeout_seconds: float
-) -> Answered | None:
+) -> Answer | None:
     """The answers; None when the client hangs up before, and then nothing more is computed for it."""
     note(texts=texts)
     asking, waiting = asyncio.current_task(), True
@@ -186,7 +186,7 @@ async def _hung_up(request: Request) -> None:
 def _add_service_routes(app: FastAPI, classifier: Classifier, settings: Settings) -> None:
     health_now = Health(
         version=app.version,
-        engine=classifier.engine.name,
+        engine=classifier.backend.name,
         variant=classifier.folder.variant,
         sha256=classifier.folder.sha256,
         labels=list(classifier.folder.labels),
@@ -204,11 +204,11 @@ def _add_service_routes(app: FastAPI, classifier: Classifier, settings: Settings
 def _add_probes(app: FastAPI, lifecycle: Lifecycle) -> None:
     @app.get("/livez", summary="Whether the server moves: if not, restart it", responses=_NOT_READY)
     async def livez() -> Response:
-        return _probe(lifecycle.why_not_alive())
+        return _probe(lifecycle.not_alive_reason())
 
     @app.get("/readyz", summary="Whether to send requests to this server", responses=_NOT_READY)
     async def readyz() -> Response:
-        return _probe(lifecycle.why_not_ready())
+        return _probe(lifecycle.not_ready_reason())
 
 
 def _probe(reason: str | None) -> Response:

@@ -1,2 +1,21 @@
+"""Errors that more than one room raises or catches."""
+
+
 class UserError(ValueError):
     """Something that the user can mend: the message names the value, the place and what would be right."""
+
+
+class ModelFolderError(UserError):
+    """A model folder cannot be served; the message names the file and the fix."""
+
+
+class QueueFullError(Exception):
+    """The queue has no room for a request; there should be some after `retry_after_seconds`."""
+
+    def __init__(self, reason: str, retry_after_seconds: int) -> None:
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineExceededError(Exception):
+    """The answer was not ready in time."""

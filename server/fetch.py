@@ -19,9 +19,10 @@ from obstore.store import HTTPStore, ObjectStore, from_url
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.inference.backends import wanted_variants
-from server.manifest import Manifest, ModelFolderError
-from server.model_folder import TORCH_FILES, names_to_serve
+from server.errors import ModelFolderError
+from server.inference.backends import candidates
+from server.manifest import Manifest
+from server.model_folder import TORCH_FILES, files_to_fetch
 from server.settings import Settings
 
 _PROGRAM = "python -m server.fetch"
@@ -58,9 +59,9 @@ def fetch(uri: str, folder: Path, *, sha256: str | None, variants: Sequence[str]
         manifest = Manifest(staging)
         _compare(manifest, sha256, uri)
         _download(store, _MODEL_JSON, staging, uri)
-        for name in names_to_serve(manifest, staging / _MODEL_JSON, variants, where=uri):
+        for name in files_to_fetch(manifest, staging / _MODEL_JSON, variants, where=uri):
             _download(store, name, staging, uri)
-            manifest.checked(name)
+            manifest.verified_path(name)
         size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
         _replace(folder, staging)
     finally:
@@ -147,7 +148,7 @@ def main(args: list[str] | None = None) -> None:
     started = time.monotonic()
     try:
         if given.to:
-            size = fetch(given.uri, given.to, sha256=given.sha256, variants=wanted_variants(Settings().engine))
+            size = fetch(given.uri, given.to, sha256=given.sha256, variants=candidates(Settings().engine))
             print(f"fetched {given.uri}: {size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s", flush=True)
         else:
             check(Path(url2pathname(urlsplit(given.uri).path)), sha256=given.sha256)

@@ -9,7 +9,7 @@ _NICENESS = 10
 
 def available_cpus() -> int:
     """The CPUs that scheduler affinity and the cgroup allow, at least one."""
-    return max(1, min(_affinity(), _quota()))
+    return max(1, min(_affinity(), cgroup_cpus()))
 
 
 def _affinity() -> int:
@@ -18,7 +18,7 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _quota(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+def cgroup_cpus(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
     """Whole CPUs of the tightest limit on this process's cgroup (version 2) and those around it.
 
     Rounded down: a thread too many is paused in mid-text, and what a fraction leaves over serves HTTP.
@@ -36,7 +36,7 @@ def _quota(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/
     return min(limits, default=os.cpu_count() or 1)
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Make this thread, and those that it starts, less urgent than the threads that answer requests and probes.
 
     On Linux alone, where a thread has a priority of its own: elsewhere the whole process would give way to others.

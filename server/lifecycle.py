@@ -23,17 +23,17 @@ class Lifecycle:
         self.draining = True
         loop.call_soon_threadsafe(loop.call_later, self._drain_seconds, then)
 
-    def why_not_ready(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         if self.draining:
             return "the server stops"
-        if self._classifier.scheduler.full_for() > _FULL_SECONDS:
+        if self._classifier.queue.full_seconds() > _FULL_SECONDS:
             return f"the queue has been full for more than {_FULL_SECONDS:.0f} s"
-        return self.why_not_alive()
+        return self.not_alive_reason()
 
-    def why_not_alive(self) -> str | None:
+    def not_alive_reason(self) -> str | None:
         """The event loop moves, or this would not be asked; the threads are looked at here."""
         try:
-            stuck = self._classifier.stuck_for()
+            stuck = self._classifier.stuck_seconds()
         except RuntimeError as error:
             return str(error)
         return f"a worker has been at one batch for {stuck:.0f} s" if stuck > _STUCK_SECONDS else None

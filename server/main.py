@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from server.manifest import ModelFolderError
+from server.errors import ModelFolderError
 from server.observability.logs import start_logs
 from server.observability.record import Record
 from server.settings import PREFIX, Settings
@@ -60,12 +60,12 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _load(settings: "Serve") -> "Classifier":
-    from server.inference.backends import load_engine, wanted_variants
+    from server.inference.backends import candidates, load_backend
     from server.inference.classifier import Classifier
     from server.model_folder import read_model_folder
 
-    folder = read_model_folder(settings.model_folder, wanted_variants(settings.engine))
-    return Classifier(folder, load_engine(folder, workers=settings.workers), settings)
+    folder = read_model_folder(settings.model_folder, candidates(settings.engine))
+    return Classifier(folder, load_backend(folder, workers=settings.workers), settings)
 
 
 @contextmanager

@@ -5,16 +5,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-MEND = "run distrinews run, or the export step, to write it anew"
+from server.errors import ModelFolderError
+
+FIX = "run distrinews run, or the export step, to write it anew"
 _NAME = "onnx/manifest.json"
 _COPY = "copy the model folder again, or run the export step again"
 _PICKLE_SUFFIXES = frozenset({".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 _ZIP = b"PK\x03\x04"  # what torch.save writes, and joblib when it compresses
 _OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote before version 1.6
-
-
-class ModelFolderError(ValueError):
-    """A model folder that cannot be served: which file, and what to do."""
 
 
 class _Entry(BaseModel):
@@ -40,7 +38,7 @@ class Manifest:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ModelFolderError(f"{folder / _NAME}: {where}{': ' if where else ''}{first['msg']}; {MEND}") from None
+            raise ModelFolderError(f"{folder / _NAME}: {where}{': ' if where else ''}{first['msg']}; {FIX}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
 
     @property
@@ -52,7 +50,7 @@ class Manifest:
         """Whether these are listed and there."""
         return all(name in self._files and (self._folder / name).is_file() for name in names)
 
-    def checked(self, name: str) -> Path:
+    def verified_path(self, name: str) -> Path:
         """The file, as it was written; ModelFolderError otherwise."""
         file = self._existing(name)
         listed = self._listed(name, size=file.stat().st_size)
@@ -60,7 +58,7 @@ class Manifest:
             self._compare(name, hashlib.file_digest(opened, "sha256").hexdigest(), listed.sha256)
         return file
 
-    def read(self, name: str) -> bytes:
+    def verified_bytes(self, name: str) -> bytes:
         """What is in a small file: the very bytes that were compared."""
         content = self._existing(name).read_bytes()
         listed = self._listed(name, size=len(content))
@@ -70,12 +68,12 @@ class Manifest:
     def _existing(self, name: str) -> Path:
         file = self._folder / name
         if not file.is_file():
-            raise ModelFolderError(f"{file} is missing: {MEND}")
+            raise ModelFolderError(f"{file} is missing: {FIX}")
         return file
 
     def _listed(self, name: str, *, size: int) -> _Entry:
         if name not in self._files:
-            raise ModelFolderError(f"{self._folder / name} is not in {_NAME}: {MEND}")
+            raise ModelFolderError(f"{self._folder / name} is not in {_NAME}: {FIX}")
         if size != self._files[name].bytes:
             raise ModelFolderError(
                 f"{self._folder / name} has {size:,} bytes, {_NAME} says {self._files[name].bytes:,}: {_COPY}"

@@ -9,9 +9,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from tokenizers import Tokenizer
 
-from server.manifest import MEND, Manifest, ModelFolderError, refuse_pickles
-
-__all__ = ["TORCH_FILES", "ModelFolder", "ModelFolderError", "names_to_serve", "read_model_folder"]
+from server.errors import ModelFolderError
+from server.manifest import FIX, Manifest, refuse_pickles
 
 TORCH_FILES = ("model.safetensors", "config.json")  # of the variant torch: the trained model itself
 
@@ -57,7 +56,7 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
     manifest = Manifest(folder)
     model = _read_model_json(manifest, onnx / "model.json")
     name = _first_variant(model, variants, torch=manifest.has(*TORCH_FILES), where=str(onnx / "model.json"))
-    files = [manifest.checked(file) for file in _files(model, name)]
+    files = [manifest.verified_path(file) for file in _files(model, name)]
     return ModelFolder(
         labels=tuple(model.labels),
         max_length=model.max_length,
@@ -81,7 +80,7 @@ def _onnx_folder(folder: Path) -> Path:
     raise ModelFolderError(f"{folder} has no folder onnx: {meant}")
 
 
-def names_to_serve(manifest: Manifest, model_json: Path, variants: Sequence[str], *, where: str) -> list[str]:
+def files_to_fetch(manifest: Manifest, model_json: Path, variants: Sequence[str], *, where: str) -> list[str]:
     """The files besides manifest and model.json that a server reads of a folder that may not be here yet, for the first of these variants that it has."""
     model = _read_model_json(manifest, model_json)
     listed = set(TORCH_FILES) <= set(manifest.names)
@@ -111,12 +110,12 @@ def _files(model: _ModelJson, variant: str) -> tuple[str, ...]:
 def _read_model_json(manifest: Manifest, file: Path) -> _ModelJson:
     """What stands in it, compared with the manifest; the file says only where it is."""
     try:
-        model = _ModelJson.model_validate_json(manifest.read("onnx/model.json"))
+        model = _ModelJson.model_validate_json(manifest.verified_bytes("onnx/model.json"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ModelFolderError(
-            f"{file}: {where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}; {MEND}"
+            f"{file}: {where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}; {FIX}"
         ) from None
     if len(set(model.labels)) < len(model.labels):
         raise ModelFolderError(f"{file}: labels has a name twice: {', '.join(model.labels)}")
@@ -124,14 +123,14 @@ def _read_model_json(manifest: Manifest, file: Path) -> _ModelJson:
 
 
 def _read_tokenizer(manifest: Manifest, file: Path, *, max_length: int) -> Tokenizer:
-    content = manifest.read("onnx/tokenizer.json")
+    content = manifest.verified_bytes("onnx/tokenizer.json")
     try:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
-        raise ModelFolderError(f"{file} holds no tokenizer ({error}): {MEND}") from error
+        raise ModelFolderError(f"{file} holds no tokenizer ({error}): {FIX}") from error
     if not tokenizer.num_special_tokens_to_add(is_pair=False):
         # A text of which nothing is left, such as a lone control character, would have no tokens at all.
-        raise ModelFolderError(f"{file} adds no special token such as [CLS]: {MEND}")
+        raise ModelFolderError(f"{file} adds no special token such as [CLS]: {FIX}")
     # The file may ask for padding to a fixed length, which would only cost time: one text at a time needs none.
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)

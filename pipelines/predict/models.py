@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from server.errors import UserError
+from server.errors import ModelFolderError, UserError
 from server.http.problems import readable
-from server.inference.backends import load_engine, wanted_variants
+from server.inference.backends import candidates, load_backend
 from server.inference.classifier import Classifier, Prediction
-from server.model_folder import ModelFolderError, read_model_folder
+from server.model_folder import read_model_folder
 from server.settings import Settings
 
 _SECONDS = 3600.0  # for a few hundred texts
@@ -27,15 +27,15 @@ class FolderModel:
         room = self.texts_at_once * self.requests_at_once
         try:
             settings = Settings(max_queued_texts=room, max_queued_tokens=100_000_000, **chosen)
-            read = read_model_folder(folder, wanted_variants(settings.engine))
-            self._classifier = Classifier(read, load_engine(read, workers=settings.workers), settings)
+            read = read_model_folder(folder, candidates(settings.engine))
+            self._classifier = Classifier(read, load_backend(read, workers=settings.workers), settings)
         except (ModelFolderError, OSError) as error:
             raise UserError(str(error)) from error
         except ValidationError as error:
             raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         self.labels = read.labels
         self.identity: dict[str, Any] = {"sha256": read.sha256, "variant": read.variant}
-        self.title = f"{folder} ({read.variant} on {self._classifier.engine.name})"
+        self.title = f"{folder} ({read.variant} on {self._classifier.backend.name})"
 
     async def classify(self, texts: Sequence[str]) -> list[Prediction | str]:
         """The prediction for each text, or why there is none."""

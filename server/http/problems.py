@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.inference.classifier import DeadlinePassedError
-from server.inference.queue import QueueFullError
+from server.errors import DeadlineExceededError, QueueFullError
 from server.observability.record import CURRENT
 
 MEDIA_TYPE = "application/problem+json"
@@ -123,7 +122,7 @@ def explain_problems(app: FastAPI, *, max_body_bytes: int) -> None:
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(QueueFullError)(_full)
-    app.exception_handler(DeadlinePassedError)(_late)
+    app.exception_handler(DeadlineExceededError)(_late)
     app.exception_handler(ClientDisconnect)(_left)
 
 
@@ -170,7 +169,7 @@ async def _left(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_LEFT)
 
 
-async def _late(_: Request, error: DeadlinePassedError) -> JSONResponse:
+async def _late(_: Request, error: DeadlineExceededError) -> JSONResponse:
     return problem(
         HTTPStatus.GATEWAY_TIMEOUT, f"{error}; the header X-Request-Timeout-Ms sets the time that a request may take"
     )

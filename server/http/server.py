@@ -103,7 +103,7 @@ def _ready_line(
     url = _url(settings.host, port)
     example = f"""curl {url}/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'"""
     variant = classifier.folder.variant
-    chosen = f"{variant} on {classifier.engine.name}, {why(settings.engine, variant)}"
+    chosen = f"{variant} on {classifier.backend.name}, {why(settings.engine, variant)}"
     metrics = f"; metrics at {_url(settings.host, metrics_port)}/metrics" if metrics_port else ""
     served = f"{model_folder} at {url}; {chosen}; model {classifier.folder.sha256[:12]}{metrics}"
     return f"distrinews {version('distrinews')} serves {served}; try {example}"

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.hardware import give_way
-from server.inference.backends import Engine, best_token_budget
-from server.inference.observer import Observer
-from server.inference.queue import Dropped, Job, Scheduler
-from server.model_folder import ModelFolder, ModelFolderError
+from server.errors import DeadlineExceededError, ModelFolderError
+from server.hardware import lower_priority
+from server.inference.backends import Backend, best_token_budget
+from server.inference.observer import ClassifierEvents
+from server.inference.queue import BatchQueue, Dropped, QueueEntry
+from server.model_folder import ModelFolder
 from server.settings import Settings
 
 # The workers are the parallelism: a pool of the library's own threads would compete with them. It reads this when it
@@ -47,12 +48,8 @@ class Prediction(BaseModel):
     """Whether the text was longer than the model reads, so that its end was ignored."""
 
 
-class DeadlinePassedError(Exception):
-    """The answer was not there in time."""
-
-
 @dataclass(frozen=True)
-class Answered:
+class Answer:
     """Predictions in the order of the texts, and where the time went."""
 
     predictions: list[Prediction]
@@ -79,8 +76,8 @@ class _Request:
     texts: Sequence[str]
     deadline: float
     reserved_tokens: int
-    answered: "asyncio.Future[Answered]"
-    jobs: list[Job] = field(default_factory=list)
+    answered: "asyncio.Future[Answer]"
+    entries: list[QueueEntry] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
     answers: dict[int, Prediction] = field(default_factory=dict)
     tokenize_started: float = 0.0
@@ -91,14 +88,14 @@ class _Request:
     last_taken: float = 0.0
     computed: float = 0.0
 
-    def answer(self) -> Answered:
+    def answer(self) -> Answer:
         tokenized = self.tokenize_started + self.tokenize_seconds
-        return Answered(
+        return Answer(
             [self.answers[place] for place in range(len(self.texts))],
             queue_seconds=self.queue_seconds,
             tokenize_seconds=self.tokenize_seconds,
             infer_seconds=self.infer_seconds,
-            tokens=sum(map(len, self.jobs)),
+            tokens=sum(map(len, self.entries)),
             stages={
                 "tokenize": (self.tokenize_started, tokenized),
                 "queue": (tokenized, self.last_taken),
@@ -113,15 +110,15 @@ class Classifier:
     Requests are tokenised by a thread of their own, together with what came meanwhile; `encode_batch` releases the GIL.
     """
 
-    def __init__(self, folder: ModelFolder, engine: Engine, settings: Settings) -> None:
-        self.folder, self.engine = folder, engine
-        self.workers = min(settings.workers, _GPU_WORKERS) if engine.gpu else settings.workers
-        self.observer = Observer()
+    def __init__(self, folder: ModelFolder, backend: Backend, settings: Settings) -> None:
+        self.folder, self.backend = folder, backend
+        self.workers = min(settings.workers, _GPU_WORKERS) if backend.gpu else settings.workers
+        self.events = ClassifierEvents()
         self._check()
-        self.scheduler = Scheduler(
+        self.queue = BatchQueue(
             max_texts=settings.max_queued_texts,
             max_tokens=settings.max_queued_tokens,
-            token_budget=best_token_budget(engine, max_length=folder.max_length),
+            token_budget=best_token_budget(backend, max_length=folder.max_length),
             on_drop=self._dropped,
             workers=self.workers,
         )
@@ -136,28 +133,28 @@ class Classifier:
         for thread in self._threads:
             thread.start()
 
-    async def classify(self, texts: Sequence[str], *, timeout_seconds: float) -> Answered:
+    async def classify(self, texts: Sequence[str], *, timeout_seconds: float) -> Answer:
         """Classify texts, all of them or none.
 
-        Raises QueueFullError when there is no room for all of them, DeadlinePassedError when they are not there in time;
+        Raises QueueFullError when there is no room for all of them, DeadlineExceededError when they are not there in time;
         a caller that is cancelled takes its texts out of the queue.
         """
         self._loop = asyncio.get_running_loop()
         tokens = sum(min(self.folder.max_length, len(text) // _CHARACTERS_PER_TOKEN + 2) for text in texts)
-        self.scheduler.admit(texts=len(texts), tokens=tokens)
+        self.queue.reserve(texts=len(texts), tokens=tokens)
         request = _Request(texts, time.monotonic() + timeout_seconds, tokens, self._loop.create_future())
         self._texts.put(request)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await request.answered
         except TimeoutError:
-            raise DeadlinePassedError(f"no answer within {timeout_seconds * 1000:.0f} ms") from None
+            raise DeadlineExceededError(f"no answer within {timeout_seconds * 1000:.0f} ms") from None
         finally:
-            for job in request.jobs:
-                job.left = True  # whoever asked is gone, or has the answer: what still waits is not computed
-            request.jobs = []  # they know the request: without a cycle all is freed at once, and no collection holds others up
+            for entry in request.entries:
+                entry.is_over = True  # whoever asked is gone, or has the answer: what still waits is not computed
+            request.entries = []  # they know the request: without a cycle all is freed at once, and no collection holds others up
 
-    def stuck_for(self) -> float:
+    def stuck_seconds(self) -> float:
         """Seconds that the slowest worker has been at its batch; 0 when all wait for work. Raises when a thread has ended."""
         ended = [thread.name for thread in self._threads if not thread.is_alive()]
         if ended:
@@ -171,7 +168,7 @@ class Classifier:
     def close(self) -> None:
         """Let the threads end once everything admitted is computed."""
         self._texts.put(None)
-        self.scheduler.close()
+        self.queue.close()
 
     def _tokenize(self) -> None:
         while (request := self._texts.get()) is not None:
@@ -186,50 +183,52 @@ class Classifier:
                 self._tokenize_together(together)
             except Exception as error:  # noqa: BLE001 - a text that the library fails on must not end the thread
                 for failed in together:
-                    self.scheduler.release(texts=len(failed.texts), tokens=failed.reserved_tokens)
+                    self.queue.release(texts=len(failed.texts), tokens=failed.reserved_tokens)
                     self._on_loop(_fail, failed, error)
 
     def _tokenize_together(self, requests: Sequence[_Request]) -> None:
         started = time.monotonic()
         encodings = iter(self.folder.tokenizer.encode_batch([text for request in requests for text in request.texts]))
         seconds = time.monotonic() - started
-        self.observer.tokenized(seconds)
+        self.events.tokenized(seconds)
         for request in requests:
             request.tokenize_started, request.tokenize_seconds = started, seconds
-            bulk, jobs = len(request.texts) > 1, list[Job]()
+            from_batch, entries = len(request.texts) > 1, list[QueueEntry]()
             for number, encoding in zip(range(len(request.texts)), encodings, strict=False):
-                jobs.append(Job(encoding.ids, request.deadline, bulk, owner=(request, number)))
+                entries.append(QueueEntry(encoding.ids, request.deadline, from_batch, request=(request, number)))
                 request.truncated.append(bool(encoding.overflowing))
-            request.jobs = jobs
+            request.entries = entries
             if request.answered.done():  # its time was up before its tokens were there
-                for job in jobs:
-                    job.left = True
-                request.jobs = []
-            self.scheduler.put(jobs, reserved_tokens=request.reserved_tokens)
+                for entry in entries:
+                    entry.is_over = True
+                request.entries = []
+            self.queue.append(entries, reserved_tokens=request.reserved_tokens)
 
     def _compute(self, worker: int) -> None:
-        if not self.engine.gpu:
-            give_way()
-        while batch := self.scheduler.take():
+        if not self.backend.gpu:
+            lower_priority()
+        while batch := self.queue.next_batch():
             started = self._busy_since[worker] = time.monotonic()
             told: list[tuple[Callable[..., None], *tuple[object, ...]]]
             try:
-                logits = self._logits([job.token_ids for job in batch])
+                logits = self._logits([entry.token_ids for entry in batch])
                 probabilities = _softmax(logits / self.folder.temperature)
             except Exception as error:  # noqa: BLE001 - the engine's exceptions share no narrower base
-                told = [(_fail, job.owner[0], error) for job in batch]
+                told = [(_fail, entry.request[0], error) for entry in batch]
             else:
                 told = [(self._answer, batch, probabilities.tolist(), started, time.monotonic() - started)]
             finally:
                 del self._busy_since[worker]
             for call in told:
                 self._on_loop(*call)
-            self.scheduler.timed(sum(map(len, batch)) * self.workers, time.monotonic() - started)
+            self.queue.record_speed(sum(map(len, batch)) * self.workers, time.monotonic() - started)
 
-    def _answer(self, batch: Sequence[Job], probabilities: list[list[float]], started: float, seconds: float) -> None:
-        self.observer.computed(batch, started=started, seconds=seconds)
-        for job, found in zip(batch, probabilities, strict=True):
-            request, number = job.owner
+    def _answer(
+        self, batch: Sequence[QueueEntry], probabilities: list[list[float]], started: float, seconds: float
+    ) -> None:
+        self.events.computed(batch, started=started, seconds=seconds)
+        for entry, found in zip(batch, probabilities, strict=True):
+            request, number = entry.request
             best = max(range(len(found)), key=found.__getitem__)
             request.answers[number] = Prediction(
                 label=self.folder.labels[best],
@@ -237,20 +236,20 @@ class Classifier:
                 probabilities=dict(zip(self.folder.labels, found, strict=True)),
                 truncated=request.truncated[number],
             )
-            request.queue_seconds = max(request.queue_seconds, started - job.arrived)
+            request.queue_seconds = max(request.queue_seconds, started - entry.arrived)
             request.infer_seconds = max(request.infer_seconds, seconds)
             request.first_taken = min(request.first_taken, started)
             request.last_taken = max(request.last_taken, started)
             request.computed = max(request.computed, started + seconds)
-            self.observer.predicted(request.answers[number])
+            self.events.predicted(request.answers[number])
             if len(request.answers) == len(request.texts) and not request.answered.done():
                 request.answered.set_result(request.answer())
 
-    def _dropped(self, job: Job, why: Dropped) -> None:
-        self.observer.dropped(why)
-        request: _Request = job.owner[0]
+    def _dropped(self, entry: QueueEntry, why: Dropped) -> None:
+        self.events.dropped(why)
+        request: _Request = entry.request[0]
         if why == "deadline":
-            self._on_loop(_fail, request, DeadlinePassedError("its time was up before a worker was free"))
+            self._on_loop(_fail, request, DeadlineExceededError("its time was up before a worker was free"))
 
     def _on_loop(self, call: Callable[..., None], *args: object) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -261,7 +260,7 @@ class Classifier:
         mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
         input_ids = np.zeros_like(mask)
         input_ids[mask.astype(bool)] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-        return self.engine.run(input_ids, mask)
+        return self.backend.run(input_ids, mask)
 
     def _check(self) -> None:
         """One run on the longest text of the last token: whatever model, tokenizer and labels disagree on fails now."""

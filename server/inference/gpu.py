@@ -22,9 +22,9 @@ def gpu() -> Gpu:
         return Gpu(
             usable=False, why_not=f"{' and '.join(missing)} not installed (pip install 'distrinews[server-torch]')"
         )
-    from server.inference.backends.torch import why_no_cuda
+    from server.inference.backends.torch import no_cuda_reason
 
-    return Gpu(usable=not why_no_cuda(), why_not=why_no_cuda())
+    return Gpu(usable=not no_cuda_reason(), why_not=no_cuda_reason())
 
 
 def cuda_devices() -> int:

@@ -7,58 +7,52 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from server.errors import QueueFullError
+
 Dropped = Literal["deadline", "left"]
 
-MAX_PASSES = 8
+MAX_PASSED_OVER = 8
 """Batches taken before a waiting text, with texts in them that came later, until it leads the next batch itself."""
 
 _STARTING_TOKENS_PER_SECOND = 5000.0  # until the first batches have been timed
 _SMOOTHING = 0.1  # of a new measurement in the running mean
 
 
-class QueueFullError(Exception):
-    """No room for a request: why, and after how many seconds there should be some."""
-
-    def __init__(self, reason: str, retry_after_seconds: int) -> None:
-        super().__init__(reason)
-        self.retry_after_seconds = retry_after_seconds
-
-
 @dataclass(eq=False, slots=True)
-class Job:
+class QueueEntry:
     """One text to compute."""
 
     token_ids: Sequence[int]
     deadline: float
     """By the clock of `time.monotonic`; a text is not computed after it."""
-    bulk: bool
+    from_batch: bool
     """Whether its request has several texts: they give way to single ones."""
-    owner: Any = None
+    request: Any = None
     """Whoever wants the answer."""
     arrived: float = field(default_factory=time.monotonic)
-    passes: int = 0
-    left: bool = False
+    passed_over: int = 0
+    is_over: bool = False
     """Whether its client has hung up, or has been answered already."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
-class Scheduler:
+class BatchQueue:
     """Jobs that wait, at most so many texts and tokens or one request, and the batches that workers take of them.
 
     A worker that is free takes what is there and never waits for more. A batch has a leader and those waiting texts whose
     lengths are nearest to it, as far as its padded tokens stay within the budget, and no more than its share of what waits. The leader is the text that has waited
-    longest; one of several in a request gives way to single texts, but only until it was passed MAX_PASSES times.
+    longest; one of several in a request gives way to single texts, but only until it was passed MAX_PASSED_OVER times.
     """
 
     def __init__(
-        self, *, max_texts: int, max_tokens: int, token_budget: int, on_drop: Callable[[Job, Dropped], None],
+        self, *, max_texts: int, max_tokens: int, token_budget: int, on_drop: Callable[[QueueEntry, Dropped], None],
         workers: int = 1,
     ) -> None:  # fmt: skip
         self._max_texts, self._max_tokens, self._token_budget = max_texts, max_tokens, token_budget
         self._on_drop, self._workers = on_drop, workers
-        self._waiting: list[Job] = []
+        self._waiting: list[QueueEntry] = []
         self._texts = self._tokens = 0  # admitted and not taken yet
         self._tokens_per_second = _STARTING_TOKENS_PER_SECOND
         self._full_since: float | None = None
@@ -66,15 +60,15 @@ class Scheduler:
         self._closed = False
 
     @property
-    def depth(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, int]:
         """Texts and tokens that wait."""
         return self._texts, self._tokens
 
-    def full_for(self) -> float:
+    def full_seconds(self) -> float:
         """Seconds for which requests have been refused without one being admitted or a text leaving the queue between."""
         return 0.0 if self._full_since is None else time.monotonic() - self._full_since
 
-    def admit(self, *, texts: int, tokens: int) -> None:
+    def reserve(self, *, texts: int, tokens: int) -> None:
         """Reserve room for a request as a whole; QueueFullError when there is none.
 
         When nothing waits there is room for any: what is refused then would be refused for ever.
@@ -93,14 +87,14 @@ class Scheduler:
         with self._changed:
             self._make_room(texts=texts, tokens=tokens)
 
-    def put(self, jobs: Sequence[Job], *, reserved_tokens: int) -> None:
+    def append(self, entries: Sequence[QueueEntry], *, reserved_tokens: int) -> None:
         """Let admitted texts wait for a worker; their tokens take the place of those that were reserved."""
         with self._changed:
-            self._tokens += sum(map(len, jobs)) - reserved_tokens
-            self._waiting.extend(jobs)
-            self._changed.notify(len(jobs))
+            self._tokens += sum(map(len, entries)) - reserved_tokens
+            self._waiting.extend(entries)
+            self._changed.notify(len(entries))
 
-    def take(self) -> list[Job]:
+    def next_batch(self) -> list[QueueEntry]:
         """The next batch, as soon as there is one; empty when the scheduler is closed and nothing is left."""
         with self._changed:
             while True:
@@ -111,7 +105,7 @@ class Scheduler:
                     return []
                 self._changed.wait()
 
-    def timed(self, tokens: int, seconds: float) -> None:
+    def record_speed(self, tokens: int, seconds: float) -> None:
         """Note how long a worker took for so many tokens: from it follows when there will be room."""
         with self._changed:
             self._tokens_per_second += _SMOOTHING * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
@@ -129,42 +123,42 @@ class Scheduler:
 
     def _drop_dead(self) -> None:
         now = time.monotonic()
-        dead = [job for job in self._waiting if job.left or job.deadline <= now]
+        dead = [entry for entry in self._waiting if entry.is_over or entry.deadline <= now]
         if dead:
             self._remove(dead)
-            for job in dead:
-                self._on_drop(job, "left" if job.left else "deadline")
+            for entry in dead:
+                self._on_drop(entry, "left" if entry.is_over else "deadline")
 
-    def _form_batch(self) -> list[Job]:
+    def _form_batch(self) -> list[QueueEntry]:
         leader = self._leader()
         batch, longest = [leader], len(leader)
         share = math.ceil(len(self._waiting) / self._workers)  # more would wait here while another worker comes free
         if longest * 2 <= self._token_budget:
-            for job in sorted(self._waiting, key=lambda job: abs(len(job) - len(leader))):
-                longest = max(longest, len(job))
+            for entry in sorted(self._waiting, key=lambda entry: abs(len(entry) - len(leader))):
+                longest = max(longest, len(entry))
                 if len(batch) == share or longest * (len(batch) + 1) > self._token_budget:
                     break
-                if job is not leader:
-                    batch.append(job)
+                if entry is not leader:
+                    batch.append(entry)
         self._remove(batch)
-        newest = max(job.arrived for job in batch)
-        for job in self._waiting:
-            job.passes += job.arrived < newest
+        newest = max(entry.arrived for entry in batch)
+        for entry in self._waiting:
+            entry.passed_over += entry.arrived < newest
         return batch
 
-    def _leader(self) -> Job:
+    def _leader(self) -> QueueEntry:
         first_single = None
-        for job in self._waiting:  # in the order of arrival
-            if job.passes >= MAX_PASSES:
-                return job
-            if first_single is None and not job.bulk:
-                first_single = job
+        for entry in self._waiting:  # in the order of arrival
+            if entry.passed_over >= MAX_PASSED_OVER:
+                return entry
+            if first_single is None and not entry.from_batch:
+                first_single = entry
         return first_single or self._waiting[0]
 
-    def _remove(self, jobs: Sequence[Job]) -> None:
-        gone = set(map(id, jobs))
-        self._waiting = [job for job in self._waiting if id(job) not in gone]
-        self._make_room(texts=len(jobs), tokens=sum(map(len, jobs)))
+    def _remove(self, entries: Sequence[QueueEntry]) -> None:
+        gone = set(map(id, entries))
+        self._waiting = [entry for entry in self._waiting if id(entry) not in gone]
+        self._make_room(texts=len(entries), tokens=sum(map(len, entries)))
 
     def _make_room(self, *, texts: int, tokens: int) -> None:
         self._texts, self._tokens, self._full_since = self._texts - texts, self._tokens - tokens, None

@@ -16,8 +16,8 @@ from prometheus_client import (
 )
 
 from server.inference.classifier import Classifier, Prediction
-from server.inference.observer import Observer
-from server.inference.queue import Dropped, Job
+from server.inference.observer import ClassifierEvents
+from server.inference.queue import Dropped, QueueEntry
 from server.lifecycle import Lifecycle
 from server.observability.record import Record, Rejection
 from server.settings import Settings
@@ -64,7 +64,7 @@ _DROPPED: Mapping[Dropped, Rejection] = {"deadline": "deadline", "left": "client
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter and histogram, which hardly anybody reads
 
 
-class Metrics(Observer):
+class Metrics(ClassifierEvents):
     """The numbers of one server, in a registry of their own; what a gauge says is looked up when it is asked for."""
 
     def __init__(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings, *, version: str) -> None:
@@ -82,7 +82,7 @@ class Metrics(Observer):
         }
         self._look_up(classifier, lifecycle, settings, version=version)
         self._begin_at_zero(classifier.folder.labels)
-        classifier.observer = self
+        classifier.events = self
 
     def answered(self, record: Record) -> None:
         """A request is over."""
@@ -94,11 +94,11 @@ class Metrics(Observer):
     def tokenized(self, seconds: float) -> None:
         self._histograms["tokenize_duration_seconds"].observe(seconds)
 
-    def computed(self, batch: Sequence[Job], *, started: float, seconds: float) -> None:
-        lengths = [len(job) for job in batch]
+    def computed(self, batch: Sequence[QueueEntry], *, started: float, seconds: float) -> None:
+        lengths = [len(entry) for entry in batch]
         tokens, padded = sum(lengths), max(lengths) * len(lengths)
-        for job in batch:
-            self._histograms["queue_duration_seconds"].observe(started - job.arrived)
+        for entry in batch:
+            self._histograms["queue_duration_seconds"].observe(started - entry.arrived)
         self._histograms["inference_duration_seconds"].observe(seconds)
         self._histograms["batch_texts"].observe(len(batch))
         self._histograms["batch_padding_ratio"].observe(1 - tokens / padded)
@@ -130,15 +130,15 @@ class Metrics(Observer):
             for name, (meaning, labels) in GAUGES.items()
         }
         gauges["http_requests_in_flight"].set_function(lambda: self.in_flight)
-        gauges["queue_texts"].set_function(lambda: classifier.scheduler.depth[0])
-        gauges["queue_tokens"].set_function(lambda: classifier.scheduler.depth[1])
+        gauges["queue_texts"].set_function(lambda: classifier.queue.size[0])
+        gauges["queue_tokens"].set_function(lambda: classifier.queue.size[1])
         gauges["queue_texts_limit"].set(settings.max_queued_texts)
         gauges["queue_tokens_limit"].set(settings.max_queued_tokens)
         gauges["workers"].set(classifier.workers)
         gauges["workers_busy"].set_function(lambda: classifier.busy_workers)
-        gauges["ready"].set_function(lambda: lifecycle.why_not_ready() is None)
+        gauges["ready"].set_function(lambda: lifecycle.not_ready_reason() is None)
         model = classifier.folder
-        gauges["model_info"].labels(version, classifier.engine.name, model.variant, model.sha256).set(1)
+        gauges["model_info"].labels(version, classifier.backend.name, model.variant, model.sha256).set(1)
 
     def _begin_at_zero(self, labels: Sequence[str]) -> None:
         """A series that appears with its first event hides that event from rate()."""

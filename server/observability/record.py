@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from server.inference.classifier import Answered
+    from server.inference.classifier import Answer
 
 Rejection = Literal["queue_full", "deadline", "client_left", "unauthorized", "rate_limited", "invalid"]
 """Why a request to a route has no answer."""
@@ -38,7 +38,7 @@ class Record:
     caller: str | None = None
     """The name of the API key."""
     texts: Sequence[str] = ()
-    answered: "Answered | None" = None
+    answered: "Answer | None" = None
     rejected: Rejection | None = None
     """Noted on the way where the status alone will not say it, else taken from that."""
 

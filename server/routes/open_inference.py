@@ -11,7 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.problems import CLIENT_LEFT, MEDIA_TYPE, TimeoutHeader, in_one_piece, problem, readable
-from server.inference.classifier import Answered, Classifier, Prediction
+from server.inference.classifier import Answer, Classifier, Prediction
 from server.lifecycle import Lifecycle
 from server.routes.tensors import (
     JSON_LENGTH,
@@ -28,7 +28,7 @@ from server.routes.tensors import (
 )
 from server.settings import Settings
 
-Ask = Callable[[Request, Response, Sequence[str], int | None], Awaitable[Answered | None]]
+Ask = Callable[[Request, Response, Sequence[str], int | None], Awaitable[Answer | None]]
 """Classifies texts for a request within milliseconds; None when its client left."""
 
 _BINARY = "application/octet-stream"
@@ -122,12 +122,12 @@ def _add_health(router: APIRouter, app: FastAPI, lifecycle: Lifecycle) -> None:
 
     @router.get("/health/live", summary="As /livez", response_model=Live, responses=_failures(503))
     async def v2_live() -> Live | Response:
-        reason = lifecycle.why_not_alive()
+        reason = lifecycle.not_alive_reason()
         return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else Live(live=True)
 
     @router.get("/health/ready", summary="As /readyz", response_model=Ready, responses=_failures(503))
     async def v2_ready() -> Ready | Response:
-        reason = lifecycle.why_not_ready()
+        reason = lifecycle.not_ready_reason()
         return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else Ready(live=True, ready=True)
 
 
@@ -136,7 +136,7 @@ def _add_model(router: APIRouter, classifier: Classifier, lifecycle: Lifecycle, 
     model = Model(
         name=settings.model_name,
         versions=[settings.model_version],
-        platform="_".join((classifier.engine.name.split()[0], classifier.folder.file.suffix[1:])),
+        platform="_".join((classifier.backend.name.split()[0], classifier.folder.file.suffix[1:])),
         inputs=[TensorFacts(name="text", datatype="BYTES", shape=[-1])],
         outputs=[
             TensorFacts(name=name, datatype=tensor.datatype, shape=[-1, *tensor.shape[1:]])
@@ -151,7 +151,7 @@ def _add_model(router: APIRouter, classifier: Classifier, lifecycle: Lifecycle, 
 
     @router.get("/ready", summary="Whether to send texts", response_model=ModelReady, responses=_failures(404, 503))
     async def v2_model_ready() -> ModelReady | Response:
-        reason = lifecycle.why_not_ready()
+        reason = lifecycle.not_ready_reason()
         return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else ModelReady(name=model.name, ready=True)
 
 

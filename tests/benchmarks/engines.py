@@ -145,11 +145,11 @@ def _served(way: Way, folder: Path) -> Work:
     import numpy as np
 
     import server.inference.classifier  # noqa: F401 - it sets how the tokenizer uses threads
-    from server.inference.backends import load_engine, wanted_variants
+    from server.inference.backends import candidates, load_backend
     from server.model_folder import read_model_folder
 
-    model = read_model_folder(folder, wanted_variants(way.engine))  # type: ignore[arg-type]
-    engine = load_engine(model, workers=way.callers)
+    model = read_model_folder(folder, candidates(way.engine))  # type: ignore[arg-type]
+    engine = load_backend(model, workers=way.callers)
     threads = ThreadPoolExecutor(way.callers)
 
     def classify(texts: Sequence[str]) -> None:
@@ -182,7 +182,7 @@ def _report(folder: Path, load: str, *, rounds: int) -> None:
     first = WAYS["torch"]
     rows = [
         {
-            "Engine": way.title,
+            "Backend": way.title,
             "Texts/s": f"{median(way.speeds):.1f}",
             "×": f"{median(own / other for own, other in zip(way.speeds, first.speeds, strict=True)):.1f}",
             "× in the rounds": f"{min(ratios):.1f}-{max(ratios):.1f}",

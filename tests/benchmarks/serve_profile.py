@@ -24,7 +24,7 @@ from typing import IO
 
 import psutil
 
-from server.inference.backends import Engine
+from server.inference.backends import Backend
 from tests.benchmarks.load import Load, closed_loop, load_texts, run, single_requests
 from tests.benchmarks.record import table, wait_until_quiet, write
 
@@ -74,7 +74,7 @@ def _row(engine: str, load: Load, spent: dict[str, float]) -> dict[str, str]:
     total = sum(spent.values())
     shares = {part: f"{spent[part] / total:.1%}" for part in (_LOOP, _TOKENIZER, _WORKERS)}
     return {
-        "Engine": engine,
+        "Backend": engine,
         "Texts/s": f"{load.per_second:.1f}",
         "ms of processor time a text": f"{total / load.succeeded * 1e3:.2f}",
         **shares,
@@ -112,7 +112,7 @@ def _spent(process: subprocess.Popen[str], said: IO[str]) -> dict[str, float]:
 class _Timed:
     """An engine that adds up the processor time of the threads that call it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Backend) -> None:
         self.name, self.batches, self._engine = engine.name, engine.batches, engine
         self.seconds, self._adding = 0.0, threading.Lock()
 
@@ -136,7 +136,7 @@ def _serve(arguments: list[str]) -> None:
     import server.inference.backends
     import server.main
 
-    load: Callable[..., Engine] = server.inference.backends.load_engine
+    load: Callable[..., Backend] = server.inference.backends.load_backend
     engines: list[_Timed] = []
 
     def load_timed(*args: object, **options: object) -> object:
@@ -146,7 +146,7 @@ def _serve(arguments: list[str]) -> None:
     def say_spent(_: int, __: FrameType | None) -> None:
         print(json.dumps(_split(engines[0])), flush=True)
 
-    server.inference.backends.load_engine = load_timed  # type: ignore[assignment]
+    server.inference.backends.load_backend = load_timed  # type: ignore[assignment]
     signal.signal(signal.SIGUSR1, say_spent)
     folder, engine = arguments
     server.main.main([folder, "--engine", engine, "--port", "0"])

@@ -111,7 +111,7 @@ def test_the_trained_model_comes_along_for_pytorch_alone_and_goes_with_the_next_
         fetch.main([model.as_uri(), "--to", str(tmp_path / "to")])
         there = {str(file.relative_to(tmp_path / "to")) for file in (tmp_path / "to").rglob("*") if file.is_file()}
         assert there == files | more
-        read = read_model_folder(tmp_path / "to", engine.wanted_variants(Settings().engine))
+        read = read_model_folder(tmp_path / "to", engine.candidates(Settings().engine))
         assert read.variant == ("int8" if chosen == "onnx" else "torch")
 
 

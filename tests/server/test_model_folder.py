@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.inference.backends import wanted_variants
+from server.errors import ModelFolderError
+from server.inference.backends import candidates
 from server.manifest import is_pickle
-from server.model_folder import ModelFolder, ModelFolderError, read_model_folder
+from server.model_folder import ModelFolder, read_model_folder
 from tests.support.model_folder import LABELS, change, write_model_folder
 from tests.support.servers import serving
 from trainer.manifest import write_manifest
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> ModelFolder:
-    return read_model_folder(folder, wanted_variants("onnx"))
+    return read_model_folder(folder, candidates("onnx"))
 
 
 def saved_by_torch(*, zipped: bool) -> bytes:

@@ -20,11 +20,12 @@ import pytest
 from numpy.typing import NDArray
 
 from server.app import create_app
-from server.inference.backends import load_engine, wanted_variants
-from server.inference.backends.onnx import OnnxEngine
+from server.errors import ModelFolderError
+from server.inference.backends import candidates, load_backend
+from server.inference.backends.onnx import OnnxBackend
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
-from server.model_folder import ModelFolderError, read_model_folder
+from server.model_folder import read_model_folder
 from server.settings import Settings
 from tests.support.model_folder import LABELS, MAX_LENGTH, TEXTS, WORDS, change, write_into
 from tests.support.servers import predict, serving
@@ -57,7 +58,7 @@ def test_an_answer_is_what_the_model_computes(client: httpx.Client, folder: Path
     ids = [2, WORDS.index("shares"), 1, 3]  # [CLS] shares [UNK] [SEP]
     inputs = {name: np.array([ids]) for name in ("input_ids", "attention_mask")}
     inputs["attention_mask"][:] = 1
-    logits = OnnxEngine(folder / "onnx" / "model_int8.onnx").run(**inputs)[0].astype(float)
+    logits = OnnxBackend(folder / "onnx" / "model_int8.onnx").run(**inputs)[0].astype(float)
     expected = np.exp(logits) / np.exp(logits).sum()
     answer = predict(client, "Shares fell")
     assert list(answer["probabilities"]) == LABELS
@@ -209,7 +210,7 @@ class Watched:
     gpu = False
 
     def __init__(self, folder: Path) -> None:
-        self._engine = OnnxEngine(folder / "onnx" / "model.onnx")
+        self._engine = OnnxBackend(folder / "onnx" / "model.onnx")
         self._lock = threading.Lock()
         self._running = 0
         self.most_running = 0
@@ -232,7 +233,7 @@ class Watched:
 def watched(folder: Path, *, workers: int) -> Iterator[tuple[Watched, httpx.AsyncClient]]:
     engine = Watched(folder)
     settings = Settings(workers=workers)
-    classifier = Classifier(read_model_folder(folder, wanted_variants("onnx-fp32")), engine, settings)
+    classifier = Classifier(read_model_folder(folder, candidates("onnx-fp32")), engine, settings)
     transport = httpx.ASGITransport(create_app(classifier, Lifecycle(classifier, drain_seconds=0), settings))
     yield engine, httpx.AsyncClient(transport=transport, base_url="http://test")
     classifier.close()
@@ -276,7 +277,7 @@ def test_as_many_texts_run_at_once_as_there_are_workers_and_no_more(folder: Path
 def test_a_missing_file_is_named(own_folder: Path, name: str) -> None:
     (own_folder / "onnx" / name).unlink()
     with pytest.raises(ModelFolderError, match=f"onnx/{name} is missing: run distrinews run, or the export step"):
-        read_model_folder(own_folder, wanted_variants("auto"))
+        read_model_folder(own_folder, candidates("auto"))
 
 
 @pytest.mark.parametrize(
@@ -295,8 +296,8 @@ def test_a_file_that_cannot_be_read_is_named(own_folder: Path, name: str, text: 
 
 
 def load(folder: Path) -> None:
-    model = read_model_folder(folder, wanted_variants("auto"))
-    Classifier(model, load_engine(model, workers=1), Settings(workers=1))
+    model = read_model_folder(folder, candidates("auto"))
+    Classifier(model, load_backend(model, workers=1), Settings(workers=1))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_files_that_do_not_belong_together_are_refused(own_folder: Path, facts: 
 def test_a_folder_beside_the_model_folder_is_answered_with_the_right_one(own_folder: Path) -> None:
     for near in (own_folder.parent, own_folder / "onnx"):
         with pytest.raises(ModelFolderError, match=f"did you mean {own_folder}\\?"):
-            read_model_folder(near, wanted_variants("auto"))
+            read_model_folder(near, candidates("auto"))
 
 
 def test_a_folder_that_cannot_be_served_ends_the_program_with_one_line_and_1(tmp_path: Path) -> None:
@@ -346,11 +347,11 @@ def test_the_server_imports_nothing_that_trains_and_no_engine_that_it_does_not_u
 import sys
 import server.http.server, server.main
 from server.inference.classifier import Classifier
-from server.inference.backends import load_engine, wanted_variants
+from server.inference.backends import load_backend, candidates
 from server.model_folder import read_model_folder
 from server.settings import Settings
-model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), wanted_variants("auto"))
-Classifier(model, load_engine(model, workers=1), Settings(workers=1))
+model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), candidates("auto"))
+Classifier(model, load_backend(model, workers=1), Settings(workers=1))
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.hardware import _quota, available_cpus
+from server.hardware import available_cpus, cgroup_cpus
 from server.http import connections
 from server.main import Serve, _read_settings
 from server.settings import Settings
@@ -184,4 +184,4 @@ def test_the_tightest_cgroup_limit_counts(tmp_path: Path, limits: dict[str, str]
         (tmp_path / group / "cpu.max").write_text(limit + "\n")
     membership = tmp_path / "cgroup"
     membership.write_text("1:cpu:/other\n0::/pods/one\n")
-    assert _quota(tmp_path, membership) == cpus
+    assert cgroup_cpus(tmp_path, membership) == cpus

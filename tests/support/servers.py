@@ -93,12 +93,12 @@ class Served:
         return asyncio.create_task(self.client.post("/predict", json={"text": text}, headers=headers))
 
     def metric(self, name: str, **labels: str) -> float | None:
-        assert isinstance(self.classifier.observer, Metrics)
-        return self.classifier.observer.registry.get_sample_value(name, labels)
+        assert isinstance(self.classifier.events, Metrics)
+        return self.classifier.events.registry.get_sample_value(name, labels)
 
     async def until_waiting(self, texts: int) -> None:
         async with asyncio.timeout(5):
-            while self.classifier.scheduler.depth[0] < texts or not self.classifier.stuck_for():  # noqa: ASYNC110 - no event is set
+            while self.classifier.queue.size[0] < texts or not self.classifier.stuck_seconds():  # noqa: ASYNC110 - no event is set
                 await asyncio.sleep(0.005)
 
 

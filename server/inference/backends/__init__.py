@@ -7,8 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from server.errors import ModelFolderError
 from server.inference.gpu import gpu
-from server.model_folder import ModelFolder, ModelFolderError
+from server.model_folder import ModelFolder
 from server.settings import EngineName
 
 _NEWS_LENGTH = 64  # tokens: a text with its title
@@ -19,7 +20,7 @@ _CALIBRATION_ROWS_GPU = (1, 8, 32, 64)
 _WORTHWHILE = 1.1  # times the speed of single texts, or a batch only makes each of them wait for the others
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
@@ -35,7 +36,7 @@ class Engine(Protocol):
         """Logits [batch, classes] of token ids [batch, length] and their mask; several threads may call at once."""
 
 
-def wanted_variants(engine: EngineName) -> tuple[str, ...]:
+def candidates(engine: EngineName) -> tuple[str, ...]:
     """The variants of a model folder that serve a setting, best first."""
     if engine == "auto":
         on_gpu = ("torch",) if gpu().usable else ()
@@ -47,27 +48,27 @@ def openvino_installed() -> bool:
     return find_spec("openvino") is not None
 
 
-def load_engine(folder: ModelFolder, *, workers: int) -> Engine:
+def load_backend(folder: ModelFolder, *, workers: int) -> Backend:
     """The engine of the folder's chosen variant, for as many callers at once as there are workers."""
     if folder.variant == "openvino":
         try:
-            from server.inference.backends.openvino import OpenVinoEngine
+            from server.inference.backends.openvino import OpenVinoBackend
         except ImportError as error:
             raise ModelFolderError(
                 f"{folder.file} needs OpenVINO, which cannot be imported ({error}): pip install openvino, or choose --engine onnx"
             ) from error
-        return OpenVinoEngine(folder.file, max_length=folder.max_length, workers=workers)
+        return OpenVinoBackend(folder.file, max_length=folder.max_length, workers=workers)
     if folder.variant == "torch":
         try:
-            from server.inference.backends.torch import TorchEngine
+            from server.inference.backends.torch import TorchBackend
         except ImportError as error:
             raise ModelFolderError(
                 f"{folder.file} needs PyTorch, which cannot be imported ({error}): pip install 'distrinews[server-torch]', or choose --engine onnx"
             ) from error
-        return TorchEngine(folder.file, max_length=folder.max_length)
-    from server.inference.backends.onnx import OnnxEngine
+        return TorchBackend(folder.file, max_length=folder.max_length)
+    from server.inference.backends.onnx import OnnxBackend
 
-    return OnnxEngine(folder.file)
+    return OnnxBackend(folder.file)
 
 
 def why(engine: EngineName, variant: str) -> str:
@@ -90,7 +91,7 @@ def _why_on_cpu(variant: str) -> str:
     return "as the model folder has no variant for OpenVINO (the export step writes it)"
 
 
-def best_token_budget(engine: Engine, *, max_length: int) -> int:
+def best_token_budget(engine: Backend, *, max_length: int) -> int:
     """Padded tokens of a batch at most, by a quick measurement: on a CPU a batch does not always pay.
 
     0, which is every text alone, for an engine that says that batches are not for it.
@@ -104,13 +105,13 @@ def best_token_budget(engine: Engine, *, max_length: int) -> int:
     return best * min(max_length, _NEWS_LENGTH) if speeds[best] > _WORTHWHILE * speeds[1] else 0
 
 
-def _tokens_per_second(engine: Engine, *, rows: int, length: int) -> float:
+def _tokens_per_second(engine: Backend, *, rows: int, length: int) -> float:
     input_ids, mask = np.full((rows, length), 5, dtype=np.int64), np.ones((rows, length), dtype=np.int64)
     engine.run(input_ids, mask)  # the first of a shape also allocates
     return rows * length / min(_seconds(engine, input_ids, mask) for _ in range(_CALIBRATION_RUNS))
 
 
-def _seconds(engine: Engine, input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> float:
+def _seconds(engine: Backend, input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> float:
     started = time.perf_counter()
     engine.run(input_ids, mask)
     return time.perf_counter() - started

@@ -7,10 +7,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from server.model_folder import ModelFolderError
+from server.errors import ModelFolderError
 
 
-class OnnxEngine:
+class OnnxBackend:
     """ONNX Runtime with one thread a call: several calls at once fill the CPUs better than one call on all of them."""
 
     gpu = False

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.hardware import give_way
-from server.model_folder import ModelFolderError
+from server.errors import ModelFolderError
+from server.hardware import lower_priority
 
 # Its import would tell its makers of itself over the network. Without this package, OpenVINO works and sends nothing.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -19,7 +19,7 @@ import openvino  # noqa: E402
 _LENGTH_STEP = 16  # it keeps a primitive for each shape: with texts of all lengths that would be more than a gigabyte
 
 
-class OpenVinoEngine:
+class OpenVinoBackend:
     """One stream of one thread for each worker, and a request for each thread that calls; bf16 where the processor has it."""
 
     batches = True
@@ -35,7 +35,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # another server on this machine would pin its threads to the same cores
         }
         try:
-            with ThreadPoolExecutor(1, initializer=give_way) as thread:  # streams inherit it
+            with ThreadPoolExecutor(1, initializer=lower_priority) as thread:  # streams inherit it
                 self._model = thread.submit(core.compile_model, core.read_model(file), "CPU", config).result()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from server.manifest import ModelFolderError
+from server.errors import ModelFolderError
 
 _LENGTH_STEP = 8  # tensor cores compute eights, and few shapes keep the pool of GPU memory small
 
@@ -18,7 +18,7 @@ transformers_logging.set_verbosity_error()  # what it warns of when it loads is 
 transformers_logging.disable_progress_bar()
 
 
-def why_no_cuda() -> str:
+def no_cuda_reason() -> str:
     """Why this PyTorch cannot use the CUDA device that the driver knows; empty when it can."""
     if torch.cuda.is_available():
         return ""
@@ -27,7 +27,7 @@ def why_no_cuda() -> str:
     return f"PyTorch {torch.__version__} cannot use it: the driver may be too old for CUDA {torch.version.cuda}"
 
 
-class TorchEngine:
+class TorchBackend:
     """Each thread that calls has a CUDA stream of its own, so that it waits for its own batch and for no other."""
 
     batches = True

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from server.errors import ModelFolderError
 from server.inference import backends as engine_module
-from server.inference.backends import load_engine, wanted_variants, why
-from server.inference.backends.onnx import OnnxEngine
-from server.inference.backends.openvino import OpenVinoEngine
+from server.inference.backends import candidates, load_backend, why
+from server.inference.backends.onnx import OnnxBackend
+from server.inference.backends.openvino import OpenVinoBackend
 from server.inference.classifier import Classifier
-from server.model_folder import ModelFolderError, read_model_folder
+from server.model_folder import read_model_folder
 from server.settings import Settings
 from tests.support.model_folder import change, write_into, write_model_folder
 from tests.support.servers import predict, serving
@@ -34,9 +35,9 @@ def model(finished_run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> OpenVinoEngine:
-    loaded = load_engine(read_model_folder(model, wanted_variants("openvino")), workers=WORKERS)
-    assert isinstance(loaded, OpenVinoEngine)
+def engine(model: Path) -> OpenVinoBackend:
+    loaded = load_backend(read_model_folder(model, candidates("openvino")), workers=WORKERS)
+    assert isinstance(loaded, OpenVinoBackend)
     return loaded
 
 
@@ -49,7 +50,7 @@ def texts(finished_run: Path) -> list[list[int]]:
     return found
 
 
-def run(engine: OpenVinoEngine | OnnxEngine, texts: Sequence[Sequence[int]]) -> Logits:
+def run(engine: OpenVinoBackend | OnnxBackend, texts: Sequence[Sequence[int]]) -> Logits:
     length = max(map(len, texts))
     mask = np.array([[1] * len(ids) + [0] * (length - len(ids)) for ids in texts])
     ids = np.array([[*ids, *[0] * (length - len(ids))] for ids in texts])
@@ -57,14 +58,14 @@ def run(engine: OpenVinoEngine | OnnxEngine, texts: Sequence[Sequence[int]]) -> 
 
 
 def test_it_gives_the_labels_of_the_trained_model(
-    engine: OpenVinoEngine, texts: list[list[int]], finished_run: Path
+    engine: OpenVinoBackend, texts: list[list[int]], finished_run: Path
 ) -> None:
     trained = np.load(finished_run / "predictions.npy")[: len(texts)]
     found = np.concatenate([run(engine, [ids]) for ids in texts])
     assert (found.argmax(axis=1) == trained.argmax(axis=1)).mean() > 0.95
 
 
-def test_an_answer_is_the_same_alone_and_in_any_batch(engine: OpenVinoEngine, texts: list[list[int]]) -> None:
+def test_an_answer_is_the_same_alone_and_in_any_batch(engine: OpenVinoBackend, texts: list[list[int]]) -> None:
     alone = np.concatenate([run(engine, [ids]) for ids in texts])
     assert engine.batches
     for size in (2, 8, 48):
@@ -73,14 +74,14 @@ def test_an_answer_is_the_same_alone_and_in_any_batch(engine: OpenVinoEngine, te
         np.testing.assert_array_equal(batched.argmax(axis=1), alone.argmax(axis=1))
 
 
-def test_callers_at_once_get_the_answers_that_one_gets(engine: OpenVinoEngine, texts: list[list[int]]) -> None:
+def test_callers_at_once_get_the_answers_that_one_gets(engine: OpenVinoBackend, texts: list[list[int]]) -> None:
     alone = [run(engine, [ids]) for ids in texts]
     with ThreadPoolExecutor(4) as callers:
         together = list(callers.map(lambda ids: run(engine, [ids]), texts * 20))
     np.testing.assert_array_equal(together, alone * 20)
 
 
-def test_it_has_a_stream_of_one_thread_for_each_worker_and_pins_none(engine: OpenVinoEngine) -> None:
+def test_it_has_a_stream_of_one_thread_for_each_worker_and_pins_none(engine: OpenVinoBackend) -> None:
     found = {name: engine._model.get_property(name) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS")}
     assert set(found.values()) == {WORKERS}
     assert not engine._model.get_property("ENABLE_CPU_PINNING")
@@ -88,7 +89,7 @@ def test_it_has_a_stream_of_one_thread_for_each_worker_and_pins_none(engine: Ope
 
 
 def test_lengths_are_rounded_up_so_that_shapes_are_few_but_never_past_max_length(
-    engine: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch
+    engine: OpenVinoBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[tuple[int, ...]] = set()
     request = engine._request()
@@ -136,7 +137,7 @@ def test_a_setting_names_variants_in_order_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine_module, "openvino_installed", lambda: installed)
-    assert wanted_variants(setting) == variants
+    assert candidates(setting) == variants
     assert said in why(setting, variants[0])
 
 
@@ -152,22 +153,22 @@ def test_a_folder_without_the_variant_is_served_by_onnx_with_the_reason_and_refu
     assert "int8 on onnxruntime" in line
     assert "the model folder has no variant for OpenVINO" in line
     with pytest.raises(ModelFolderError, match=r"no variant openvino, only fp32, int8: choose with --engine"):
-        read_model_folder(folder, wanted_variants("openvino"))
+        read_model_folder(folder, candidates("openvino"))
 
 
 def test_an_openvino_file_that_cannot_be_read_is_named(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model / "onnx", tmp_path / "onnx")
     write_into(tmp_path, "openvino.xml", "version https://git-lfs")
     with pytest.raises(ModelFolderError, match=r"openvino\.xml cannot be loaded"):
-        load_engine(read_model_folder(tmp_path, wanted_variants("openvino")), workers=1)
+        load_backend(read_model_folder(tmp_path, candidates("openvino")), workers=1)
 
 
 def test_openvino_files_of_another_model_are_refused(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "model")
     change(tmp_path / "model", labels=["one", "two"])
-    folder = read_model_folder(tmp_path / "model", wanted_variants("openvino"))
+    folder = read_model_folder(tmp_path / "model", candidates("openvino"))
     with pytest.raises(ModelFolderError, match="2 labels"):
-        Classifier(folder, load_engine(folder, workers=1), Settings(workers=1))
+        Classifier(folder, load_backend(folder, workers=1), Settings(workers=1))
 
 
 @pytest.mark.parametrize("module", ["server.inference.backends.openvino", "trainer.openvino_model, nncf"])
@@ -183,7 +184,7 @@ def test_the_libraries_send_nothing_and_leave_no_file_behind(module: str, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
-def test_its_threads_give_way_to_those_that_answer(engine: OpenVinoEngine, texts: list[list[int]]) -> None:
+def test_its_threads_give_way_to_those_that_answer(engine: OpenVinoBackend, texts: list[list[int]]) -> None:
     run(engine, texts[:1])
     nice = {
         task.name: os.getpriority(os.PRIO_PROCESS, int(task.name))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.inference.queue import Job
+from server.inference.queue import QueueEntry
 from tests.support.servers import gated, serving
 
 
@@ -52,7 +52,7 @@ def test_what_is_answered_or_too_late_is_freed_at_once_without_the_garbage_colle
                 assert [(await one).status_code for one in late] == [504] * 20
                 served.engine.open.set()
                 assert [(await served.predict()).status_code for _ in range(20)] == [200] * 20
-                held = [found for found in gc.get_objects() if type(found) is Job]
+                held = [found for found in gc.get_objects() if type(found) is QueueEntry]
             finally:
                 gc.enable()
             assert len(held) <= 2  # what the two threads had last
@@ -69,7 +69,7 @@ def test_a_batch_is_admitted_or_refused_as_a_whole(folder: Path) -> None:
             await served.until_waiting(4)
             refused = await served.client.post("/predict/batch", json={"texts": ["goal"] * 2})
             assert refused.status_code == 429
-            assert served.classifier.scheduler.depth[0] == 4
+            assert served.classifier.queue.size[0] == 4
             served.engine.open.set()
             assert len((await accepted).json()) == 4
             await first

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
+from server.errors import ModelFolderError
 from server.inference import backends as engine_module
 from server.inference import gpu as gpu_module
-from server.inference.backends import best_token_budget, load_engine, wanted_variants, why
-from server.inference.backends.torch import TorchEngine
+from server.inference.backends import best_token_budget, candidates, load_backend, why
+from server.inference.backends.torch import TorchBackend
 from server.inference.classifier import Classifier
 from server.inference.gpu import Gpu, cuda_devices
-from server.model_folder import ModelFolderError, read_model_folder
+from server.model_folder import read_model_folder
 from server.settings import Settings
 from tests.support.model_folder import write_model_folder
 from tests.support.servers import predict, serving
@@ -35,9 +36,9 @@ NO_OPENVINO = ("int8", "fp32")
 
 
 @pytest.fixture(scope="module")
-def engine(finished_run: Path) -> TorchEngine:
-    loaded = load_engine(read_model_folder(finished_run / "model", wanted_variants("torch")), workers=2)
-    assert isinstance(loaded, TorchEngine)
+def engine(finished_run: Path) -> TorchBackend:
+    loaded = load_backend(read_model_folder(finished_run / "model", candidates("torch")), workers=2)
+    assert isinstance(loaded, TorchBackend)
     return loaded
 
 
@@ -61,14 +62,14 @@ def fresh_gpu() -> Iterator[None]:
     gpu_module.gpu.cache_clear()
 
 
-def run(engine: TorchEngine, texts: Sequence[Sequence[int]]) -> Logits:
+def run(engine: TorchBackend, texts: Sequence[Sequence[int]]) -> Logits:
     length = max(map(len, texts))
     mask = np.array([[1] * len(ids) + [0] * (length - len(ids)) for ids in texts])
     return engine.run(np.array([[*ids, *[0] * (length - len(ids))] for ids in texts]), mask)
 
 
 def test_it_answers_as_the_trained_model_alone_and_in_any_batch(
-    engine: TorchEngine, texts: list[list[int]], finished_run: Path
+    engine: TorchBackend, texts: list[list[int]], finished_run: Path
 ) -> None:
     trained = np.load(finished_run / "predictions.npy")[: len(texts)]
     alone = np.concatenate([run(engine, [ids]) for ids in texts])
@@ -79,7 +80,7 @@ def test_it_answers_as_the_trained_model_alone_and_in_any_batch(
         assert (batched.argmax(axis=1) == alone.argmax(axis=1)).all()
 
 
-def test_threads_that_call_at_once_get_their_own_answers(engine: TorchEngine, texts: list[list[int]]) -> None:
+def test_threads_that_call_at_once_get_their_own_answers(engine: TorchBackend, texts: list[list[int]]) -> None:
     alone = [run(engine, [ids]) for ids in texts]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda ids: run(engine, [ids]), texts))
@@ -87,7 +88,7 @@ def test_threads_that_call_at_once_get_their_own_answers(engine: TorchEngine, te
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_lengths_are_padded_to_eights_but_not_beyond_what_the_model_reads(engine: TorchEngine) -> None:
+def test_on_a_gpu_lengths_are_padded_to_eights_but_not_beyond_what_the_model_reads(engine: TorchBackend) -> None:
     assert engine.gpu
     assert "bf16 on" in engine.name
     for length in (1, 9, engine._max_length):
@@ -130,7 +131,7 @@ def test_weights_that_lack_a_layer_are_refused_instead_of_made_up(own_model: Pat
     save_file(weights, own_model / "model.safetensors", metadata={"format": "pt"})
     write_manifest(own_model)
     with pytest.raises(ModelFolderError, match=r"it lacks classifier\.weight; run the export step again"):
-        load_engine(read_model_folder(own_model, ("torch",)), workers=1)
+        load_backend(read_model_folder(own_model, ("torch",)), workers=1)
 
 
 def test_a_model_with_another_number_of_classes_is_refused(own_model: Path) -> None:
@@ -140,7 +141,7 @@ def test_a_model_with_another_number_of_classes_is_refused(own_model: Path) -> N
     write_manifest(own_model)
     folder = read_model_folder(own_model, ("torch",))
     with pytest.raises(ModelFolderError, match=r"model\.json has 2 labels"):
-        Classifier(folder, load_engine(folder, workers=1), Settings(workers=1))
+        Classifier(folder, load_backend(folder, workers=1), Settings(workers=1))
 
 
 def test_code_that_a_configuration_asks_for_is_never_run(own_model: Path) -> None:
@@ -151,13 +152,13 @@ def test_code_that_a_configuration_asks_for_is_never_run(own_model: Path) -> Non
     (own_model / "evil.py").write_text("raise SystemExit('it ran')")
     write_manifest(own_model)
     with pytest.raises(ModelFolderError, match=r"model\.safetensors cannot be loaded"):
-        load_engine(read_model_folder(own_model, ("torch",)), workers=1)
+        load_backend(read_model_folder(own_model, ("torch",)), workers=1)
 
 
 def test_auto_takes_it_on_a_cuda_device_and_says_so(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "gpu", lambda: Gpu(usable=True))
-    assert wanted_variants("auto")[0] == "torch"
-    assert read_model_folder(finished_run / "model", wanted_variants("auto")).variant == "torch"
+    assert candidates("auto")[0] == "torch"
+    assert read_model_folder(finished_run / "model", candidates("auto")).variant == "torch"
     assert why("auto", "torch") == "as a CUDA device is there"
 
 
@@ -166,7 +167,7 @@ def test_auto_takes_the_next_where_the_weights_were_left_out_and_says_so(
 ) -> None:
     monkeypatch.setattr(engine_module, "gpu", lambda: Gpu(usable=True))
     (own_model / "model.safetensors").unlink()
-    variant = read_model_folder(own_model, wanted_variants("auto")).variant
+    variant = read_model_folder(own_model, candidates("auto")).variant
     assert variant == "openvino"
     assert "no model.safetensors for the CUDA device" in why("auto", variant)
 
@@ -175,7 +176,7 @@ def test_auto_takes_the_next_where_the_weights_were_left_out_and_says_so(
 def test_a_device_that_pytorch_cannot_use_is_told_of_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_module, "cuda_devices", lambda: 1)
     monkeypatch.setattr(gpu_module, "find_spec", lambda name: None if name == "torch" else find_spec(name))
-    assert "torch" not in wanted_variants("auto")
+    assert "torch" not in candidates("auto")
     said = "; a CUDA device is there, but torch not installed (pip install 'distrinews[server-torch]')"
     assert why("auto", "openvino").endswith(said)
     gpu_module.gpu.cache_clear()

@@ -10,10 +10,10 @@ from kfp import dsl
 from scipy.special import softmax
 
 from pipelines.kubeflow.artifacts import show
-from server.errors import UserError
-from server.inference.backends import wanted_variants
-from server.inference.backends.onnx import OnnxEngine
-from server.model_folder import ModelFolderError, read_model_folder
+from server.errors import ModelFolderError, UserError
+from server.inference.backends import candidates
+from server.inference.backends.onnx import OnnxBackend
+from server.model_folder import read_model_folder
 from tests.support.model_folder import TEXTS, change, write_model_folder
 from tests.support.servers import predict, serving
 from trainer.config import ExportConfig
@@ -122,14 +122,14 @@ def test_metrics_of_an_older_run_are_refused_by_the_export(finished_run: Path, t
 
 def test_the_server_divides_its_logits_by_the_temperature(tmp_path: Path) -> None:
     folder = write_model_folder(tmp_path / "model")
-    assert read_model_folder(folder, wanted_variants("onnx")).temperature == 1
+    assert read_model_folder(folder, candidates("onnx")).temperature == 1
     change(folder, temperature=2.5)
-    model = read_model_folder(folder, wanted_variants("onnx"))
+    model = read_model_folder(folder, candidates("onnx"))
     with serving(folder, "--engine", "onnx") as (_, client):
         answers = [predict(client, text) for text in TEXTS]
     for text, answer in zip(TEXTS, answers, strict=True):
         ids = np.array([model.tokenizer.encode(text).ids])
-        logits = OnnxEngine(model.file).run(ids, np.ones_like(ids))[0]
+        logits = OnnxBackend(model.file).run(ids, np.ones_like(ids))[0]
         np.testing.assert_allclose(list(answer["probabilities"].values()), softmax(logits / 2.5), atol=1e-6)
         assert answer["label"] == model.labels[int(logits.argmax())]
 
@@ -139,4 +139,4 @@ def test_a_temperature_that_is_none_is_refused(tmp_path: Path, wrong: object) ->
     folder = write_model_folder(tmp_path / "model")
     change(folder, temperature=wrong)
     with pytest.raises(ModelFolderError, match=r"model\.json: temperature: Input should be"):
-        read_model_folder(folder, wanted_variants("onnx"))
+        read_model_folder(folder, candidates("onnx"))
