@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from server.errors import UserError
 from tests.support.data import AG_NEWS, labelled, write, write_csv, write_json_lines
 from trainer.config import PreprocessConfig
-from trainer.data.columns import AG_NEWS_CLASSES
 from trainer.data.dataset import SPLITS, Dataset, Split
+from trainer.data.tables import AG_NEWS_CLASSES
 from trainer.data.tokenizer import check_model, load_tokenizer, train_tokenizer
 from trainer.preprocess import preprocess
 

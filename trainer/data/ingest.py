@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from server.errors import UserError
-from trainer.data.columns import Row
 from trainer.data.dataset import RowWriter
 from trainer.data.sources import Source
+from trainer.data.tables import Row
 from trainer.monitoring.console import Progress, say
 
 CHUNK = 2048  # rows read, tokenised and written at a time: a few megabytes

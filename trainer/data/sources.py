@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from server.errors import UserError
 from trainer.config import PreprocessConfig
 from trainer.data import sample
-from trainer.data.columns import AG_NEWS_CLASSES, BadRow, Columns, Row, Table
-from trainer.data.tables import read_table, table_classes, table_format
+from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Columns, Row, Table, read_table, table_classes, table_format
 
 if TYPE_CHECKING:
     import datasets

@@ -1,33 +1,140 @@
-"""Rows out of one CSV, JSON Lines or Parquet file, each with its line, good or bad."""
+"""Rows of one CSV, JSON Lines or Parquet file, each with its line, good or bad; columns are found by name."""
 
 import csv
 import gzip
 import io
 import json
 import lzma
-import shutil
-import tempfile
+import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 from server.errors import UserError
-from trainer.data.columns import BadRow, Columns, Rows, Table, make_row
+from trainer.data.parquet import open_parquet
 
+AG_NEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
+_TEXT_COLUMNS = (("title", "description"), ("text",), ("sentence",), ("content",), ("headline",), ("title",))
+_LABEL_COLUMNS = ("label", "class", "class index", "category", "target", "topic")
 _COMPRESSED: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".xz": lzma.open}
-_PARQUET_BATCH = 4096  # rows: a few megabytes of text
 
 
-_Fields = tuple[int, list[str] | BadRow]  # the line and the fields of a record, or what is wrong with its quotes
+class Row(NamedTuple):
+    text: str
+    label: str
+    line: int
+
+
+class BadRow(NamedTuple):
+    reason: str
+    detail: str
+    line: int
+
+
+class Columns(NamedTuple):
+    """Columns that the user named; empty ones are found by the usual names."""
+
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    classes: tuple[str, ...] = ()
+    numbered: tuple[str, ...] = AG_NEWS_CLASSES
+    """Names of the classes 1, 2, … of rows without a header."""
+
+
+Rows = Iterator[Row | BadRow]
+_Fields = tuple[int, list[str] | BadRow]  # the line of a record, and its fields or the fault in its quotes
+
+
+class Table:
+    """Makes rows of records that have named columns.
+
+    `class_names` holds the class names of columns that number them from 0; `classes` holds those of the class column.
+    """
+
+    def __init__(
+        self, source: Path | str, columns: Columns, names: Sequence[str], *, class_names: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        self._names, self.text = names, find_text_columns(source, columns, names)
+        known = {name.lower(): name for name in reversed(names)}
+        usual = (known[name] for name in _LABEL_COLUMNS if name in known and known[name] not in self.text)
+        self.label = columns.label or next(usual, "")
+        if not self.label:
+            raise UserError(f"{source}: which column is the class? {_choose('label', names)}")
+        for name in (*self.text, self.label):
+            if names.count(name) > 1:
+                raise UserError(f"{source}: {names.count(name)} columns are called {name!r}; rename all but one")
+        self.classes = class_names.get(self.label, ())
+        # Where the user's class names are themselves numbers, numbers in the rows are names.
+        named = self.classes or ([] if any(name.isdecimal() for name in columns.classes) else columns.classes)
+        self._numbered = {str(number): name for number, name in enumerate(named)}
+
+    def row_of_fields(self, fields: Sequence[str], line: int) -> Row | BadRow:
+        return self.row(dict(zip(self._names, fields, strict=True)), line)
+
+    def row(self, record: Mapping[str, Any], line: int) -> Row | BadRow:
+        for name in (*self.text, self.label):
+            if name not in record:
+                return BadRow("missing column", f"no {name!r}", line)
+        for name in self.text:
+            if not isinstance(record[name], str | None):
+                return BadRow("text is no string", f"{name!r} is {record[name]!r:.60}", line)
+        label = record[self.label]
+        if not isinstance(label, str | int | float | None):
+            return BadRow("class is no name", f"{self.label!r} is {label!r:.60}, not a name or a number", line)
+        if isinstance(label, float):
+            label = None if math.isnan(label) else int(label) if label.is_integer() else label
+        name = "" if label is None else str(label).strip()
+        return _make_row((record[name] or "" for name in self.text), self._numbered.get(name, name), line)
+
+
+def find_text_columns(source: Path | str, columns: Columns, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the user's or else the usual text columns; UserError when a column that the user named is missing."""
+    for name in (*columns.text, *((columns.label,) if columns.label else ())):
+        if name not in names:
+            raise UserError(f"{source}: no column is called {name!r}; its columns are {_listed(names)}")
+    known = {name.lower(): name for name in reversed(names)}
+    usual = next((usual for usual in _TEXT_COLUMNS if set(usual) <= known.keys()), ())
+    text = columns.text or tuple(known[name] for name in usual)
+    if not text:
+        raise UserError(f"{source}: which column is the text? {_choose('text', names)}")
+    return text
+
+
+def _choose(kind: str, names: Sequence[str]) -> str:
+    return f"Name it with --{kind}-column; its columns are {_listed(names)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name.encode("utf-8", "backslashreplace").decode()[:40] for name in names[:20])
+
+
+def join_text(parts: Iterable[str]) -> str:
+    """Joins the texts of several columns to one."""
+    return " ".join(stripped for part in parts if (stripped := part.strip()))
+
+
+def _make_row(parts: Iterable[str], label: str, line: int) -> Row | BadRow:
+    text = join_text(parts)
+    try:
+        f"{text} {label}".encode()
+    except UnicodeEncodeError as error:
+        shown = error.object[max(0, error.start - 30) : error.start + 30]
+        return BadRow("broken encoding", f"not UTF-8 in {shown!r}", line)
+    if not text:
+        return BadRow("empty text", "no text in the text columns", line)
+    if not label:
+        return BadRow("no class", "the class is empty", line)
+    return Row(text, label, line)
 
 
 def read_table(path: Path, columns: Columns) -> Rows:
-    """The rows of a file, as a stream; UserError when it is no such file or lacks a column.
+    """Streams the rows of a file; UserError when it cannot be read as its ending promises, or lacks a column.
 
-    A line counts from 1, as an editor counts; in Parquet it is the number of the row.
+    Lines count from 1, as in an editor; in Parquet they are numbers of rows.
     """
     reader = _READERS[table_format(path)]
     with decompressing(path):
@@ -36,6 +143,7 @@ def read_table(path: Path, columns: Columns) -> Rows:
 
 @contextmanager
 def decompressing(path: Path) -> Iterator[None]:
+    """Turns the errors of a damaged compressed file into a UserError."""
     try:
         yield
     except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
@@ -43,7 +151,7 @@ def decompressing(path: Path) -> Iterator[None]:
 
 
 def table_format(path: Path) -> str:
-    """The ending that says how a file is written, without .gz or .xz."""
+    """Returns the ending that names the format of a file, without .gz or .xz."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
     if not suffixes or suffixes[-1] not in _READERS:
         raise UserError(f"{path}: unknown kind of file; known are {', '.join(_READERS)}, each also with .gz or .xz")
@@ -51,7 +159,7 @@ def table_format(path: Path) -> str:
 
 
 def table_classes(path: Path, columns: Columns) -> tuple[str, ...]:
-    """The class names, in order, that a file brings besides its rows; none where only the rows tell."""
+    """Returns the class names, in order, that the layout of a file defines; none where only its rows do."""
     kind = table_format(path)
     with decompressing(path):
         if kind == ".csv":
@@ -59,40 +167,64 @@ def table_classes(path: Path, columns: Columns) -> tuple[str, ...]:
                 _, first = next(csv_records(file), (1, None))
                 return columns.numbered if isinstance(first, list) and is_ag_news(first, columns) else ()
         if kind == ".parquet":
-            with _parquet_file(path, columns) as (_, table):
-                return table.classes
+            with open_parquet(path) as parquet:
+                return Table(path, columns, parquet.names, class_names=parquet.class_names).classes
     return ()
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
+    """Opens a text file, decompressed as its ending asks."""
     opener: Callable[..., Any] = _COMPRESSED.get(path.suffix.lower(), open)
     with opener(path, "rb") as file, decoded(file, path) as text:
         yield text
 
 
 def decoded(file: Any, source: Path | str) -> TextIO:  # noqa: ANN401 - the modules that decompress share no type with a peek
-    """Decoded lines; a byte that is not UTF-8 becomes a surrogate, so that one bad row does not hide the others."""
+    """Decodes lines; a byte that is not UTF-8 becomes a surrogate, so that one bad row does not hide the others."""
     if b"\0" in file.peek(64)[:64]:
         raise UserError(f"{source}: is UTF-16 or no text at all; save it as UTF-8")
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _csv(path: Path, columns: Columns) -> Rows:
+def _read_csv(path: Path, columns: Columns) -> Rows:
     with open_text(path) as file:
         records = csv_records(file)
         empty = BadRow("empty file", "expected a header line, or rows of class, title, description", 1)
         line, fields = next(records, (1, empty))
         if isinstance(fields, BadRow):
             raise UserError(f"{path}, line {line}: {fields.reason}: {fields.detail}")
-        if is_ag_news(fields, columns):
-            yield from _ag_news(columns, chain([(line, fields)], records))
+        make: Callable[[Sequence[str], int], Row | BadRow]
+        if is_ag_news(fields, columns):  # class (a number from 1), title, description
+            classes = enumerate(columns.classes or columns.numbered, start=1)
+            make = partial(_ag_news_row, {str(number): name for number, name in classes})
+            width, expected, records = 3, "class, title, description are 3", chain([(line, fields)], records)
         else:
-            yield from _csv_with_header(path, columns, fields, records)
+            width, expected = len(fields), f"the header has {len(fields)}"
+            make = Table(path, columns, [name.strip() for name in fields], class_names={}).row_of_fields
+        for line, fields in records:
+            if isinstance(fields, BadRow):
+                yield fields
+            elif len(fields) != width:
+                yield BadRow("wrong number of fields", f"{len(fields)} fields where {expected}", line)
+            else:
+                yield make(fields, line)
+
+
+def _ag_news_row(names: Mapping[str, str], fields: Sequence[str], line: int) -> Row | BadRow:
+    if (number := fields[0].strip()) in names:
+        return _make_row(fields[1:], names[number], line)
+    right = f"a number from 1 to {len(names)}: {', '.join([*names.values()][:10])}"
+    return BadRow("unknown class", f"{number[:60]!r} is not {right}", line)
+
+
+def is_ag_news(first: Sequence[str], columns: Columns) -> bool:
+    """Tests by its first record if a file has rows of class, title, description, and no header."""
+    return first[0].strip().isdecimal() and not columns.text and not columns.label
 
 
 def csv_records(file: Iterable[str]) -> Iterator[_Fields]:
-    """Each record with the line on which it starts. Blank lines are no records."""
+    """Yields each record with the line on which it starts, without blank lines."""
     csv.field_size_limit(1 << 24)  # 16 MB a field: far above any text, below what a runaway quote would swallow
     reader = csv.reader(file, strict=True)
     while True:
@@ -110,43 +242,7 @@ def csv_records(file: Iterable[str]) -> Iterator[_Fields]:
                 yield line, fields
 
 
-def _ag_news(columns: Columns, records: Iterable[_Fields]) -> Rows:
-    """Rows of class (a number from 1), title, description, without a header."""
-    names = columns.classes or columns.numbered
-    numbered = {str(number): name for number, name in enumerate(names, start=1)}
-    right = f"a number from 1 to {len(names)}: {', '.join(names[:10])}"
-    for line, fields in records:
-        if isinstance(fields, BadRow):
-            yield fields
-        elif len(fields) != 3:
-            yield BadRow("wrong number of fields", f"{len(fields)} fields where class, title, description are 3", line)
-        elif (number := fields[0].strip()) not in numbered:
-            yield BadRow("unknown class", f"{number[:60]!r} is not {right}", line)
-        else:
-            yield make_row(fields[1:], numbered[number], line)
-
-
-def is_ag_news(first: Sequence[str], columns: Columns) -> bool:
-    """Whether a file that begins with this record has rows of class, title, description, and no header."""
-    return first[0].strip().isdecimal() and not columns.text and not columns.label
-
-
-def _csv_with_header(path: Path, columns: Columns, header: Sequence[str], records: Iterable[_Fields]) -> Rows:
-    names = [name.strip() for name in header]
-    table = Table(path, columns, names, class_names={})
-    for name in (*table.text, table.label):
-        if names.count(name) > 1:
-            raise UserError(f"{path}: {names.count(name)} columns are called {name!r}; rename all but one")
-    for line, fields in records:
-        if isinstance(fields, BadRow):
-            yield fields
-        elif len(fields) != len(names):
-            yield BadRow("wrong number of fields", f"{len(fields)} fields where the header has {len(names)}", line)
-        else:
-            yield table.row(dict(zip(names, fields, strict=True)), line)
-
-
-def _json_lines(path: Path, columns: Columns) -> Rows:
+def _read_json_lines(path: Path, columns: Columns) -> Rows:
     table = None
     with open_text(path) as file:
         for line, source in enumerate(file, start=1):
@@ -163,6 +259,7 @@ def _json_lines(path: Path, columns: Columns) -> Rows:
 
 
 def json_record(source: str, line: int) -> dict[str, Any] | BadRow:
+    """Reads one line of JSON Lines."""
     try:
         record = json.loads(source.rstrip())
     except (ValueError, RecursionError) as error:
@@ -174,50 +271,13 @@ def json_record(source: str, line: int) -> dict[str, Any] | BadRow:
     return BadRow("not valid JSON", f"{fault}; one object a line", line)
 
 
-def _parquet(path: Path, columns: Columns) -> Rows:
-    with _parquet_file(path, columns) as (file, table):
-        batches = file.iter_batches(batch_size=_PARQUET_BATCH, columns=[*table.text, table.label])
-        for line, record in enumerate(_records(batches), start=1):
+def _read_parquet(path: Path, columns: Columns) -> Rows:
+    with open_parquet(path) as file:
+        table = Table(path, columns, file.names, class_names=file.class_names)
+        for line, record in enumerate(file.records([*table.text, table.label]), start=1):
             yield table.row(record, line)
 
 
-def _records(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        for values in zip(*_values(batch.columns), strict=True):
-            yield dict(zip(batch.schema.names, values, strict=True))
-
-
-def _values(columns: Iterable[Any]) -> Iterator[list[Any]]:
-    for column in columns:
-        try:
-            yield column.to_pylist()
-        except UnicodeDecodeError:  # a text that is not UTF-8 does not hide the others
-            yield [value and value.decode(errors="surrogateescape") for value in column.cast("binary").to_pylist()]
-
-
-@contextmanager
-def _parquet_file(path: Path, columns: Columns) -> "Iterator[tuple[Any, Table]]":
-    """The file, opened, and its columns, with the class names that the `datasets` library wrote into it."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    with tempfile.TemporaryDirectory() as folder:
-        plain = path
-        if path.suffix.lower() in _COMPRESSED:  # Parquet is read from its end: it has to be a plain file
-            plain = Path(folder, "rows.parquet")
-            with _COMPRESSED[path.suffix.lower()](path, "rb") as packed, plain.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-        try:
-            with parquet.ParquetFile(plain) as file:
-                schema = file.schema_arrow
-                info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-                features = info.get("info", {}).get("features", {})
-                named = {name: tuple(feature["names"]) for name, feature in features.items() if "names" in feature}
-                yield file, Table(path, columns, schema.names, class_names=named)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: is no Parquet file, or a damaged one: {' '.join(str(error).split())}") from error
-
-
 _READERS: dict[str, Callable[[Path, Columns], Rows]] = {
-    ".csv": _csv, ".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet
+    ".csv": _read_csv, ".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet
 }  # fmt: skip

@@ -13,8 +13,8 @@ import pytest
 from server.errors import UserError
 from tests.support.data import AG_NEWS, labelled, write, write_csv, write_json_lines, write_parquet
 from trainer.config import PreprocessConfig
-from trainer.data.columns import AG_NEWS_CLASSES, BadRow, Row
 from trainer.data.sources import Data, Source, find_data, hub_data
+from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Row
 
 
 def find(data: Path | str, **settings: Any) -> Data:  # noqa: ANN401 - as PreprocessConfig takes it

@@ -11,8 +11,7 @@ from pyarrow import parquet
 
 from server.errors import UserError
 from tests.support.data import AG_NEWS, write, write_csv, write_json_lines, write_parquet
-from trainer.data.columns import AG_NEWS_CLASSES, BadRow, Columns, Row
-from trainer.data.tables import read_table, table_classes, table_format
+from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Columns, Row, read_table, table_classes, table_format
 
 ENDINGS = ["", ".gz", ".xz"]
 FORMATS = [f".{kind}{ending}" for kind in ("csv", "jsonl", "json", "parquet") for ending in ENDINGS]
@@ -365,9 +364,17 @@ def test_rows_of_a_parquet_file_are_numbered_across_its_batches(tmp_path: Path) 
         ("rows.jsonl", "\n \n", ": has no rows; expected one JSON object a line"),
         ("rows.parquet", "", ": is no Parquet file, or a damaged one: "),
         ("rows.parquet", "text,label\n", ": is no Parquet file, or a damaged one: "),
-        ("rows.csv", "body;kind\na;x\n", ": which column is the text? Say --text-column; its columns are body;kind"),
-        ("rows.csv", "text,kind\na,x\n", ": which column is the class? Say --label-column; its columns are text, kind"),
-        ("rows.jsonl", '\n{"text": "a"}\n', ", line 2: which column is the class? Say --label-column"),
+        (
+            "rows.csv",
+            "body;kind\na;x\n",
+            ": which column is the text? Name it with --text-column; its columns are body;kind",
+        ),
+        (
+            "rows.csv",
+            "text,kind\na,x\n",
+            ": which column is the class? Name it with --label-column; its columns are text, kind",
+        ),
+        ("rows.jsonl", '\n{"text": "a"}\n', ", line 2: which column is the class? Name it with --label-column"),
         ("rows.csv", "text,label,text\n", ": 2 columns are called 'text'; rename all but one"),
         ("rows.csv", '\n"text"s,label\n', ", line 2: broken quotes: "),
         ("rows.csv", "text,label\na,x\n".encode("utf-16"), ": is UTF-16 or no text at all; save it as UTF-8"),
