@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster_config import ClusterConfig
-from server.cli import build, write_json
+from server.cli import build
 from server.errors import UserError
+from server.files import write_json
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, Settings, TrainConfig
 
 STEPS = ("preprocess", "train", "evaluate", "gate", "export", "deploy")

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something that the user can mend: the message names the value, the place and what would be right."""
+    """A fault that the user can fix: the message names the value, the place and what would be right, on one line."""
 
 
 class ModelFolderError(UserError):

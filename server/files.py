@@ -1,42 +1,88 @@
-"""Folders that are whole or not there: written under a temporary name beside their place, then renamed."""
+"""Writes folders and files so that a reader finds the old or the new content, and never a half of either."""
 
+import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new empty folder to write into, which takes the place of `path` when the block ends without an error."""
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields a new empty folder, which replaces `path` when the block ends without an error."""
+    recover_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        readable = temporary.stat().st_mode & 0o666  # as the umask allows; safetensors' files are for their owner alone
+        readable = temporary.stat().st_mode & 0o666  # what the umask allows; safetensors' own files are private
         for file in (*temporary.rglob("*"), temporary):
             if ~file.stat().st_mode & readable:
                 file.chmod(file.stat().st_mode | readable)
-            sync(file)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-        sync(path.parent)
+            fsync(file)
+        _replace(path, temporary)
+        fsync(path.parent)
+        for old in _replaced(path):
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def recover_directory(path: Path) -> Path:
+    """Brings a folder back that a process was killed while replacing; every reader of such a folder calls this first."""
+    if not path.exists() and (replaced := _replaced(path)):
+        replaced[-1].rename(path)
+    return path
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Renames the old folder away and the new one into its place; killed between, `recover_directory` undoes the first."""
+    while True:
+        if path.exists():
+            path.rename(path.with_name(f".{path.name}.{os.getpid()}.old"))
+        try:
+            new.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else: a reader has recovered the old folder between the two renames
+        else:
+            return
+
+
+def _replaced(path: Path) -> list[Path]:
+    """Former contents of a folder that were not removed, the newest last."""
+    if not path.parent.is_dir():
+        return []
+    start, end = f".{path.name}.", ".old"
+    found = [
+        other
+        for other in path.parent.iterdir()
+        if other.name.startswith(start) and other.name.endswith(end) and other.name[len(start) : -len(end)].isdigit()
+    ]
+    return sorted(found, key=lambda folder: folder.stat().st_mtime)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file under a temporary name and renames it, so that it is complete or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON may hold anything
+    """Reads a JSON file in UTF-8."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """OSError with the path where safetensors cannot write: it has an error of its own, for a full disk too."""
-    from safetensors import SafetensorError  # here, for not all that makes folders has it
+    """Turns safetensors' own error, which it raises for a full disk too, into an OSError with the path."""
+    from safetensors import SafetensorError  # not every program that writes folders has it installed
 
     try:
         yield
@@ -45,8 +91,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """The same files under another folder, as hard links, or as copies where the file system has no links."""
-    with whole_folder(target) as folder:
+    """Makes the same files in another folder, as hard links, or as copies on file systems without links."""
+    with atomic_directory(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=_link_or_copy)
 
 
@@ -57,10 +103,13 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on the disk."""
+def fsync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+whole_folder, sync = atomic_directory, fsync  # old names, until no caller has them

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from tokenizers import Tokenizer
 
 from server.errors import ModelFolderError
+from server.files import recover_directory
 from server.manifest import FIX, Manifest, refuse_pickles
 
 TORCH_FILES = ("model.safetensors", "config.json")  # of the variant torch: the trained model itself
@@ -69,9 +70,9 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
 
 
 def _onnx_folder(folder: Path) -> Path:
-    if not folder.is_dir():
+    if not recover_directory(folder).is_dir():
         raise ModelFolderError(f"{folder} is not a folder: give the model folder that distrinews run wrote")
-    if (folder / "onnx").is_dir():
+    if recover_directory(folder / "onnx").is_dir():
         return folder / "onnx"
     near = [
         place for place in (folder / "model", folder.absolute().parent) if (place / "onnx" / "model.json").is_file()

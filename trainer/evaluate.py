@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from server.cli import parse, write_json
+from server.cli import parse
+from server.files import write_json
 from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset, Split
 from trainer.distributed.launch import worker

@@ -17,9 +17,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 from transformers import PreTrainedModel
 
-from server.cli import fail, parse, write_json
+from server.cli import fail, parse
 from server.errors import UserError
-from server.files import whole_folder
+from server.files import atomic_directory, write_json
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import Probabilities
@@ -56,7 +56,7 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
     A variant that predicts otherwise than the trained model is left out, with the reason; UserError when none is left.
     """
     model_folder, temperature = output / "model", _temperature(output / "metrics.json")
-    with whole_folder(model_folder / "onnx") as folder:
+    with atomic_directory(model_folder / "onnx") as folder:
         shutil.copy2(model_folder / "tokenizer.json", folder)
         _write_variants(load_model(model_folder), dataset, folder)
         facts: dict[str, Any] = {

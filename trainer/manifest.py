@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from server.cli import write_json
+from server.files import write_json
 
 MANIFEST = "manifest.json"
 _BESIDE = ("config.json", "model.safetensors")  # what PyTorch loads; the rest of the model folder no server reads

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from server.cli import fail, parse, write_json
+from server.cli import fail, parse
 from server.errors import UserError
-from server.files import link_folder, whole_folder
+from server.files import atomic_directory, link_folder, write_json
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import SPLITS, RowWriter, read_info, read_staged
 from trainer.data.ingest import CHUNK, BadRows, Staged, check_classes, stage
@@ -54,7 +54,7 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
                 link_folder(folder, output)
             say(f"preprocess: the same data, tokenizer and settings were preprocessed before: used again from {folder}")
             return read_info(output)
-    with whole_folder(output) as folder:
+    with atomic_directory(output) as folder:
         info = _make(config, data, tokenizer, folder) | {"fingerprint": fingerprint}
         write_json(folder / "dataset.json", info)
     return info

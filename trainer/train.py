@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from server.cli import parse, write_json
-from server.files import whole_folder
+from server.cli import parse
+from server.files import atomic_directory, write_json
 from trainer.checkpoint.checkpointer import Checkpoints
 from trainer.checkpoint.resuming import resume
 from trainer.checkpoint.state import TrainingState
@@ -217,7 +217,7 @@ def write_model(
     """The model folder with the weights of the best epoch, and train_config.json, which says how it was trained."""
     weights = read_weights(output / "checkpoints" / epoch_name(state.best_epoch))
     how = {"settings": made_with, "best_epoch": state.best_epoch, "epochs": state.validation}
-    with whole_folder(output / "model") as target:
+    with atomic_directory(output / "model") as target:
         save_model(model, dataset, target, weights=weights)
         write_json(target / "train_config.json", how)
     say(f"train: {state.conclusion()}; the model is in {output / 'model'}")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.run_folder import RunFolder
-from server.cli import write_json
 from server.errors import UserError
+from server.files import write_json
 from server.settings import PREFIX
 from trainer.data.dataset import Dataset
 from trainer.monitoring.console import say

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from pipelines.predict.input import Item
-from server.cli import write_json
 from server.errors import UserError
+from server.files import write_json
 from server.inference.classifier import Prediction
 
 Kind = Literal["csv", "jsonl"]

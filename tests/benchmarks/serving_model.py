@@ -14,8 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from server.cli import write_json
-from server.files import whole_folder
+from server.files import atomic_directory, write_json
 from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
@@ -40,7 +39,7 @@ def main() -> None:
 def write_serving_model(folder: Path, *, tokenizer: str, config: DistilBertConfig | None = None) -> None:
     """Write the folder, with scales of AG News where it is there, else of the sample; `tokenizer` is as `--model` of a run."""
     config = config or DistilBertConfig()
-    with whole_folder(folder) as written:
+    with atomic_directory(folder) as written:
         data = str(AG_NEWS / "test.csv") if (AG_NEWS / "test.csv").is_file() else "sample:6000"
         preprocess(PreprocessConfig(data=data, model=tokenizer, max_length=_MAX_LENGTH), written / "dataset")
         dataset = Dataset(written / "dataset")

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig, DistilBertForSequenceClassification, pipeline
 
 from server.errors import UserError
-from server.files import whole_folder
+from server.files import atomic_directory
 from trainer.checkpoint.state import TrainingState
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
@@ -255,7 +255,7 @@ def test_a_failing_process_ends_all_with_its_own_message(tmp_path: Path) -> None
 
 
 def test_weights_can_be_read_by_whoever_the_umask_lets_read_the_files_beside_them(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "model") as folder:
+    with atomic_directory(tmp_path / "model") as folder:
         save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
         (folder / "config.json").write_text("{}", encoding="utf-8")
     weights, beside = ((tmp_path / "model" / name).stat().st_mode for name in ("model.safetensors", "config.json"))

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 
-from server.cli import write_json
 from server.errors import UserError
+from server.files import write_json
 from trainer.distributed.launch import usable_cores
 from trainer.monitoring.console import say
 

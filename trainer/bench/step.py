@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedModel
 
-from server.cli import parse, write_json
+from server.cli import parse
 from server.errors import UserError
+from server.files import write_json
 from trainer.bench.settings import StepConfig
 from trainer.config import TrainConfig
 from trainer.data.batches import Step, TrainingPlan

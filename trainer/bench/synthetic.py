@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from server.cli import write_json
+from server.files import write_json
 from trainer.data.dataset import SPLITS, RowWriter
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
 

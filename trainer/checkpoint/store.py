@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from server.cli import write_json
-from server.files import disk_errors, sync, whole_folder
+from server.files import atomic_directory, disk_errors, fsync, recover_directory, write_json
 from trainer.checkpoint.state import TrainingState
 from trainer.distributed.parallel import put_optimizer_state, put_weights
 
@@ -68,7 +67,7 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 def write(folder: Path, taken: Snapshot, *, keep_last: int) -> None:
     """Write a checkpoint, then point `latest` at it, then remove those that are neither among the last nor the best."""
-    with whole_folder(folder / taken.name) as target:
+    with atomic_directory(folder / taken.name) as target:
         for name, tensors in (("model", taken.model), ("optimizer", taken.optimizer)):
             with disk_errors(target / f"{name}.safetensors"):
                 save_file(tensors, target / f"{name}.safetensors")
@@ -87,9 +86,9 @@ def write(folder: Path, taken: Snapshot, *, keep_last: int) -> None:
 def _point(folder: Path, name: str) -> None:
     temporary = folder / ".latest.tmp"
     temporary.write_text(name, encoding="utf-8")
-    sync(temporary)
+    fsync(temporary)
     temporary.replace(folder / "latest")
-    sync(folder)
+    fsync(folder)
 
 
 def names(folder: Path) -> list[str]:
@@ -134,7 +133,9 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed had begun to write."""
+    """Removes the incomplete checkpoints of a process that was killed, and keeps the one that it was replacing."""
+    for path in folder.glob(".epoch-*.old"):
+        recover_directory(folder / path.name.split(".")[1])
     for path in folder.glob(".epoch-*"):
         shutil.rmtree(path)
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.errors import UserError
+from server.files import recover_directory
 
 SPLITS = ("train", "validation", "test")
 Int64s = npt.NDArray[np.int64]
@@ -108,7 +109,7 @@ class Dataset:
 
 def read_info(folder: Path) -> dict[str, Any]:
     try:
-        info: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        info: dict[str, Any] = json.loads((recover_directory(folder) / "dataset.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: is no dataset folder, it has no dataset.json; make it with the preprocess step"

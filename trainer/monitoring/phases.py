@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, tensorboard_trace_handler
 
-from server.cli import write_json
+from server.files import write_json
 from trainer.distributed.process_group import Process
 from trainer.monitoring.console import say
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from server.cli import write_json
+from server.files import write_json
 
 _LINES = 150  # of the log in one request, which may hold 1,000 metrics
 
