@@ -14,7 +14,7 @@ venv: .venv/installed ## set up .venv with the locked versions
 	@touch $@
 
 run: venv ## the whole pipeline on generated sample data with a small model
-	$(BIN)/distrinews run --data sample
+	$(BIN)/distrinews run --data sample --ranks 2
 
 test: venv ## all checks: ruff, mypy, pytest
 	$(BIN)/ruff format --check .
@@ -29,10 +29,9 @@ bench-data: venv ## measure the dataset format and the memory of preprocess
 bench-engines: venv ## measure what runs the model fastest, and its memory
 	$(BIN)/python -m tests.benchmarks.engines
 
-bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings; its loss, phases and memory (more than half an hour)
+bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings; its loss and memory (more than half an hour)
 	$(BIN)/python -m tests.benchmarks.train
 	$(BIN)/python -m tests.benchmarks.train_loss
-	$(BIN)/python -m tests.benchmarks.train_phases
 	$(BIN)/python -m tests.benchmarks.train_memory
 
 bench-gpu: venv ## the same on a CUDA device
@@ -46,12 +45,6 @@ bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, its
 	$(BIN)/python -m tests.benchmarks.serve_profile
 	$(BIN)/python -m tests.benchmarks.soak
 	$(BIN)/python -m tests.benchmarks.faults
-
-bench-kills: venv ## kill a training 20 times at random steps, and compare it with one left alone (half a minute)
-	$(BIN)/python -m tests.benchmarks.kills 20 1
-
-bench-train-faults: venv ## do to a training what can go wrong, and keep what its log says (5 minutes)
-	$(BIN)/python -m tests.benchmarks.train_faults
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
 	$(BIN)/python -m tests.support.chart_files
@@ -79,4 +72,4 @@ lock-images: ## renew what each image installs from images/constraints.txt
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test charts bench-kills bench-train-faults bench-data bench-engines bench-train bench-gpu bench-serve bench-serve-more images test-images lock lock-images clean
+.PHONY: help venv run test charts bench-data bench-engines bench-train bench-gpu bench-serve bench-serve-more images test-images lock lock-images clean

@@ -57,7 +57,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
 
 def _run_first(runs: Path) -> None:
     done = distrinews(
-        "run", "--data", "sample:1500", "--epochs", "2", "--batch-size", "8", "--runs-dir", str(runs), "--name", "first"
+        "run",
+        "--data",
+        "sample:1500",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+        "--ranks",
+        "2",
+        "--runs-dir",
+        str(runs),
+        "--name",
+        "first",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (runs / "first" / "said.txt").write_text(done.stdout, encoding="utf-8")

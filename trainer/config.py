@@ -127,7 +127,7 @@ class TrainConfig(ModelConfig):
     """With hsdp, processes over which one copy of weights is spread. By default those of a machine."""
 
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
-    """With ddp, how gradients are made smaller for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. What PowerSGD leaves out of gradients it adds later, but not after the next checkpoint, so that a run that goes on from there is the same."""
+    """With ddp, how gradients are made smaller for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. PowerSGD's error feedback is not saved: a run that is resumed with it is not bit for bit the same."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation accuracy after which training ends. By default it never ends early."""
@@ -154,7 +154,7 @@ class TrainConfig(ModelConfig):
     """Optimizer steps from one line of the training log to the next."""
 
     profile_steps: int = Field(default=0, ge=0, le=1000)
-    """Optimizer steps, after the first three, of which each process writes a trace for Perfetto and TensorBoard and a summary by phase into logs/profile."""
+    """Optimizer steps, after the first three, of which each process writes a trace for Perfetto and TensorBoard into logs/profile; the log has a summary by phase."""
 
     timeout_minutes: float = Field(default=10, gt=0)
     """Minutes after which a process that waits for another gives up."""
@@ -203,7 +203,7 @@ class GateConfig(Settings):
 
 class LaunchConfig(Settings):
     ranks: int | None = Field(default=None, ge=1, le=64)
-    """Processes that train together on this machine. By default one for each GPU; on a CPU two where there are two cores."""
+    """Processes that train together on this machine. By default one for each GPU; on a CPU one, with all CPUs that it may use."""
 
     max_restarts: int = Field(default=3, ge=0, le=100)
     """Times that training is started again, from its last checkpoint, when one of its processes dies or hangs."""

@@ -3,14 +3,14 @@
 torchrun --nproc-per-node 2 -m trainer.train --dataset runs/x/dataset --output runs/x --epochs 3
 """
 
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
+from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from server.cli import parse
@@ -20,22 +20,20 @@ from trainer.checkpoint.resuming import resume
 from trainer.checkpoint.state import TrainingState
 from trainer.checkpoint.store import epoch_name, read_weights
 from trainer.config import TrainConfig
-from trainer.data.batches import Step, TrainingPlan, collate, computed_tokens
+from trainer.data.batches import Step, TrainingPlan, collate
 from trainer.data.dataset import Dataset
 from trainer.distributed.alike import check_alike, environment
 from trainer.distributed.launch import worker
-from trainer.distributed.parallel import average_gradients, exchange, forget_left_out, gradient_norm, parallelize
+from trainer.distributed.parallel import exchange, gradient_norm, parallelize
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.distributed.watchdog import Watchdog
 from trainer.evaluation.predict import validate
-from trainer.heap import LARGE, give_back_free_memory, map_large_blocks
 from trainer.model.classifier import build_model, freeze_unused, save_model
 from trainer.model.optimizer import Meter, choose_precision, clip, make_optimizer, schedule
 from trainer.model.packing import read_packed, reads_packed
 from trainer.monitoring.console import Progress, say
 from trainer.monitoring.mlflow import Tracking
-from trainer.monitoring.monitor import Guard, skip_unless_finite
-from trainer.monitoring.phases import Phases
+from trainer.monitoring.monitor import Guard, profiler, skip_unless_finite
 from trainer.monitoring.training_log import TrainingLog
 
 
@@ -61,7 +59,6 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
         rank=process.rank, world_size=process.world_size, seed=config.seed, packed=reads_packed(bare),
     )  # fmt: skip
     precision = introduce(config, dataset, model, process, plan, unused)
-    phases = Phases(config.profile_steps, bare, process, folder=output / "logs" / "profile")
     meter = Meter(process.device).take(state.meter)
     total_steps = config.epochs * len(dataset.train) / plan.step_rows
 
@@ -74,9 +71,9 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             made_with=made_with,
             process=process,
             log=log,
-            saved=partial(forget_left_out, model),
         ) as checkpoints,
         Watchdog(process.rank, minutes=config.hang_minutes) as watchdog,
+        profiler(config.profile_steps, process, folder=output / "logs" / "profile") as profile,
     ):
         guard = Guard(state, log, dataset.train, most=config.max_skipped_steps, is_main=process.is_main)
         log.event(
@@ -84,7 +81,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             world_size=process.world_size, total_samples=config.epochs * len(dataset.train), environment=environment(),
         )  # fmt: skip
         if not state.over(config.epochs):
-            rehearse(model, plan, dataset, process, precision, step=state.step)
+            rehearse(model, plan, dataset, process, precision)
         while not state.over(config.epochs):
             state.begin(plan.step_rows)
             steps, done = plan.epoch(state.epoch, state.parts), state.epoch_steps
@@ -94,10 +91,10 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                 for step in steps:
                     learning_rate = schedule(state.samples / plan.step_rows, total_steps, config)
                     seed_step(config.seed, step=state.step, rank=process.rank)
-                    train_step(model, step, dataset, process, precision, meter, phases)
-                    with phases("optimizer"):
+                    train_step(model, step, dataset, process, precision, meter)
+                    with record_function("optimizer"):
                         norm = update(model, optimizer, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm)
-                    with phases("log"):
+                    with record_function("log"):
                         state.count(step.global_rows)
                         guard.note(step, norm)
                         watchdog.beat(f"the step after {state.step:,}")
@@ -109,9 +106,10 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                                 "train", step=state.step, samples=state.samples, learning_rate=learning_rate, **seen
                             )
                             bar.note(loss=f"{seen['loss']:.3f}", speed=f"{seen['samples_per_second']:,.0f} samples/s")
-                    with phases("save"):
+                    with record_function("save"):
                         checkpoints.after_step(state, bare, optimizer, meter)
-                    phases.step()
+                    if profile is not None:
+                        profile.step()
             validation = validate(
                 bare, dataset, process, lambda: watchdog.beat("validation"),
                 lambda: checkpoints.leave_if_told(state, bare, optimizer, meter),
@@ -150,65 +148,38 @@ def prepare(
 
 
 def train_step(
-    model: nn.Module, step: Step, dataset: Dataset, process: Process, precision: torch.dtype, meter: Meter, phases: Phases | None = None,
+    model: nn.Module, step: Step, dataset: Dataset, process: Process, precision: torch.dtype, meter: Meter,
 ) -> None:  # fmt: skip
     """Forward and backward passes of one optimizer step; gradients are those of the mean loss over the rows of all processes."""
-    phase = phases or Phases()
     for number, rows in enumerate(step.micro_batches, start=1):
-        with phase("load"):
+        with record_function("load"):
             batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id, packed=step.packed).to(
                 process.device
             )
         with exchange(model, last=number == len(step.micro_batches)):
             with (
-                phase("forward"),
+                record_function("forward"),
                 torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
             ):
-                make_room(process, when=step.large)
                 logits = model(**batch.inputs).logits
             loss_sum = functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * batch.weight
             # What is exchanged is the mean over processes of gradients; the true count of rows turns it into the mean over rows.
             mean = loss_sum * process.world_size / step.global_rows
-            with phase("backward"):
-                make_room(process, when=step.large or hidden_bytes(model, batch.tokens) > LARGE)
-                # 0 × inf is nan: a loss that is not finite makes the gradient so, on all processes, and the step is skipped.
-                (mean * (1 + 0 * loss_sum.detach())).backward()
-        make_room(process, when=step.large)
+            with record_function("backward"):
+                mean.backward()
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
-    with phase("exchange"):
-        average_gradients(model)
 
 
-def make_room(process: Process, *, when: bool) -> None:
-    """Give back memory that is free in pieces: before a backward pass of many tokens, when they are few, and around those of a large step."""
-    if when and process.device.type == "cpu":
-        give_back_free_memory()
-
-
-def hidden_bytes(model: nn.Module, tokens: int) -> int:
-    """Size of the hidden states of so many tokens, in fp32."""
-    bare = cast("PreTrainedModel", getattr(model, "module", model))
-    return torch.float32.itemsize * int(bare.config.hidden_size) * tokens
-
-
-def rehearse(
-    model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Process, precision: torch.dtype, *, step: int = 0
-) -> None:
-    """Before `step`, pass over a row and then the largest step, and forget them: what does not fit ends training now and not after hours.
+def rehearse(model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
+    """Computes a row and then the largest step before the first one: what does not fit ends training now and not after hours.
 
     After the first pass DDP arranges its buckets, so that all steps add gradients in one order, those after a resume too.
     Memory is asked for in this order so that activations, which come and go, have no gap to leave.
     """
     largest = plan.largest()
-    size = hidden_bytes(
-        model, max(computed_tokens(dataset.train.lengths[rows], packed=plan.packed) for rows in largest.micro_batches)
-    )
-    if size > LARGE:  # what is larger still, by which it grows and shrinks most, leaves no gaps
-        map_large_blocks(size)
     for one in (Step([largest.micro_batches[0][:1]], largest.rows[:1], packed=plan.packed), largest):
         train_step(model, one, dataset, process, precision, Meter(process.device))
         model.zero_grad(set_to_none=True)
-    forget_left_out(model, step)
 
 
 def write_model(

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from server.hardware import available_cpus
 from tests.benchmarks.record import table, write
 from tests.support.data import AG_NEWS
-from trainer.distributed.launch import default_ranks, usable_cores
+from trainer.distributed.launch import default_ranks
 from trainer.monitoring.training_log import read_log
 
 
@@ -83,7 +84,7 @@ def _run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def _start(module: str, arguments: list[str], *, ranks: int = 1) -> None:
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
-    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // ranks))}
+    threads = {"OMP_NUM_THREADS": str(max(1, available_cpus() // ranks))}
     subprocess.run([sys.executable, "-m", *torchrun, module, *arguments], env={**os.environ, **threads}, check=True)
 
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from server.hardware import available_cpus
 from tests.benchmarks.record import RESULTS, wait_until_quiet, write
 from tests.benchmarks.train_rank import Spec, Variant
-from tests.benchmarks.train_report import bars, report
+from tests.benchmarks.train_report import report
 from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
-from trainer.distributed.launch import usable_cores
 from trainer.preprocess import preprocess
 
 _ROWS = 24_000
@@ -64,31 +64,16 @@ def parts(device: str) -> dict[str, list[Group]]:
         but("+ batches of like length", eager, batches="by length"),
         but("+ fused AdamW", padded, first_position_only=False),
         padded,
-        but("+ the embedding's gradient by rows", batches="by length"),
         but("+ texts drawn at random and packed: ours"),
         but("ours, with 2 × 16 rows accumulated", batch_size=16, accumulation_steps=2),
         but("ours but padded, batches of 1,664 tokens", batches="by length", token_budget=1664),
         but("ours but padded, with torch.compile", batches="by length", compiled=True),
-    ]
-    half = but("ours: weights and moments there once, in shared memory", batch_size=16)
-    exchange = [
-        half,
-        but("sockets, used rows of the embedding", half, sockets=True),
-        but("sockets, all rows", half, ddp=plain),
-        but("the same, no bucket views", half, ddp={}),
-        but("static graph", half, ddp={**plain, "static_graph": True}),
-        but("buckets of 5 MB", half, ddp={**plain, "bucket_cap_mb": 5}),
-        but("buckets of 100 MB", half, ddp={**plain, "bucket_cap_mb": 100}),
-        but("fp16 compression", half, settings={"gradient_compression": "fp16"}),
-        but("PowerSGD", half, settings={"gradient_compression": "powersgd"}),
-        but("fsdp", half, settings={"strategy": "fsdp"}),
     ]
     return {
         "speed": [Group("2 threads", [REFERENCE, OURS, BF16], steps=8)],
         "ways": [Group("2 threads", ways, steps=4)],
         "ranks": _ranks(BF16),
         "ranks-fp32": _ranks(OURS),
-        "exchange": [Group("2 ranks × 1 thread", exchange, steps=4, ranks=2, threads=1)],
     }
 
 
@@ -147,7 +132,7 @@ def write_model(folder: Path, dataset: Dataset) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--part", action="append", help="speed, ways, ranks, ranks-fp32 or exchange; by default all")
+    parser.add_argument("--part", action="append", help="speed, ways, ranks or ranks-fp32; by default all")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     parser.add_argument("--data", type=Path, default=AG_NEWS, help="folder with AG News")
     parser.add_argument("--tokenizer", default="tiny", help="folder of an uncased BERT; by default one is trained")
@@ -156,7 +141,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.device == "cuda") != torch.cuda.is_available():
         parser.error(f"--device {args.device}: this machine has {torch.cuda.device_count()} CUDA devices")
-    if args.device == "cpu" and usable_cores() < 2:
+    if args.device == "cpu" and available_cpus() < 2:
         parser.error("two ranks of a thread each need two cores, this process has one")
     load = wait_until_quiet(args.wait_minutes)
     kept = RESULTS / f"train-{args.device}.json"
@@ -169,7 +154,6 @@ def main() -> None:
             if name in (args.part or parts(args.device)):
                 found[name] = {"load": load, "groups": in_turn(groups, folder, rounds=args.rounds)}
                 kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / f"train-{args.device}.svg").write_text(bars(found), encoding="utf-8")
     write(
         f"train-{args.device}",
         title="Training beside the reference",

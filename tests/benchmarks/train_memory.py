@@ -4,8 +4,8 @@
 
 Two ranks of one thread train AG News, 10,000 rows of it and all, with a model of DistilBERT size with random weights, and
 with an encoder where one is given. The peak is of pages of the process alone: VmHWM, begun anew after the first step, without
-RssShmem of /proc, which is weights, gradients and moments, and RssFile, which is the libraries' code and the mapped dataset
-and can be dropped by the system. So this needs Linux.
+weights, gradients and moments, and without RssFile of /proc, which is the libraries' code and the mapped dataset and can be
+dropped by the system. So this needs Linux.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from trainer.config import PreprocessConfig, TrainConfig
 from trainer.data.batches import Step, TrainingPlan, collate
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group, seed_step
-from trainer.distributed.shared import SharedReplica
 from trainer.model.optimizer import Meter, choose_precision
 from trainer.model.packing import reads_packed
 from trainer.preprocess import preprocess
@@ -111,12 +110,12 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
         update(replica, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
         if number == 0:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-    peak, code = memory("VmHWM") - memory("RssFile") - memory("RssShmem"), memory("RssFile")
-    assert isinstance(replica, SharedReplica)
+    trained = 4 * sum(parameter.nbytes for parameter in bare.parameters()) / _MB  # weights, gradients, two moments
+    peak, code = memory("VmHWM") - memory("RssFile") - memory("RssShmem") - trained, memory("RssFile")
     activations = saved_for_backward(bare, loss_of(plan.largest(), dataset), number_format) / _MB
     return {
         "rows": len(dataset.train), "imported": imported, "code": code, "peak": peak, "activations": activations,
-        "shared": replica.shared_bytes / _MB / process.world_size,
+        "trained": trained,
     }  # fmt: skip
 
 
@@ -125,7 +124,7 @@ def line(name: str, ranks: list[dict[str, Any]]) -> dict[str, str]:
     of = max(ranks, key=lambda rank: float(rank["peak"]))
     beyond = of["peak"] - of["activations"]
     return {
-        "Model": name, "Rows": f"{of['rows']:,}", "Weights, gradients, moments": f"{of['shared']:.0f}", "Peak besides": f"{of['peak']:.0f}",
+        "Model": name, "Rows": f"{of['rows']:,}", "Weights, gradients, moments": f"{of['trained']:.0f}", "Peak besides": f"{of['peak']:.0f}",
         "Activations": f"{of['activations']:.0f}", "Beyond": f"{beyond:.0f}", "of which imports": f"{of['imported']:.0f}",
         "Beyond without imports": f"{beyond - of['imported']:.0f}", "Code": f"{of['code']:.0f}",
     }  # fmt: skip
@@ -134,8 +133,7 @@ def line(name: str, ranks: list[dict[str, Any]]) -> dict[str, str]:
 def told(steps: int) -> list[str]:
     how = (
         f"MB of one of {_RANKS} ranks of a thread each, 32 rows a rank, after {steps} steps and the largest of the epoch. "
-        f"Weights and moments are there once for all {_RANKS}, in shared memory, gradients once for each; a rank's share of all that is given, "
-        "and its peak is of what it has besides. Activations are what one forward pass of that keeps for the backward pass, the bf16 copies of weights included, and not the "
+        "Each rank has weights, gradients and two moments of its own; its peak is of what it has besides. Activations are what one forward pass of that keeps for the backward pass, the bf16 copies of weights included, and not the "
         "temporaries of either pass. Imports are what the process held before it opened dataset and model: Python, torch, transformers. "
         "Code is file-backed: the libraries, and the parts of the dataset that were read."
     )

@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -55,8 +54,6 @@ class Variant(BaseModel):
     accumulation_steps: int = 1
     settings: dict[str, Any] = {}
     """Of TrainConfig."""
-    sockets: bool = False
-    """Exchange gradients as processes of several machines do."""
     ddp: dict[str, Any] | None = None
     """Arguments of DistributedDataParallel instead of ours."""
 
@@ -117,9 +114,8 @@ class Runner:
         freeze_unused(self.bare)
         if self.variant.compiled:
             self.bare.compile(dynamic=True)
-        process = replace(self.process, local_world_size=1) if self.variant.sockets else self.process
         self.model: nn.Module = (
-            parallelize(self.bare, self.config, process)
+            parallelize(self.bare, self.config, self.process)
             if self.variant.ddp is None
             else DistributedDataParallel(self.bare, **self.variant.ddp)
         )

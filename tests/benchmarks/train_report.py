@@ -1,25 +1,18 @@
-"""What the measurements of training say: tables, and bars of samples a second."""
+"""What the measurements of training say: tables."""
 
 from statistics import median
 from typing import Any
 
 from tests.benchmarks.record import table
-from trainer.evaluation.charts import element, note
 
-_WIDTH, _LEFT, _BAR, _GAP = 760, 300, 20, 10
-_STYLE = """
-svg { font: 13px system-ui, sans-serif; background: #fff; fill: #222 } rect { fill: #0b6bcb } rect.reference { fill: #b3541e }
-@media (prefers-color-scheme: dark) { svg { background: #15181c; fill: #ddd } rect { fill: #62a8f0 } rect.reference { fill: #e8935f } }
-"""
 _LAYERS, _WIDTH_OF_MODEL = 6, 768  # of DistilBERT
 _PEAKS = {"H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12}
 """Operations a second in bf16, without sparsity, of NVIDIA's data sheets."""
 _TITLES = {
     "speed": "## Beside the reference\n\nThe same rows, the same threads; tokens computed are those of the batches with their padding.",
-    "ways": "## What each way brings\n\nOne process of two threads, bf16; each of the first six adds one way to the line above it.",
+    "ways": "## What each way brings\n\nOne process of two threads, bf16; each of the first five adds one way to the line above it.",
     "ranks": "## Ranks, bf16\n\nCompared by tokens, as lengths differ; 32 rows a rank, or 32 over both ranks.",
     "ranks-fp32": "## Ranks, fp32",
-    "exchange": "## Exchange of gradients\n\nTwo ranks of a thread each on one machine, 16 rows a rank, bf16; from the second line on each rank has weights and moments of its own, and sockets, those of Gloo over loopback, carry gradients; from the third line on those of all rows of the embedding.",
 }
 
 
@@ -79,31 +72,3 @@ def report(found: dict[str, Any]) -> list[str]:
                 f"Each figure is the median of {rounds} rounds in turn. {found[name]['load']}",
             ]
     return told
-
-
-def bars(found: dict[str, Any]) -> str:
-    """Samples a second of the variants of parts `speed` and `ways`, as an SVG file."""
-    lines = [
-        (name, middle(rounds, "rows"))
-        for part in ("speed", "ways")
-        for group in found.get(part, {"groups": {}})["groups"].values()
-        for name, rounds in group["rounds"].items()
-    ]
-    scale = (_WIDTH - _LEFT - 70) / max((speed for _, speed in lines), default=1)
-    drawn = [element("style", _STYLE)]
-    for place, (name, speed) in enumerate(lines):
-        y = _GAP + place * (_BAR + _GAP)
-        kind = "reference" if name == "the reference" else "ours"
-        drawn += [
-            note(_LEFT - 8, y + 15, name, "end"),
-            element("rect", x=_LEFT, y=y, width=speed * scale, height=_BAR, class_=kind),
-            note(_LEFT + speed * scale + 6, y + 15, f"{speed:.1f}", "start"),
-        ]
-    height = 2 * _GAP + len(lines) * (_BAR + _GAP)
-    size = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "viewBox": f"0 0 {_WIDTH} {height}",
-        "width": _WIDTH,
-        "height": height,
-    }
-    return str(element("svg", *drawn, **size, role="img", aria_label="Samples a second by variant")) + "\n"

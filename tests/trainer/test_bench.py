@@ -29,7 +29,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what both commands measured of two processes."""
     folder = tmp_path_factory.mktemp("bench")
     quick = ["--ranks", "1..2", "--steps", "2", "--warmup-steps", "2", "--rounds", "1", "--batch-size", "4"]
-    bench.main(["scaling", *quick, "--output", str(folder), "--exchange", "messages"])
+    bench.main(["scaling", *quick, "--output", str(folder)])
     bench.main(["collectives", "--ranks", "2", "--max-bytes", "1MB", "--repetitions", "3", "--output", str(folder)])
     return folder
 
@@ -48,18 +48,6 @@ def test_scaling_measures_weak_and_strong_with_one_and_two_processes(measured: P
     picture = (measured / "scaling.svg").read_text(encoding="utf-8")
     assert picture.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     assert picture.count("<polyline") == 3
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="processes share memory through /proc")
-def test_scaling_measures_what_training_does_here_and_that_is_not_projected(tmp_path: Path) -> None:
-    quick = ["--ranks", "1..2", "--steps", "2", "--warmup-steps", "2", "--rounds", "1", "--batch-size", "4"]
-    bench.main(["scaling", *quick, "--output", str(tmp_path)])
-    result = read(tmp_path / "scaling.json", ScalingResult)
-    assert result.buckets == 0
-    assert [point.ranks for point in result.points] == [1, 2, 2]
-    assert "in shared memory" in (tmp_path / "scaling.md").read_text(encoding="utf-8")
-    with pytest.raises(SystemExit):
-        bench.main(["project", "--from", str(tmp_path / "scaling.json"), "--output", str(tmp_path)])
 
 
 def test_collectives_have_bandwidths_as_nccl_tests_define_them(measured: Path) -> None:

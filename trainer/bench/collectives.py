@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from server.cli import as_flags, parse
 from server.errors import UserError
 from trainer.bench.fit import Fit, fit
-from trainer.bench.report import Machine, table, this_machine, write
+from trainer.bench.report import Machine, most_ranks, table, this_machine, write
 from trainer.bench.settings import CollectivesConfig
-from trainer.distributed.launch import default_ranks, launch, worker
+from trainer.distributed.launch import launch, worker
 from trainer.distributed.process_group import Process, process_group
 from trainer.monitoring.console import Progress, say
 
@@ -59,7 +59,7 @@ def bus_factor(operation: str, ranks: int) -> float:
 
 def bench_collectives(config: CollectivesConfig) -> None:
     """Start the processes that measure, and let the first of them write."""
-    ranks = config.ranks or default_ranks()
+    ranks = config.ranks or most_ranks()
     if ranks < 2:
         raise UserError("collectives need two processes, and this machine has one GPU or core: name --ranks 2 on a CPU")
     launch("trainer.bench.collectives", as_flags(config.model_copy(update={"ranks": ranks})), ranks=ranks)

@@ -165,13 +165,13 @@ def bench_project(config: ProjectConfig) -> Projection:
     """Project from files, or from what is measured first."""
     if config.measured is None:
         say("bench: nothing to project from is named with --from, so scaling and collectives are measured first")
-        bench_scaling(ScalingConfig(output=config.output, exchange="messages"))
+        bench_scaling(ScalingConfig(output=config.output))
         bench_collectives(CollectivesConfig(output=config.output))
     source = config.measured or config.output / "scaling.json"
     scaling = read(source, ScalingResult)
     if not scaling.buckets:
         raise UserError(
-            f"{source} was measured in shared memory, which other machines do not have: measure with --exchange messages"
+            f"{source}: holds no exchange of gradients, as it was measured with one process: measure with two or more"
         )
     network = find_network(config, config.collectives or source.with_name("collectives.json"))
     projection = project(scaling, network, config)

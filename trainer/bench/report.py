@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from server.errors import UserError
 from server.files import write_json
-from trainer.distributed.launch import usable_cores
+from server.hardware import available_cpus
 from trainer.monitoring.console import say
 
 M = TypeVar("M", bound=BaseModel)
@@ -36,8 +36,13 @@ def this_machine() -> Machine:
     return Machine(
         device=f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}" if on_gpu else _processor(),
         backend="nccl" if on_gpu else "gloo",
-        cores=usable_cores(), torch=torch.__version__, python=platform.python_version(),
+        cores=available_cpus(), torch=torch.__version__, python=platform.python_version(),
     )  # fmt: skip
+
+
+def most_ranks() -> int:
+    """Counts the processes that are compared by default: one for each GPU, or two on a CPU."""
+    return torch.cuda.device_count() or min(2, available_cpus())
 
 
 def _processor() -> str:

@@ -8,12 +8,13 @@ from statistics import median
 from pydantic import BaseModel
 
 from server.cli import as_flags
+from server.hardware import available_cpus
 from trainer.bench.plot import speedup_plot
-from trainer.bench.report import Machine, read, table, this_machine, write
+from trainer.bench.report import Machine, most_ranks, read, table, this_machine, write
 from trainer.bench.settings import ScalingConfig, StepConfig, doubling
 from trainer.bench.step import Measured, StepArguments, StepPoint
 from trainer.bench.synthetic import write_synthetic
-from trainer.distributed.launch import default_ranks, launch, usable_cores
+from trainer.distributed.launch import launch
 from trainer.monitoring.console import say
 
 
@@ -38,8 +39,8 @@ class ScalingResult(BaseModel):
 
 def bench_scaling(config: ScalingConfig) -> ScalingResult:
     """Train with each number of processes in turn, several rounds, and write what was measured."""
-    ranks = config.ranks or doubling(1, default_ranks())
-    threads = config.threads or max(1, usable_cores() // max(ranks))
+    ranks = config.ranks or doubling(1, most_ranks())
+    threads = config.threads or max(1, available_cpus() // max(ranks))
     config = ScalingConfig.model_validate({**config.model_dump(), "ranks": ranks, "threads": threads})
     with tempfile.TemporaryDirectory(prefix="distrinews-") as scratch:
         dataset = config.dataset or Path(scratch) / "dataset"
@@ -110,9 +111,8 @@ def rows_of(result: ScalingResult) -> list[dict[str, str]]:
 
 def _introduce(result: ScalingResult) -> str:
     config = result.config
-    how = f"in {result.buckets} messages" if result.buckets else "in shared memory"
     return (
-        f"{config.model} ({result.parameters:,} parameters, {result.gradient_bytes / 1e6:,.1f} MB of gradients {how}), "
+        f"{config.model} ({result.parameters:,} parameters, {result.gradient_bytes / 1e6:,.1f} MB of gradients in {result.buckets} messages), "
         f"{result.precision}, {result.threads} threads a process, on {config.dataset or 'random tokens of the lengths of AG News'}; "
         f"{result.machine}. Medians of {config.rounds} rounds of {config.steps} steps. "
         "Weak scaling: the same batch for each process; strong: the same for all together."

@@ -73,9 +73,6 @@ class StepConfig(GroupSettings):
     warmup_steps: int = Field(default=5, ge=2, le=1000)
     """Steps before them, in which buffers are made and kernels chosen."""
 
-    exchange: Literal["as-trained", "messages"] = "as-trained"
-    """How gradients are exchanged: as the train step does it here, which without GPUs is in shared memory, or in messages, as between machines, which `project` projects."""
-
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of each process, the same for any number of them. By default the cores shared out among the most processes."""
 

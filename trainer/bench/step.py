@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 -m trainer.bench.step --dataset runs/x/dataset --res
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedModel
 
@@ -25,9 +25,9 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Step, TrainingPlan
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import worker
+from trainer.distributed.parallel import exchange as gradient_exchange
 from trainer.distributed.parallel import parallelize
 from trainer.distributed.process_group import Process, process_group
-from trainer.distributed.shared import SharedReplica
 from trainer.model.classifier import build_model, freeze_unused
 from trainer.model.optimizer import Meter, choose_precision, make_optimizer, schedule
 from trainer.model.packing import read_packed, reads_packed
@@ -69,7 +69,7 @@ class Measured(BaseModel):
     parameters: int
     gradient_bytes: int
     buckets: int
-    """Messages of one exchange; 0 in shared memory."""
+    """Messages of one exchange; 0 of a single process."""
     precision: str
     threads: int
     points: list[StepPoint]
@@ -80,7 +80,7 @@ class Trained:
     """All that a step of `trainer.train` works on."""
 
     bare: PreTrainedModel
-    model: DistributedDataParallel | SharedReplica
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     dataset: Dataset
@@ -108,10 +108,7 @@ def measure(arguments: StepArguments, dataset: Dataset, process: Process) -> Mea
 
 
 def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Trained:
-    """Model, optimizer and number format as `trainer.train` makes them; if it is to be messages, the exchange that it has on GPUs.
-
-    Between machines without GPUs training sends less (`trainer.distributed.rows`): how much depends on the texts.
-    """
+    """Makes model, optimizer and number format as `trainer.train` does."""
     config = TrainConfig(
         model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed
     )
@@ -119,13 +116,7 @@ def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Tra
     read_packed(bare)
     freeze_unused(bare)
     precision, _ = choose_precision(config.precision, process.device)
-    as_trained = arguments.exchange == "as-trained"
-    model = (
-        parallelize(bare, config, process)
-        if as_trained
-        else DistributedDataParallel(bare, gradient_as_bucket_view=True)
-    )
-    assert isinstance(model, DistributedDataParallel | SharedReplica)  # noqa: S101 - the strategy is ddp
+    model = parallelize(bare, config, process)
     return Trained(bare, model, make_optimizer(model, config), config, dataset, process, precision)
 
 
@@ -138,8 +129,8 @@ def _build(arguments: StepArguments, dataset: Dataset, device: torch.device) -> 
     return cast("PreTrainedModel", built.to(device))
 
 
-def _buckets(model: DistributedDataParallel | SharedReplica) -> int:
-    if isinstance(model, SharedReplica):
+def _buckets(model: nn.Module) -> int:
+    if not isinstance(model, DistributedDataParallel):
         return 0
     logged = model._get_ddp_logging_data()  # noqa: SLF001 - the only place where DDP tells how it cut the gradients
     sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
@@ -183,7 +174,7 @@ def _run(steps: list[Step], trained: Trained, progress: Progress, *, exchange: b
     clock.wait()
     begin = time.perf_counter()
     for number, step in enumerate(steps):
-        with nullcontext() if exchange else trained.model.no_sync():
+        with gradient_exchange(trained.model, last=exchange):
             train_step(trained.model, step, trained.dataset, trained.process, trained.precision, meter)
         backwards.append(clock.mark())
         if not exchange:

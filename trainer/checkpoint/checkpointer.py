@@ -1,7 +1,6 @@
 """When checkpoints are written, and by whom: a thread of the main process, while training goes on."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -28,11 +27,8 @@ class Checkpoints:
     """Copies what is trained to memory, and has it written in the background, one checkpoint at a time."""
 
     def __init__(
-        self, folder: Path, config: TrainConfig, *, made_with: dict[str, Any], process: Process, log: TrainingLog,
-        saved: Callable[[int], None],
-    ) -> None:  # fmt: skip
-        """`saved` is told the step whenever one is saved, in all processes."""
-        self._saved = saved
+        self, folder: Path, config: TrainConfig, *, made_with: dict[str, Any], process: Process, log: TrainingLog
+    ) -> None:
         self._folder, self._config, self._made_with, self._process, self._log = folder, config, made_with, process, log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -81,7 +77,6 @@ class Checkpoints:
         """Take a snapshot and begin to write it; all processes call this, at the same step."""
         state.meter = meter.shares() if state.parts else []
         self._saved_at = time.monotonic()
-        self._saved(state.step)
         weights = whole(model.state_dict(), keep=self._process.is_main)
         moments = whole_optimizer_state(optimizer, keep=self._process.is_main)
         if not self._process.is_main:

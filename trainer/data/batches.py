@@ -12,7 +12,6 @@ from trainer.data.dataset import Split
 from trainer.model.packing import Texts
 
 Rows = npt.NDArray[np.int64]
-_LARGE = 0.95  # of all steps compute less
 _MEGA_BATCH = 50  # optimizer steps whose rows are sorted by length together where they are padded: next to no padding
 
 
@@ -62,8 +61,6 @@ class Step:
     """Those of all processes."""
     packed: bool = False
     """Whether the texts of a forward pass are packed; else they are padded."""
-    large: bool = False
-    """Whether it is one of the few that compute the most tokens, and so set how much memory is needed."""
 
     @property
     def global_rows(self) -> int:
@@ -105,13 +102,7 @@ class TrainingPlan:
         for number, (step_rows, done) in enumerate(parts or [(self.step_rows, 0)]):
             steps = self._deal(left, step_rows, [self._seed, 2, epoch] + ([number] if number else []))[done:]
             left = np.concatenate(steps) if steps else left[:0]
-        tokens = [computed_tokens(self._lengths[rows], packed=self.packed) for rows in steps]
-        bound = np.quantile(tokens, _LARGE) if tokens else 0
-        large = [bool(count > bound) for count in tokens]
-        return [
-            self._own(rows, share, large=one)
-            for rows, share, one in zip(steps, self._shares(steps), large, strict=True)
-        ]
+        return [self._own(rows, share) for rows, share in zip(steps, self._shares(steps), strict=True)]
 
     def largest(self) -> Step:
         """The step of the first epoch that computes the most tokens, and needs the most memory."""
@@ -135,10 +126,10 @@ class TrainingPlan:
             shares.update(zip(of_size, deal_out(lengths, self._passes(size) * self._world_size), strict=True))
         return [shares[number] for number in range(len(steps))]
 
-    def _own(self, rows: Rows, share: Rows, *, large: bool) -> Step:
+    def _own(self, rows: Rows, share: Rows) -> Step:
         """What this process does of a step."""
         own = [rows[share == number * self._world_size + self._rank] for number in range(self._passes(len(rows)))]
-        return Step(own, rows, packed=self.packed, large=large)
+        return Step(own, rows, packed=self.packed)
 
     def _passes(self, rows: int) -> int:
         return -(-rows // self._micro_rows)

@@ -7,7 +7,8 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
@@ -16,25 +17,23 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from server.cli import fail
 from server.errors import UserError
+from server.hardware import available_cpus
 from trainer.distributed.preemption import PREEMPTED
 from trainer.distributed.watchdog import HUNG
 from trainer.monitoring.console import say
 
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+_THREADS = "OMP_NUM_THREADS"  # threads of one process, which torch reads when it starts
 
 
 def default_ranks() -> int:
-    """One process a GPU; without one, two, which is what the machine's memory lets most processors do, if there are two cores."""
-    return torch.cuda.device_count() or min(2, usable_cores())
+    """Counts one process for each GPU; without a GPU, one process with all CPUs."""
+    return torch.cuda.device_count() or 1
 
 
 def launch(
     module: str, args: Sequence[str], *, ranks: int, max_restarts: int = 0, restarting: Callable[[str], None] = say
 ) -> None:
-    """Run `python -m module args` as `ranks` processes, the cores shared out among them.
+    """Run `python -m module args` as `ranks` processes, the CPUs shared out among them.
 
     When one dies or hangs, the others are ended and all are started again, `max_restarts` times at most; `restarting` is
     told why. Raises UserError with the message of the first process that failed.
@@ -45,10 +44,10 @@ def launch(
     logging.getLogger("torch.distributed.elastic").setLevel(
         logging.CRITICAL
     )  # what it says of a failure, we say in a line
-    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // ranks))
     for start in range(max_restarts + 1):
         try:
-            _start(module, args, ranks)
+            with _threads(ranks):
+                _start(module, args, ranks)
         except ChildFailedError as error:
             why = _explain(module, error)
             if start == max_restarts or not _may_pass(error):
@@ -56,6 +55,19 @@ def launch(
             restarting(f"{why}; starting all processes again, {start + 1} of {max_restarts} times")
         else:
             return
+
+
+@contextmanager
+def _threads(ranks: int) -> Iterator[None]:
+    """Shares the CPUs out among the processes that start in the block, unless the user has set OMP_NUM_THREADS."""
+    if _THREADS in os.environ:
+        yield
+        return
+    os.environ[_THREADS] = str(max(1, available_cpus() // ranks))
+    try:
+        yield
+    finally:
+        del os.environ[_THREADS]
 
 
 def _start(module: str, args: Sequence[str], ranks: int) -> None:

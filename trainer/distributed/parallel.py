@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -20,14 +19,9 @@ from transformers import PreTrainedModel
 from server.errors import UserError
 from trainer.config import TrainConfig
 from trainer.distributed.process_group import Process
-from trainer.distributed.rows import embedding_by_rows, exchange_by_rows
-from trainer.distributed.shared import SharedReplica
 
-_POWER_SGD_RANK, _POWER_SGD_START = (
-    4,
-    100,
-)  # of its matrices; the step it starts at, as the first gradients compress badly
-_POWER_SGD = "power_sgd_state"  # an attribute of the replica
+_POWER_SGD_RANK = 4
+_POWER_SGD_START = 100  # first step to compress: gradients before it compress badly
 
 
 def parallelize(model: PreTrainedModel, config: TrainConfig, process: Process) -> nn.Module:
@@ -53,23 +47,16 @@ def check(config: TrainConfig, process: Process, *, backend: str) -> None:
 
 
 def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) -> nn.Module:
-    embedding = embedding_by_rows(model, model.get_input_embeddings())
-    on_cpu, plain = process.device.type == "cpu", config.gradient_compression == "none"
-    if on_cpu and plain and process.local_world_size == process.world_size:
-        shared = SharedReplica.of(model, embedding, process, timeout_minutes=config.timeout_minutes)
-        if shared:
-            return shared
+    if process.world_size == 1:  # nothing to exchange
+        return model
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
     if config.gradient_compression == "powersgd":
         state = powerSGD_hook.PowerSGDState(None, _POWER_SGD_RANK, _POWER_SGD_START)
         in_order = powerSGD_hook.powerSGD_hook if process.device.type == "cuda" else _power_sgd_bucket_by_bucket
         replica.register_comm_hook(state, in_order)
-        vars(replica)[_POWER_SGD] = state
-    elif not plain:
+    elif config.gradient_compression != "none":
         hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
         replica.register_comm_hook(dist.group.WORLD, hooks[config.gradient_compression])
-    elif process.world_size > 1 and on_cpu:  # a GPU would wait for its own work
-        exchange_by_rows(replica, embedding)
     return replica
 
 
@@ -80,18 +67,6 @@ def _power_sgd_bucket_by_bucket(
     future = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
     return future
-
-
-def forget_left_out(model: nn.Module, step: int) -> None:
-    """Have PowerSGD begin anew at a step that is saved: what it left out of gradients is not, and to go on from there has to be the same.
-
-    Each process has its own, as large as all gradients.
-    """
-    state = vars(model).get(_POWER_SGD)
-    if isinstance(state, powerSGD_hook.PowerSGDState):
-        for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
-            memory.clear()
-        state.rng, state.iter = np.random.RandomState(step), step
 
 
 def _mesh(config: TrainConfig, process: Process) -> DeviceMesh:
@@ -115,16 +90,8 @@ def exchange(model: nn.Module, *, last: bool) -> Iterator[None]:
     yield
 
 
-def average_gradients(model: nn.Module) -> None:
-    """After the last of them: what has not been averaged in the backward pass already; a collective call."""
-    if isinstance(model, SharedReplica):
-        model.average_gradients()
-
-
 def gradient_norm(model: nn.Module) -> torch.Tensor:
     """Of the mean gradients, the same in all processes."""
-    if isinstance(model, SharedReplica):
-        return model.norm
     return whole_tensor(get_total_norm([one.grad for one in model.parameters() if one.grad is not None])).detach()
 
 

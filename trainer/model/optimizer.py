@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import TrainConfig
-from trainer.distributed.shared import SharedAdamW, SharedReplica
 
 _PEAK_LEARNING_RATE = 5e-5  # of pretrained encoders: Devlin et al. 2019, appendix A.3
 _TINY_PEAK_LEARNING_RATE = 1e-3  # random weights have further to go
@@ -22,8 +21,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if isinstance(model, SharedReplica):
-        return SharedAdamW(groups, model, lr=peak_learning_rate(config))
     optimizer = torch.optim.AdamW(groups, lr=peak_learning_rate(config), fused=True)
     for parameter in trained:  # else the first step would make them, in the room that later steps need for activations
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}

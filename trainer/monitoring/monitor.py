@@ -3,16 +3,23 @@
 import math
 import statistics
 from collections import deque
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
+from torch.profiler import profile, schedule, tensorboard_trace_handler
 
 from server.errors import UserError
 from trainer.checkpoint.state import TrainingState
 from trainer.data.batches import Rows, Step
 from trainer.data.dataset import Split
+from trainer.distributed.process_group import Process
 from trainer.monitoring.console import say
 from trainer.monitoring.training_log import TrainingLog
 
+PHASES = ("load", "forward", "backward", "optimizer", "log", "save")
+"""Parts of a training step, as the trace names them."""
+_FIRST_STEPS = 3  # not profiled: they allocate and choose kernels, as no later one does
 _AT_LEAST, _TIMES = 10, 3.0  # a spike is three times the median of the last losses logged, once there are ten
 
 
@@ -76,3 +83,20 @@ class Guard:
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> None:
     """Have the fused optimizer leave everything as it is where the norm is not finite, decided on the device."""
     optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # what GradScaler sets, too
+
+
+def profiler(steps: int, process: Process, *, folder: Path) -> "profile | nullcontext[None]":
+    """Profiles this many steps after the first few, into one trace a rank; the main process prints a summary by phase."""
+    if not steps:
+        return nullcontext()
+    write_trace = tensorboard_trace_handler(str(folder), worker_name=f"rank{process.rank}")
+
+    def report(finished: profile) -> None:
+        write_trace(finished)
+        spent = {event.key: event.cpu_time_total / 1000 for event in finished.key_averages()}
+        whole = spent["ProfilerStep*"]
+        if process.is_main:
+            shares = ", ".join(f"{name} {spent[name] / whole:.1%}" for name in PHASES)
+            say(f"train: {steps} steps of {whole / steps:,.1f} ms of the host: {shares}; the traces are in {folder}")
+
+    return profile(schedule=schedule(wait=0, warmup=_FIRST_STEPS, active=steps, repeat=1), on_trace_ready=report)

@@ -111,17 +111,6 @@ def test_processes_have_rows_of_like_length_at_the_same_step_where_they_are_padd
     assert np.abs(np.array(longest[0]) - np.array(longest[1])).mean() < 3
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_the_few_steps_that_compute_the_most_are_known(packed: bool) -> None:
-    made = plan(batch_size=8, packed=packed)
-    tokens: dict[bool, list[int]] = {True: [], False: []}
-    for step in made.epoch(1):
-        tokens[step.large].append(computed_tokens(LENGTHS[step.rows], packed=packed))
-    assert min(tokens[True]) > max(tokens[False])
-    assert 1 <= len(tokens[True]) <= 0.06 * len(made.epoch(1))
-    assert made.largest().large
-
-
 def test_evaluation_shares_hold_every_row_exactly_once() -> None:
     for world_size in (1, 2, 3, 7):
         shares = [own_rows(LENGTHS, batch_size=64, rank=rank, world_size=world_size) for rank in range(world_size)]

@@ -15,7 +15,6 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Step
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import process_group
-from trainer.heap import give_back_free_memory, map_large_blocks
 from trainer.model.optimizer import Meter
 from trainer.train import prepare, train_step, update
 
@@ -45,37 +44,3 @@ def learn_from_many_shapes(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
 def test_memory_does_not_grow_with_the_number_of_steps_and_of_lengths(dataset_folder: Path) -> None:
     in_ranks(learn_from_many_shapes, dataset_folder, world_size=1)
-
-
-def free_in_pieces() -> None:
-    torch.ones(2**22)  # freed at once: from now on what is smaller than its 16 MB comes from the heap
-    pieces = [(torch.ones(2**18), torch.ones(2**14)) for _ in range(200)]  # 1 MB, and 64 kB that stay between
-    kept = [between for _, between in pieces]
-    del pieces
-    before = memory("RssAnon")
-    give_back_free_memory()
-    assert before - memory("RssAnon") > 150, (before, memory("RssAnon"), len(kept))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
-def test_memory_that_is_free_in_pieces_is_given_back() -> None:
-    in_ranks(free_in_pieces, world_size=1)
-
-
-def large_blocks_leave_nothing() -> None:
-    torch.ones(2**22)  # freed at once: without more ado what is smaller than its 16 MB comes from the heap
-    map_large_blocks(2**23)
-    pieces = [(torch.ones(2**21), torch.ones(2**14)) for _ in range(20)]  # 8 MB, and 64 kB that stay between
-    kept = [between for _, between in pieces]
-    before = memory("RssAnon")
-    del pieces
-    assert before - memory("RssAnon") > 150, (before, memory("RssAnon"), len(kept))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
-def test_large_blocks_go_back_to_the_system_one_by_one() -> None:
-    in_ranks(large_blocks_leave_nothing, world_size=1)
-
-
-def test_a_threshold_that_the_library_would_refuse_is_the_highest_that_it_takes() -> None:
-    in_ranks(map_large_blocks, 2**40, world_size=1)
