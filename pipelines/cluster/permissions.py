@@ -1,12 +1,15 @@
-"""What we may do on the cluster, asked before it is done, and the Role that would allow it."""
+"""Checks before anything is created: permissions, with the Role to apply, and faults of a claim or a queue."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import yaml
 
-from pipelines.cluster.client import Cluster, Refused
-from pipelines.job.settings import Object
+from pipelines.cluster.client import ApiError, Cluster, Object
+from server.errors import UserError
+
+_KUEUE = "kueue.x-k8s.io"
+_RBAC = "rbac.authorization.k8s.io"
 
 
 class Need(NamedTuple):
@@ -20,59 +23,89 @@ class Need(NamedTuple):
         return f"permission to {', '.join(self.verbs)} {self.resource}"
 
 
-def denied_of(cluster: Cluster, needs: Iterable[Need]) -> list[Need]:
-    """What we may not do, out of all this."""
-    return [need._replace(verbs=verbs) for need in needs if (verbs := tuple(_denied(cluster, need)))]
+READ_QUEUE = Need(_KUEUE, "localqueues", ("get",))
 
 
-def as_list(missing: Iterable[str]) -> str:
-    return "\n".join(f"  - {line}" for line in missing)
+def denied(cluster: Cluster, needs: Iterable[Need]) -> list[Need]:
+    """Returns the needs that are not allowed, each with the verbs that are not."""
+    return [need._replace(verbs=verbs) for need in needs if (verbs := tuple(_denied_verbs(cluster, need)))]
 
 
-def role(cluster: Cluster, needs: Iterable[Need], *, name: str) -> str:
-    """A Role with all that is needed, bound to who asks, to end a message with."""
-    rules = [{"apiGroups": [need.group], "resources": [need.resource], "verbs": list(need.verbs)} for need in needs]
-    metadata = {"name": name, "namespace": cluster.namespace}
-    api = "rbac.authorization.k8s.io"
-    objects = [
-        {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": metadata, "rules": rules},
-        {"apiVersion": f"{api}/v1", "kind": "RoleBinding", "metadata": metadata, "subjects": [_who(cluster)],
-         "roleRef": {"apiGroup": api, "kind": "Role", "name": name}},
-    ]  # fmt: skip
-    text = "---\n".join(yaml.safe_dump(item, sort_keys=False) for item in objects)
-    return f"\n\nA Role to apply, with kubectl apply -f:\n\n{text}"
+def readable(refused: Iterable[Need], resource: str) -> bool:
+    return not any(need.resource == resource and "get" in need.verbs for need in refused)
 
 
-def _denied(cluster: Cluster, need: Need) -> Iterator[str]:
+def require(cluster: Cluster, missing: list[str], refused: list[Need], needs: Iterable[Need], *, role: str, user: str) -> None:  # fmt: skip
+    """Raises UserError with all that is missing and, where permissions are, a Role with all needs for who asks."""
+    missing = [*(str(need) for need in refused), *missing]
+    if missing:
+        lines = "\n".join(f"  - {line}" for line in missing)
+        to_apply = _role(cluster, needs, name=role) if refused else ""
+        raise UserError(f"namespace {cluster.namespace} lacks what {user} needs:\n{lines}{to_apply}")
+
+
+def claim_faults(cluster: Cluster, name: str, *, nodes: int) -> Iterator[str]:
+    """Yields what keeps the pods of so many nodes from using a claim."""
+    claim = cluster.find(cluster.path("v1", "persistentvolumeclaims", name))
+    if claim is None:
+        yield f"claim {name}: create it, as helm/training does, or name another with --claim"
+        return
+    modes = claim["spec"].get("accessModes") or []
+    if claim["metadata"].get("deletionTimestamp") or (claim.get("status") or {}).get("phase") == "Lost":
+        yield f"claim {name} that can be used: it is being deleted, or its volume is lost"
+    if "ReadWriteMany" not in modes and (nodes > 1 or "ReadWriteOnce" not in modes):
+        yield f"claim {name} with access mode ReadWriteMany for {nodes} pods: it has {', '.join(modes)}"
+
+
+def queue_faults(cluster: Cluster, name: str) -> Iterator[str]:
+    """Yields what keeps a queue of Kueue from admitting a job."""
+    group = cluster.find(f"/apis/{_KUEUE}")
+    version = group["preferredVersion"]["groupVersion"] if group else ""
+    queue = cluster.find(cluster.path(version, "localqueues", name)) if version else None
+    if queue is None:
+        yield f"queue {name}: create a LocalQueue of Kueue, as helm/training does, or leave --queue out"
+        return
+    for condition in (queue.get("status") or {}).get("conditions") or []:
+        if condition["type"] == "Active" and condition["status"] == "False":
+            yield f"queue {name} that is active: {condition.get('message', condition.get('reason', ''))}"
+
+
+def _denied_verbs(cluster: Cluster, need: Need) -> Iterator[str]:
     resource, _, part = need.resource.partition("/")
     for verb in need.verbs:
-        wish = {
-            "namespace": cluster.namespace,
-            "verb": verb,
-            "group": need.group,
-            "resource": resource,
-            "subresource": part,
-        }
+        attributes = {"namespace": cluster.namespace, "verb": verb, "group": need.group, "resource": resource, "subresource": part}  # fmt: skip
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": wish},
+            "spec": {"resourceAttributes": attributes},
         }
         answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review)
         if not answer["status"].get("allowed"):
             yield verb
 
 
-def _who(cluster: Cluster) -> Object:
-    """The service account or user that we are."""
+def _role(cluster: Cluster, needs: Iterable[Need], *, name: str) -> str:
+    """Returns a Role with all needs, bound to the account that asks, as YAML to apply."""
+    rules = [{"apiGroups": [need.group], "resources": [need.resource], "verbs": list(need.verbs)} for need in needs]
+    metadata = {"name": name, "namespace": cluster.namespace}
+    objects = [
+        {"apiVersion": f"{_RBAC}/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        {"apiVersion": f"{_RBAC}/v1", "kind": "RoleBinding", "metadata": metadata, "subjects": [_account(cluster)],
+         "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": name}},
+    ]  # fmt: skip
+    text = "---\n".join(yaml.safe_dump(item, sort_keys=False) for item in objects)
+    return f"\n\nA Role to apply, with kubectl apply -f:\n\n{text}"
+
+
+def _account(cluster: Cluster) -> Object:
+    """Returns the service account or user that asks."""
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     try:
-        user = cluster.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body=review)["status"][
-            "userInfo"
-        ]["username"]
-    except Refused:  # before Kubernetes 1.28
+        answer = cluster.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body=review)
+        user: str = answer["status"]["userInfo"]["username"]
+    except ApiError:  # before Kubernetes 1.28
         user = f"system:serviceaccount:{cluster.namespace}:pipeline-runner"
     if user.startswith("system:serviceaccount:"):
         _, _, namespace, name = user.split(":")
         return {"kind": "ServiceAccount", "namespace": namespace, "name": name}
-    return {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user}
+    return {"kind": "User", "apiGroup": _RBAC, "name": user}

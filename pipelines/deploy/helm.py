@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.cluster.console import Console
+from pipelines.cluster.logs import Console
 from pipelines.job.settings import Object
 from server.errors import UserError
 
@@ -128,7 +128,7 @@ class Helm:
     def _tell(self, lines: Any, said: list[str]) -> None:  # noqa: ANN401 - a pipe
         for line in lines:
             if text := line.rstrip():
-                self._console.say("helm", text)
+                self._console.print("helm", text)
                 said[:] = [*said[1 - _SAID_LINES :], text]
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from pipelines.cluster.client import Cluster, Refused
+from pipelines.cluster.client import ApiError, Cluster, Object
 from pipelines.deploy.settings import Credentials, DeployConfig
 from pipelines.deploy.values import at
-from pipelines.job.settings import Object
 from server.errors import UserError
 
 
@@ -35,7 +34,7 @@ def _of_secret(cluster: Cluster, name: str, entry: str) -> SecretStr:
     where = f"Secret {name} in namespace {cluster.namespace}, which tests.apiKeySecret names"
     try:
         data = cluster.request("GET", cluster.path("v1", "secrets", name)).get("data") or {}
-    except Refused as error:
+    except ApiError as error:
         raise UserError(f"{where}: {error.message}") from error
     if entry not in data:
         raise UserError(f"{where}: has no entry {entry}, only {', '.join(data) or 'none'}")

@@ -3,11 +3,9 @@
 import shutil
 from collections.abc import Callable, Iterable
 
-from pipelines.cluster.client import Cluster
-from pipelines.cluster.permissions import Need, as_list, denied_of, role
+from pipelines.cluster.client import Cluster, Object
+from pipelines.cluster.permissions import Need, claim_faults, denied, readable, require
 from pipelines.deploy.settings import DeployConfig
-from pipelines.job.preflight import claim_faults
-from pipelines.job.settings import Object
 from server.errors import UserError
 
 _READ = ("get", "list", "watch")
@@ -34,25 +32,19 @@ _ALWAYS = (
 def preflight(cluster: Cluster, config: DeployConfig, render: Callable[[], list[Object]]) -> list[Object]:
     """The objects that will be made; UserError with everything that is missing and, where it is permissions, the Role to apply."""
     missing, rendered = [], list[Object]()
-    denied = denied_of(cluster, _BASE)
-    unreadable = {need.resource for need in denied if "get" in need.verbs}
+    refused = denied(cluster, _BASE)
     if shutil.which(config.helm) is None:
         missing.append(f"the program {config.helm}: use the image distrinews-pipelines, or install Helm 3.13 or newer")
-    elif "secrets" not in unreadable:
+    elif readable(refused, "secrets"):
         try:
             rendered = render()
         except UserError as error:
             missing.append(f"values that the chart takes: {error}")
     needs = [*_BASE, *needs_of(rendered)]
-    denied += denied_of(cluster, needs[len(_BASE) :])
-    missing += [str(need) for need in denied]
-    if "persistentvolumeclaims" not in unreadable:
+    refused += denied(cluster, needs[len(_BASE) :])
+    if readable(refused, "persistentvolumeclaims"):
         missing += claim_faults(cluster, config.claim, nodes=1)
-    if missing:
-        to_apply = role(cluster, needs, name="distrinews-deploy") if denied else ""
-        raise UserError(
-            f"namespace {cluster.namespace} lacks what release {config.release} needs:\n{as_list(missing)}{to_apply}"
-        )
+    require(cluster, missing, refused, needs, role="distrinews-deploy", user=f"release {config.release}")
     return rendered
 
 

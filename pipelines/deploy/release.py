@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from pipelines import data_folder
 from pipelines.cluster.client import Cluster, connect
-from pipelines.cluster.console import Console
+from pipelines.cluster.logs import Console
 from pipelines.deploy.helm import Helm, Revision
 from pipelines.deploy.key import api_key
 from pipelines.deploy.local import Questions, agreement_of, note_served, questions, served_now
@@ -66,9 +66,9 @@ def deploy_on_cluster(run: RunFolder, config: DeployConfig, *, cluster: Cluster 
         plan = _plan(run, config, cluster, console)
         seconds = config.timeout_minutes * 60
         sha256 = at(plan.values, "model.sha256")
-        history = settle(plan.helm, console, sha256=sha256, seconds=seconds, interval=cluster.pace.interval_seconds)
+        history = settle(plan.helm, console, sha256=sha256, seconds=seconds, interval=cluster.polling.interval_seconds)
         before = earlier(plan.helm, history, sha256=sha256, served=str(served_now(run).get("sha256", "")))
-        console.say("deploy", _told(run, plan, before))
+        console.print("deploy", _told(run, plan, before))
         with Rollout(cluster, plan.server, release=config.release, console=console) as rollout:
             try:
                 agreement, revision = _attempt(run, plan, rollout, config, cluster)
@@ -79,7 +79,7 @@ def deploy_on_cluster(run: RunFolder, config: DeployConfig, *, cluster: Cluster 
                     raise
                 raise UserError("\n".join(filter(None, [f"{error}; {back}", error.story]))) from error
     asked = len(plan.questions.texts)
-    console.say("deploy", f"the server agrees with evaluate on {agreement:.0%} of {asked} texts; {run.name} is served by {config.release}, revision {revision}")  # fmt: skip
+    console.print("deploy", f"the server agrees with evaluate on {agreement:.0%} of {asked} texts; {run.name} is served by {config.release}, revision {revision}")  # fmt: skip
     return {"agreement": agreement, "texts": asked, "namespace": cluster.namespace, "release": config.release, "revision": revision, "url": plan.url, "sha256": sha256}  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _attempt(
         with _file(plan.values) as file:
             plan.helm.upgrade(file, description=f"model of run {run.name}", seconds=seconds, meanwhile=rollout.look)
         rollout.until_complete(max(end - time.monotonic(), min(seconds, _GONE_SECONDS)))
-        agreement = _ask(plan, config, patience_seconds=min(_SERVICE_SECONDS, cluster.pace.patience_seconds))
+        agreement = _ask(plan, config, patience_seconds=min(_SERVICE_SECONDS, cluster.polling.timeout_seconds))
         revision = plan.helm.history()[-1].number
     except UserError as error:
         raise _FailedError(str(error), story=_story(rollout)) from error
@@ -111,7 +111,7 @@ def _go_back(plan: _Plan, rollout: Rollout, history: list[Revision], before: int
             rollout.until_complete(wait_seconds)
     except UserError as error:
         said = f"going back to what was served before did not succeed: {error}"
-        plan.console.say("deploy", said)
+        plan.console.print("deploy", said)
         return said
     return f"revision {before} is served again"
 

@@ -2,20 +2,15 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Self
 
-from urllib3.exceptions import HTTPError
-
-from pipelines.cluster.changes import Changes
-from pipelines.cluster.client import Cluster, Refused, Unanswered
-from pipelines.cluster.console import Console
-from pipelines.cluster.watch import Change
-from pipelines.job.settings import Object
+from pipelines.cluster.client import Cluster, Object
+from pipelines.cluster.logs import Console
+from pipelines.cluster.pods import faults, is_ready, last_lines
+from pipelines.cluster.watch import Change, Changes
 from server.errors import UserError
 
-_STARTING = {"ContainerCreating", "PodInitializing"}
-_SHOWN_PODS, _SHOWN_LINES, _SHOWN_EVENTS = 3, 8, 5
-_LONGEST_LOG = 65_536
+_SHOWN_PODS, _SHOWN_EVENTS = 3, 5
 
 
 class Rollout:
@@ -33,9 +28,9 @@ class Rollout:
             name,
             path=cluster.path("apps/v1", "deployments"),
             pods=f"app.kubernetes.io/instance={release},app.kubernetes.io/component=server",
-            about=lambda about: about == name or about.startswith(f"{name}-"),
+            owns=lambda about: about == name or about.startswith(f"{name}-"),
             since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            console=console,
+            on_event=lambda line: console.print("event", line),
         )
 
     def __enter__(self) -> Self:
@@ -47,7 +42,7 @@ class Rollout:
 
     def look(self) -> None:
         """Take the next change, or none within a tick, and tell what is new."""
-        change = self._changes.take()
+        change = self._changes.next_change()
         if change is None:
             return
         if change.what == "pod":
@@ -67,11 +62,11 @@ class Rollout:
 
     def story(self) -> str:
         """Why pods are not ready, the warnings, and the last lines of the containers; empty where all is well."""
-        waiting = [pod for pod in self._pods.values() if not _is_ready(pod)]
-        lines = [f"pod {pod['metadata']['name']}: {fault}" for pod in waiting for fault in _faults(pod)]
+        waiting = [pod for pod in self._pods.values() if not is_ready(pod)]
+        lines = [f"pod {pod['metadata']['name']}: {fault}" for pod in waiting for fault in faults(pod)]
         lines += [f"event: {line}" for line in list(self._changes.warnings)[-_SHOWN_EVENTS:]]
         for pod in waiting[:_SHOWN_PODS]:
-            lines += self._last_lines(pod)
+            lines += last_lines(self._cluster, pod)
         return "\n".join(f"  {line}" for line in lines)
 
     def _take_pod(self, change: Change) -> None:
@@ -80,11 +75,11 @@ class Rollout:
             self._pods.pop(name, None)
             return
         self._pods[name] = change.item
-        for fault in _faults(change.item):
+        for fault in faults(change.item):
             line = f"{name}: {fault}"
             if line not in self._told:
                 self._told.add(line)
-                self._console.say("pod", line)
+                self._console.print("pod", line)
 
     def _tell_how_it_stands(self) -> None:
         status = self._deployment.get("status") or {}
@@ -92,7 +87,7 @@ class Rollout:
         stands = f"deployment {self.name}: {wanted} pods, {updated} of them new; {ready} ready"
         if stands != self._stood:
             self._stood = stands
-            self._console.say("deploy", stands)
+            self._console.print("deploy", stands)
 
     def _incomplete(self) -> str:
         """What is missing for a rollout to be complete; empty when it is."""
@@ -108,56 +103,3 @@ class Rollout:
         if there > updated:
             return f"{there - updated} pods with the earlier model are still there"
         return f"{available} of {updated} pods are available" if available < updated else ""
-
-    def _last_lines(self, pod: Object) -> list[str]:
-        """Of the containers that run or have ended; of one that waits to be started again, its last try."""
-        name, told = pod["metadata"]["name"], list[str]()
-        for status in _containers(pod):
-            waits, restarts = "waiting" in (status.get("state") or {}), status.get("restartCount", 0)
-            if restarts or not waits:
-                lines = self._log(name, status["name"], previous=waits)
-                told += [f"{name}/{status['name']} | {line}" for line in lines]
-        return told
-
-    def _log(self, pod: str, container: str, *, previous: bool) -> list[str]:
-        query = [("container", container), ("tailLines", str(_SHOWN_LINES)), ("limitBytes", str(_LONGEST_LOG))]
-        query += [("previous", "true")] if previous else []
-        try:
-            with self._cluster.stream(self._cluster.path("v1", "pods", pod, "log"), query=query) as response:
-                text = response.read().decode(errors="replace")
-        except (Refused, Unanswered, HTTPError) as error:
-            return [f"(its log cannot be read: {error})"]
-        return [line for line in text.splitlines() if line.strip()][-_SHOWN_LINES:]
-
-
-def _containers(pod: Object) -> list[Object]:
-    status = pod.get("status") or {}
-    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-
-
-def _is_ready(pod: Object) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
-
-
-def _faults(pod: Object) -> list[str]:
-    """Why a pod does not get on, as its conditions and containers say."""
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    faults = [
-        f"{condition.get('reason', 'not scheduled')}: {condition.get('message', '')}"
-        for condition in conditions
-        if condition["type"] == "PodScheduled" and condition["status"] == "False"
-    ]
-    for status in _containers(pod):
-        states = (status.get(name) or {} for name in ("state", "lastState"))
-        faults += [f"container {status['name']} {fault}" for state in states if (fault := _fault(state))]
-    return faults
-
-
-def _fault(state: dict[str, Any]) -> str:
-    waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
-    if waiting and waiting.get("reason") not in _STARTING:
-        return f"waits: {waiting.get('reason', '')}: {waiting.get('message', '')}".rstrip(": ")
-    if ended and ended.get("exitCode"):
-        return f"ended with exit code {ended['exitCode']} ({ended.get('reason', 'Error')})"
-    return ""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from pipelines.cluster.console import Console
+from pipelines.cluster.logs import Console
 from pipelines.deploy.helm import Helm, HelmError, Revision
 from pipelines.deploy.values import at
 from pipelines.signals import defer_sigterm
@@ -21,7 +21,7 @@ def settle(helm: Helm, console: Console, *, sha256: str, seconds: float, interva
             _mend(helm, console, history)
             return helm.history()
         if not told:
-            console.say("deploy", f"revision {last.number} of {helm.release} is {last.status}, another's: waiting for its end")  # fmt: skip
+            console.print("deploy", f"revision {last.number} of {helm.release} is {last.status}, another's: waiting for its end")  # fmt: skip
             told = True
         time.sleep(interval)
     return history
@@ -31,7 +31,7 @@ def _mend(helm: Helm, console: Console, history: Sequence[Revision]) -> None:
     last = history[-1]
     good = next((revision for revision in reversed(history) if revision.was_served), None)
     how = f"going back to revision {good.number}" if good and last.status != "uninstalling" else "removing it"
-    console.say("deploy", f"revision {last.number} of {helm.release} was left {last.status} by an attempt that was killed: {how}")  # fmt: skip
+    console.print("deploy", f"revision {last.number} of {helm.release} was left {last.status} by an attempt that was killed: {how}")  # fmt: skip
     if good and last.status != "uninstalling":
         helm.rollback(good.number, seconds=_QUICK_SECONDS)
     else:
@@ -54,10 +54,10 @@ def undo(helm: Helm, console: Console, history: Sequence[Revision], before: int 
     with defer_sigterm():
         now = helm.history()
         if not now or (history and now[-1].number <= history[-1].number):
-            console.say("deploy", f"release {helm.release} is as it was: Helm changed nothing")
+            console.print("deploy", f"release {helm.release} is as it was: Helm changed nothing")
             return False
         if _sha256(helm, now[-1]) != sha256:
-            console.say("deploy", f"release {helm.release} has been changed by another meanwhile: left alone")
+            console.print("deploy", f"release {helm.release} has been changed by another meanwhile: left alone")
             return False
         try:
             _bring_back(helm, console, before)
@@ -70,10 +70,10 @@ def undo(helm: Helm, console: Console, history: Sequence[Revision], before: int 
 def _bring_back(helm: Helm, console: Console, before: int | None) -> None:
     if before is None:
         helm.uninstall(seconds=_QUICK_SECONDS)
-        console.say("deploy", f"release {helm.release} is removed again: there was none before")
+        console.print("deploy", f"release {helm.release} is removed again: there was none before")
     else:
         helm.rollback(before, seconds=_QUICK_SECONDS)
-        console.say("deploy", f"release {helm.release} goes back to revision {before}")
+        console.print("deploy", f"release {helm.release} goes back to revision {before}")
 
 
 def _sha256(helm: Helm, revision: Revision) -> str:

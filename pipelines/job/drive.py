@@ -3,9 +3,8 @@
 import time
 
 from pipelines.cluster.client import Cluster
-from pipelines.cluster.console import Console
-from pipelines.cluster.logs import PodLog
-from pipelines.cluster.pods import Rank
+from pipelines.cluster.logs import Console, PodLog
+from pipelines.cluster.pods import PodStatus
 from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.ensure import check_ours, delete, ensure, find
 from pipelines.job.follow import Follower
@@ -43,9 +42,9 @@ def status(cluster: Cluster, name: str | None) -> None:
         return
     print(_line(_existing(cluster, name)))
     for pod in _pods(cluster, name):
-        rank = Rank(kind.rank_name(pod))
+        rank = PodStatus(kind.rank_name(pod))
         ends = [news for news in rank.update(pod) if news.startswith("ended")]
-        how = "running" if rank.running else "succeeded" if rank.succeeded else rank.waits_for
+        how = "running" if rank.running else "succeeded" if rank.succeeded else rank.waiting_reason
         node = pod["spec"].get("nodeName", "no node")
         print(f"  {rank.name:12} {how}, on {node}, {rank.restarts} restarts" + "".join(f"; {end}" for end in ends[-1:]))
 
@@ -58,8 +57,8 @@ def logs(cluster: Cluster, name: str, *, follow: bool) -> None:
         return
     for pod in _pods(cluster, name):
         who = kind.rank_name(pod)
-        over = PodLog(cluster, pod, lambda line, who=who: console.say(who, line))  # type: ignore[misc]  # of mypy: a default of a lambda
-        over.read_what_is_there()
+        over = PodLog(cluster, pod, lambda line, who=who: console.print(who, line), container=kind.CONTAINER)  # type: ignore[misc]  # of mypy: a default of a lambda
+        over.read_available()
 
 
 def remove(cluster: Cluster, name: str, *, dry_run: bool) -> None:
@@ -73,7 +72,7 @@ def remove(cluster: Cluster, name: str, *, dry_run: bool) -> None:
 def _follow(cluster: Cluster, job: Object, console: Console) -> None:
     with Follower(cluster, job, _FOR_EVER, console) as follower:
         follower.until_succeeded()
-    console.say("launch", f"job {follower.name} succeeded")
+    console.print("launch", f"job {follower.name} succeeded")
 
 
 def _existing(cluster: Cluster, name: str) -> Object:

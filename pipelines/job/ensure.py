@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from pipelines.cluster.client import Cluster, Refused
-from pipelines.cluster.console import Console
+from pipelines.cluster.client import ApiError, Cluster
+from pipelines.cluster.logs import Console
 from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.pod import MANAGED_BY, STEP_POD
 from pipelines.job.settings import Object
@@ -26,20 +26,20 @@ def ensure(
         if there is None:
             try:
                 return create(cluster, manifest), "started"
-            except Refused as error:
+            except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise UserError(f"job {name} is refused: {error.message}") from error
             continue  # another was quicker
         check_ours(there)
         phase = kind.state(there).phase
         if there["metadata"].get("deletionTimestamp"):
-            console.say("launch", f"job {name} is being deleted: waiting until it is gone")
+            console.print("launch", f"job {name} is being deleted: waiting until it is gone")
             wait_until_gone(cluster, there)
         elif phase == "succeeded" and result_is_whole():
             return there, "taken"
         elif phase in ("failed", "succeeded"):
             why = "failed" if phase == "failed" else "succeeded, but its model is not whole"
-            console.say(
+            console.print(
                 "launch", f"an earlier job {name} {why}: deleting it; training goes on from its last checkpoint"
             )
             delete(cluster, there, wait=True)
@@ -48,21 +48,15 @@ def ensure(
     raise UserError(f"job {name} keeps changing: something else makes and deletes it too")
 
 
-def find(cluster: Cluster, name: str, *, patience_seconds: float | None = None) -> Object | None:
-    path = cluster.path(kind.API_VERSION, kind.PLURAL, name)
-    try:
-        return cluster.request("GET", path, patience_seconds=patience_seconds)
-    except Refused as error:
-        if error.status == _NOT_FOUND:
-            return None
-        raise
+def find(cluster: Cluster, name: str) -> Object | None:
+    return cluster.find(cluster.path(kind.API_VERSION, kind.PLURAL, name))
 
 
 def create(cluster: Cluster, manifest: Object) -> Object:
     return cluster.request("POST", cluster.path(kind.API_VERSION, kind.PLURAL), body=manifest)
 
 
-def delete(cluster: Cluster, job: Object, *, wait: bool = False, patience_seconds: float | None = None) -> bool:
+def delete(cluster: Cluster, job: Object, *, wait: bool = False) -> bool:
     """Delete this very job, not another of its name; whether it was there."""
     how = {
         "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground" if wait else "Background",
@@ -70,8 +64,8 @@ def delete(cluster: Cluster, job: Object, *, wait: bool = False, patience_second
     }  # fmt: skip
     path = cluster.path(kind.API_VERSION, kind.PLURAL, job["metadata"]["name"])
     try:
-        cluster.request("DELETE", path, body=how, patience_seconds=patience_seconds)
-    except Refused as error:
+        cluster.request("DELETE", path, body=how)
+    except ApiError as error:
         if error.status in (_NOT_FOUND, _CONFLICT):
             return False
         raise
@@ -83,14 +77,14 @@ def delete(cluster: Cluster, job: Object, *, wait: bool = False, patience_second
 def wait_until_gone(cluster: Cluster, job: Object) -> None:
     """Until the job, and with it all its pods, whose names the next one needs, are gone."""
     name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-    deadline = time.monotonic() + cluster.pace.patience_seconds
+    deadline = time.monotonic() + cluster.polling.timeout_seconds
     while (there := find(cluster, name)) and there["metadata"]["uid"] == uid:
         if time.monotonic() > deadline:
             held = ", ".join(there["metadata"].get("finalizers") or ["its pods"])
             raise UserError(
-                f"job {name} is still being deleted after {cluster.pace.patience_seconds:.0f} s, held by {held}"
+                f"job {name} is still being deleted after {cluster.polling.timeout_seconds:.0f} s, held by {held}"
             )
-        time.sleep(cluster.pace.interval_seconds)
+        time.sleep(cluster.polling.interval_seconds)
 
 
 def is_ours(job: Object) -> bool:
@@ -118,8 +112,8 @@ def _adopt(cluster: Cluster, job: Object, manifest: Object) -> Object | None:
     path = cluster.path(kind.API_VERSION, kind.PLURAL, job["metadata"]["name"])
     try:
         return cluster.request("PATCH", path, body={"metadata": metadata})
-    except Refused as error:
+    except ApiError as error:
         if error.status not in (_CONFLICT, _NOT_FOUND):
             raise
-        time.sleep(cluster.pace.interval_seconds)
+        time.sleep(cluster.polling.interval_seconds)
         return None

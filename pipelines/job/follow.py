@@ -1,14 +1,15 @@
 """Follow one job to its end: logs, events, progress, deadlines."""
 
+import re
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
-from pipelines.cluster.changes import Changes
 from pipelines.cluster.client import Cluster
-from pipelines.cluster.console import Console, Progress
-from pipelines.cluster.pods import Ranks
-from pipelines.cluster.watch import Change
+from pipelines.cluster.logs import Console
+from pipelines.cluster.pods import JobPods
+from pipelines.cluster.watch import Change, Changes
 from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.hints import hints
 from pipelines.job.settings import Deadlines, Object
@@ -16,6 +17,8 @@ from server.errors import UserError
 
 _LAST_WORDS_INTERVALS = 6  # for logs and statuses that come after the end of the job
 _SHOWN_LINES = 10
+_STEPS = re.compile(r"train: epoch (\d+)/(\d+): ([\d,]+)/([\d,]+) steps .*?([\d.,]+) steps/s")
+_OURS = re.compile(r"(train|preprocess|evaluate|export)(:| )")
 
 
 class JobFailedError(UserError):
@@ -26,6 +29,51 @@ class DeadlineError(UserError):
     """A deadline of ours has passed: which."""
 
 
+@dataclass(frozen=True)
+class Training:
+    """The progress of training, read from the trainer's own line."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    steps_per_second: float
+
+    @property
+    def share(self) -> float:
+        """The part of all steps that is done, from 0 to 1."""
+        return (self.epoch - 1 + self.step / self.steps) / self.epochs
+
+    @property
+    def seconds_left(self) -> float:
+        return (1 - self.share) * self.epochs * self.steps / max(self.steps_per_second, 1e-9)
+
+    def __str__(self) -> str:
+        left = round(self.seconds_left)
+        return f"epoch {self.epoch} of {self.epochs}, {self.share:.0%} of training, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+
+class Progress:
+    """The time of the last progress, and the state of training."""
+
+    def __init__(self) -> None:
+        self.training: Training | None = None
+        self.moved = time.monotonic()
+        self._last = ""
+
+    def on_line(self, line: str) -> None:
+        """Reads a line of a rank; a repeated one, or one that is not the trainer's, is no progress."""
+        if not _OURS.match(line) or line == self._last:
+            return
+        self._last, self.moved = line, time.monotonic()
+        if found := _STEPS.match(line):
+            epoch, epochs, step, steps = (int(number.replace(",", "")) for number in found.groups()[:4])
+            self.training = Training(epoch, epochs, step, max(steps, 1), float(found[5].replace(",", "")))
+
+    def restart(self) -> None:
+        self.moved = time.monotonic()
+
+
 class Follower:
     """What is known of a job while it runs; a context, which ends its threads."""
 
@@ -34,16 +82,18 @@ class Follower:
         self.name: str = job["metadata"]["name"]
         self._expected, self._needed = kind.pod_count(kind.read(job)), kind.pods_needed(kind.read(job))
         self._progress = Progress()
-        self.ranks = Ranks(cluster, console, self._progress.hear)
+        self.ranks = JobPods(
+            cluster, console, rank=kind.rank_name, container=kind.CONTAINER, on_line=self._progress.on_line
+        )
         self._changes = Changes(
             cluster,
             "job",
             self.name,
             path=cluster.path(kind.API_VERSION, kind.PLURAL),
             pods=f"{kind.JOB_LABEL}={self.name}",
-            about=lambda name: kind.is_of_job(name, job=self.name),
+            owns=lambda name: kind.is_of_job(name, job=self.name),
             since=job["metadata"].get("creationTimestamp") or "",
-            console=console,
+            on_event=lambda line: console.print("event", line),
         )
         self._begun = time.monotonic() - _age_seconds(job)
         self._waiting_since: float | None = time.monotonic()
@@ -71,7 +121,7 @@ class Follower:
 
     def _take(self) -> None:
         """The next change, or none within a tick."""
-        change = self._changes.take()
+        change = self._changes.next_change()
         if change is None:
             return
         if change.what == "pod":
@@ -88,10 +138,10 @@ class Follower:
         if now.suspended and not before.suspended:
             self._say_suspended()
         if before.suspended and not now.suspended:
-            self._console.say("launch", f"job {self.name} is admitted")
+            self._console.print("launch", f"job {self.name} is admitted")
 
     def _say_suspended(self) -> None:
-        self._console.say("launch", f"job {self.name} is suspended: its queue starts it when there is room")
+        self._console.print("launch", f"job {self.name} is suspended: its queue starts it when there is room")
 
     def _waits_for(self) -> str:
         if kind.state(self._job).suspended:
@@ -104,7 +154,7 @@ class Follower:
         if self.ranks.running >= self._needed:
             if self._waiting_since is not None:
                 self._progress.restart()
-                self._console.say("launch", f"{self.ranks.running} of {self._expected} pods run")
+                self._console.print("launch", f"{self.ranks.running} of {self._expected} pods run")
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = now
@@ -128,14 +178,14 @@ class Follower:
         if minutes is not None and time.monotonic() - since > minutes * 60:
             words = [
                 f"job {self.name}: the deadline of {minutes:g} min {what} has passed: {why}",
-                *list(self._changes.told)[-3:],
+                *list(self._changes.events)[-3:],
             ]
             raise DeadlineError("\n".join([*words, *self._hints(words)]))
 
     def _tell_how_it_stands(self) -> None:
         """A line from time to time, and none that says the same twice."""
         now = time.monotonic()
-        if now - self._spoken < self._cluster.pace.heartbeat_seconds:
+        if now - self._spoken < self._cluster.polling.heartbeat_seconds:
             return
         self._spoken = now
         if self._waiting_since is not None:
@@ -144,16 +194,16 @@ class Follower:
             line = str(self._progress.training or "the pods run; no progress told yet")
         if line != self._said:
             self._said = line
-            self._console.say("launch", line)
+            self._console.print("launch", line)
 
     def _hear_last_words(self) -> None:
         """Statuses of pods and ends of logs may come after the job's own."""
-        pause = self._cluster.pace.interval_seconds
+        pause = self._cluster.polling.interval_seconds
         end = time.monotonic() + pause * _LAST_WORDS_INTERVALS
         settled = time.monotonic() + pause
         while time.monotonic() < end:
             self._take()
-            if time.monotonic() > settled and self.ranks.logs_end:
+            if time.monotonic() > settled and self.ranks.logs_ended:
                 return
 
     def _why(self, state: kind.State) -> str:
@@ -161,12 +211,12 @@ class Follower:
         for rank in sorted(self.ranks.by_name.values(), key=lambda rank: rank.name):
             if not rank.failed:
                 continue
-            ends = "; then ".join(dict.fromkeys(str(end) for end in rank.ends))
+            ends = "; then ".join(dict.fromkeys(str(end) for end in rank.terminations))
             words.append(f"{rank.name}: {ends} ({rank.restarts} restarts); its last lines:")
             words += [f"    {line}" for line in list(rank.last_lines)[-_SHOWN_LINES:]]
-        if not any(rank.ends for rank in self.ranks.by_name.values()):
-            words += list(self._changes.told)[-5:]
-        return "\n".join([*words, *self._hints([*words, *self._changes.told])])
+        if not any(rank.terminations for rank in self.ranks.by_name.values()):
+            words += list(self._changes.events)[-5:]
+        return "\n".join([*words, *self._hints([*words, *self._changes.events])])
 
     def _hints(self, words: list[str]) -> list[str]:
         return [f"hint: {hint}" for hint in hints(words)]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cluster.client import Cluster, Refused, connect
-from pipelines.cluster.console import Console
+from pipelines.cluster.client import Cluster, connect
+from pipelines.cluster.logs import Console
 from pipelines.job.ensure import How, delete, ensure, find, is_ours
 from pipelines.job.follow import Follower, JobFailedError
 from pipelines.job.model_check import what_is_wrong
@@ -94,10 +94,10 @@ def run_job(
     name = manifest["metadata"]["name"]
     with exit_on_sigterm():
         preflight(cluster, manifest)
-        console.say("launch", f"job {name} in namespace {cluster.namespace}; deadlines: {deadlines}")
+        console.print("launch", f"job {name} in namespace {cluster.namespace}; deadlines: {deadlines}")
         try:
             found, how = ensure(cluster, manifest, console, result_is_whole=lambda: not fault_of_result())
-            console.say("launch", _SAID[how].format(name=name))
+            console.print("launch", _SAID[how].format(name=name))
             with Follower(cluster, found, deadlines, console) as follower:
                 if how != "taken":
                     follower.until_succeeded()
@@ -107,7 +107,7 @@ def run_job(
             if not (keep_failed and isinstance(error, JobFailedError)):
                 _clean(cluster, manifest, console)
             raise
-    console.say("launch", f"job {name} succeeded" + (f"; the model is in {model}" if model else ""))
+    console.print("launch", f"job {name} succeeded" + (f"; the model is in {model}" if model else ""))
     return Result(name, how, model, time.monotonic() - started, pods, restarts)
 
 
@@ -116,7 +116,7 @@ def _check_result(cluster: Cluster, name: str, fault_of_result: Callable[[], str
     for _ in range(_LOOKS):
         if not (fault := fault_of_result()):
             return
-        time.sleep(cluster.pace.interval_seconds)
+        time.sleep(cluster.polling.interval_seconds)
     raise JobFailedError(f"job {name} succeeded, but left no whole model: {fault}")
 
 
@@ -130,15 +130,15 @@ _SAID = {
 def _clean(cluster: Cluster, manifest: Object, console: Console) -> None:
     """Delete our job, if it is still ours: a later try of the step may have gone on with it."""
     name = manifest["metadata"]["name"]
-    patience = min(_CLEANING_SECONDS, cluster.pace.patience_seconds)
+    cluster = cluster.within(_CLEANING_SECONDS)
     try:
-        there = find(cluster, name, patience_seconds=patience)
+        there = find(cluster, name)
         if there is None or not is_ours(there):
             return
         annotations = [(item["metadata"].get("annotations") or {}).get(STEP_POD) for item in (there, manifest)]
         if annotations[0] != annotations[1]:
-            console.say("launch", f"job {name} now belongs to {annotations[0]}: left alone")
-        elif delete(cluster, there, patience_seconds=patience):
-            console.say("launch", f"job {name} is deleted")
-    except (Refused, UserError) as error:
-        console.say("launch", f"job {name} could not be deleted: {error}; distrinews job delete {name} does it")
+            console.print("launch", f"job {name} now belongs to {annotations[0]}: left alone")
+        elif delete(cluster, there):
+            console.print("launch", f"job {name} is deleted")
+    except UserError as error:
+        console.print("launch", f"job {name} could not be deleted: {error}; distrinews job delete {name} does it")

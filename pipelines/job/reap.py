@@ -3,7 +3,7 @@
 import time
 from datetime import datetime
 
-from pipelines.cluster.client import Cluster, Refused
+from pipelines.cluster.client import ApiError, Cluster
 from pipelines.job.backends import pytorchjob as kind
 from pipelines.job.ensure import delete
 from pipelines.job.pod import MANAGED_BY, STEP_POD
@@ -41,7 +41,7 @@ def _why(cluster: Cluster, job: Object, *, finished_hours: float) -> str:
     name, _, uid = follower.partition("/")
     try:
         pod = cluster.request("GET", cluster.path("v1", "pods", name))
-    except Refused as error:
+    except ApiError as error:
         if error.status != _NOT_FOUND:
             raise
         return f"its launcher {name} is gone"

@@ -138,22 +138,3 @@ class StepPod(BaseSettings):
 
     pod_name: str = ""
     pod_uid: str = ""
-
-
-class Pace(Settings):
-    """How often the API server is asked; tests are in a hurry."""
-
-    interval_seconds: float = Field(default=5, gt=0)
-    """Least time from one request for a thing to the next one for it."""
-
-    longest_seconds: float = Field(default=60, gt=0)
-    """Longest time between two tries, besides the random part."""
-
-    silence_seconds: float = Field(default=75, gt=0)
-    """Time after which a connection on which nothing comes is given up and made anew."""
-
-    patience_seconds: float = Field(default=900, gt=0)
-    """Time for which an API server may fail to answer before we give up."""
-
-    heartbeat_seconds: float = Field(default=60, gt=0)
-    """Time from one line on how the job stands to the next, where nothing changed."""

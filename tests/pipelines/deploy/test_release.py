@@ -21,12 +21,11 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.cluster.client import Cluster
+from pipelines.cluster.client import Cluster, Polling
 from pipelines.deploy.preflight import _BASE, needs_of
 from pipelines.deploy.release import deploy_on_cluster
 from pipelines.deploy.settings import DeployConfig
 from pipelines.deploy.values import model_values
-from pipelines.job.settings import Pace
 from pipelines.run_folder import RunFolder
 from server.errors import UserError
 from tests.charts.test_training import rights
@@ -37,7 +36,9 @@ from tests.support.model_folder import write_into
 from tests.support.servers import serving as serving_model
 from tests.support.tools import helm
 
-HURRY = Pace(interval_seconds=0.05, longest_seconds=0.2, silence_seconds=2, patience_seconds=1, heartbeat_seconds=1)
+HURRY = Polling(
+    interval_seconds=0.05, max_interval_seconds=0.2, read_timeout_seconds=2, timeout_seconds=1, heartbeat_seconds=1
+)
 NAME = "distrinews-distrinews-serving"
 SECOND = 1 / 60
 TEXTS = 20
@@ -246,7 +247,7 @@ def test_an_upgrade_whose_pods_crash_goes_back_and_shows_their_last_lines(stage:
     why = stage.failure("second", timeout_minutes=SECOND)
     assert "helm upgrade:" in why
     assert "revision 1 is served again" in why
-    assert "container model ended with exit code 1 (Error)" in why
+    assert "container model ended: exit code 1" in why
     assert f"{NAME}-2/model | " in why
     assert "error: /model holds another model" in why
     assert (stage.mounted(), stage.served()) == ("first/model", "first")

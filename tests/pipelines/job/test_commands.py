@@ -13,6 +13,7 @@ import yaml
 from kfp import dsl
 
 from pipelines import TRAINER, data_folder
+from pipelines.cluster.client import Polling
 from pipelines.deploy.settings import DeployConfig
 from pipelines.job import commands
 from pipelines.job.backends import pytorchjob as kind
@@ -21,7 +22,7 @@ from pipelines.job.lint import lint
 from pipelines.job.model_check import what_is_wrong
 from pipelines.job.patches import apply_patch
 from pipelines.job.pod import render, task_extras
-from pipelines.job.settings import JobConfig, Pace, PodExtras
+from pipelines.job.settings import JobConfig, PodExtras
 from pipelines.kubeflow import parameters as form
 from pipelines.run_folder import RunFolder
 from pipelines.steps import run_step
@@ -232,7 +233,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
             "users": [{"name": "u", "user": {"token": "secret"}}],
         }  # fmt: skip
         (tmp_path / "config").write_text(yaml.safe_dump(config), encoding="utf-8")
-        monkeypatch.setattr("pipelines.cluster.client.Pace", lambda: Pace(interval_seconds=0.05))
+        monkeypatch.setattr("pipelines.cluster.client.Polling", lambda: Polling(interval_seconds=0.05))
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
         yield store
 

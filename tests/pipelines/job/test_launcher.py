@@ -16,17 +16,19 @@ import kubernetes
 import pytest
 from kfp import dsl
 
-from pipelines.cluster.client import Cluster
+from pipelines.cluster.client import Cluster, Polling
 from pipelines.job.launcher import Result, launch
 from pipelines.job.pod import STEP_POD
-from pipelines.job.settings import Deadlines, JobConfig, Pace
+from pipelines.job.settings import Deadlines, JobConfig
 from server.errors import UserError
 from tests.support.api_server import Store, serving
 from tests.support.jobs import leave_model
 from tests.support.operator import Operator
 from trainer.config import TrainConfig
 
-HURRY = Pace(interval_seconds=0.05, longest_seconds=0.2, silence_seconds=2, patience_seconds=4, heartbeat_seconds=0.1)
+HURRY = Polling(
+    interval_seconds=0.05, max_interval_seconds=0.2, read_timeout_seconds=2, timeout_seconds=4, heartbeat_seconds=0.1
+)
 TRAIN = TrainConfig(epochs=2)
 NO_END = Deadlines(schedule_minutes=None, run_minutes=None, progress_minutes=None)
 SECOND = 1 / 60
@@ -38,14 +40,14 @@ class Stage:
     def __init__(self, store: Store, port: int, folder: Path) -> None:
         self.store, self.port, self.run_folder = store, port, folder / "runs" / "first"
         self.operator = Operator(store)
-        self._pool, self.pace = ThreadPoolExecutor(), HURRY
+        self._pool, self.polling = ThreadPoolExecutor(), HURRY
         self.run_folder.mkdir(parents=True)
         claim = {"metadata": {"name": "distrinews-workspace"}, "spec": {"accessModes": ["ReadWriteMany"]}}
         store.put("persistentvolumeclaims", claim)
 
     def cluster(self) -> Cluster:
         configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{self.port}")
-        return Cluster(configuration, "news", self.pace)
+        return Cluster(configuration, "news", self.polling)
 
     def launch(
         self, deadlines: Deadlines = NO_END, *, train: TrainConfig = TRAIN, **job: Any  # noqa: ANN401 - settings of a job
@@ -411,7 +413,7 @@ def test_a_deadline_of_ours_ends_the_job_and_says_which(stage: Stage, said: Said
 
 
 def test_noise_is_no_progress_and_neither_is_a_connection_that_is_made_anew(stage: Stage) -> None:
-    stage.pace = HURRY.model_copy(update={"silence_seconds": 0.4})
+    stage.polling = HURRY.model_copy(update={"read_timeout_seconds": 0.4})
     running = stage.launch(NO_END.model_copy(update={"progress_minutes": 1.5 * SECOND}), nodes=1)
     (pod,) = stage.operator.pods()
     stage.operator.run(pod)
@@ -465,7 +467,7 @@ def test_watches_survive_disconnects_410_gone_errors_and_a_restart_of_the_api_se
 
 
 def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage) -> None:
-    stage.pace = HURRY.model_copy(update={"patience_seconds": 0.5})
+    stage.polling = HURRY.model_copy(update={"timeout_seconds": 0.5})
     running = stage.launch()
     stage.store.wait_for(lambda: len(stage.asked("GET", "watch=true")) >= 3)
     stage.store.fail("GET", 503, times=10_000)
@@ -495,12 +497,12 @@ def test_nothing_is_asked_more_often_than_the_interval(stage: Stage, said: Said)
 SCRIPT = """
 import sys, kubernetes
 from pathlib import Path
-from pipelines.cluster.client import Cluster
+from pipelines.cluster.client import Cluster, Polling
 from pipelines.job.launcher import launch
-from pipelines.job.settings import JobConfig, Pace
+from pipelines.job.settings import JobConfig
 from trainer.config import TrainConfig
 folder = Path(sys.argv[2])
-cluster = Cluster(kubernetes.client.Configuration(host=sys.argv[1]), "news", Pace(interval_seconds=0.05))
+cluster = Cluster(kubernetes.client.Configuration(host=sys.argv[1]), "news", Polling(interval_seconds=0.05))
 launch(TrainConfig(epochs=2), JobConfig(mount_path=str(folder.parent)), run_folder=folder, cluster=cluster)
 """
 
