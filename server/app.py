@@ -16,15 +16,13 @@ from server.http.http_protocol import answer_head
 from server.http.middleware import Watched
 from server.http.problems import (
     CLIENT_LEFT,
-    READABLE,
     StrictModel,
     TimeoutHeader,
     documented,
     explain_problems,
     problem,
-    readable,
 )
-from server.inference.classifier import Answer, Classifier, Prediction
+from server.inference.classifier import VISIBLE, Answer, Classifier, Prediction, visible_text
 from server.lifecycle import Lifecycle, close_connections_when_draining
 from server.observability.logs import request_log
 from server.observability.metrics import Metrics
@@ -104,16 +102,16 @@ def _add_predictions(app: FastAPI, classifier: Classifier, settings: Settings) -
         min_length=1,
         max_length=settings.max_text_characters,
         examples=[_EXAMPLE],
-        json_schema_extra={"pattern": READABLE},
+        json_schema_extra={"pattern": VISIBLE},
     )
 
     class OneText(StrictModel):
-        text: Annotated[str, limit, AfterValidator(readable)]
+        text: Annotated[str, limit, AfterValidator(visible_text)]
         """The text to classify."""
 
     class Texts(StrictModel):
         texts: Annotated[
-            list[Annotated[str, limit, AfterValidator(readable)]],
+            list[Annotated[str, limit, AfterValidator(visible_text)]],
             Field(min_length=1, max_length=settings.max_batch_texts, examples=[[_EXAMPLE, "Shares fell again"]]),
         ]
         """The texts to classify."""

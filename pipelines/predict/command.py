@@ -1,4 +1,4 @@
-"""The command `distrinews predict`: many texts, by a model folder or a server."""
+"""The command `distrinews predict`: classifies many texts by a model folder or a server."""
 
 import os
 import re
@@ -6,19 +6,19 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import Field
 
-from pipelines.predict.input import Given, Input, Item, find_input
-from pipelines.predict.output import Layout, Output, begin, go_on, note_of
+from pipelines.predict.input import Input, Item, TextInput, find_input
+from pipelines.predict.models import Answer, FolderModel, Model, ServerModel
+from pipelines.predict.output import Output, OutputFormat, create, provenance_file, resume
 from server.cli import build, parser
+from server.client import Client, read_api_key
 from server.errors import UserError
-from server.inference.classifier import Prediction
 from server.settings import EngineName
 from trainer.config import Names, Settings
 from trainer.monitoring.console import Progress, say
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 _PROGRAM = "distrinews predict"
+Scored = tuple[Item, Answer]
 
 
 class PredictSettings(Settings):
@@ -34,7 +35,7 @@ class PredictSettings(Settings):
     """File with the texts: CSV, JSON Lines or plain lines, one text each (.csv, .jsonl, .txt, also .gz, .xz), or - for standard input."""
 
     input_format: Literal["auto", "csv", "jsonl", "lines"] = "auto"
-    """How the input is written: auto goes by the file's ending, and takes standard input as plain lines."""
+    """Format of the input: auto goes by the file's ending, and reads standard input as plain lines."""
 
     text_column: Names = ()
     """Columns that make the text, joined by a space; with commas between names. By default found by the usual names."""
@@ -43,31 +44,25 @@ class PredictSettings(Settings):
     """File to write, .csv or .jsonl, or standard output where none is given. It has the input's columns, then the answer; where both have a name, that of the answer begins with predicted_."""
 
     output_format: Literal["auto", "csv", "jsonl"] = "auto"
-    """How the output is written: auto goes by the file's ending, else CSV where the input is CSV, else JSON Lines."""
+    """Format of the output: auto goes by the file's ending, else CSV where the input is CSV, else JSON Lines."""
+
+    resume: bool = False
+    """Continue after the last complete row of --output, if it was begun with the same input and model."""
 
     bad_rows: Literal["stop", "skip"] = "stop"
-    """What to do with a row that cannot be classified: stop with its line and reason, or write it without an answer, with the reason in a column error."""
+    """Treatment of a row that cannot be classified: stop with its line and reason, or write it without an answer, with the reason in a column error."""
 
     in_flight: int = Field(default=4, ge=1, le=64)
-    """Requests that a server is asked at a time, each with as many texts as it takes."""
+    """Requests to a server at the same time, each with as many texts as it takes."""
+
+    api_key_file: Path | None = None
+    """File with the server's API key. By default the variable DISTRINEWS_API_KEY."""
 
     engine: EngineName = "auto"
-    """What runs a model folder; as of distrinews serve."""
+    """Library that runs a model folder, as for distrinews serve."""
 
     workers: int | None = Field(default=None, ge=1, le=256)
     """Threads that run a model folder; by default one a CPU."""
-
-
-class Model(Protocol):
-    labels: tuple[str, ...]
-    identity: dict[str, Any]
-    title: str
-    texts_at_once: int
-    requests_at_once: int
-
-    async def classify(self, texts: Sequence[str]) -> list[Prediction | str]: ...
-
-    async def close(self) -> None: ...
 
 
 def main(args: list[str] | None = None) -> None:
@@ -82,55 +77,78 @@ def main(args: list[str] | None = None) -> None:
         "model", metavar="MODEL", help="model folder, or the address of a server, such as http://127.0.0.1:8080"
     )
     command.add_argument("texts", metavar="TEXT", nargs="*", help="texts, instead of --input", default=[])
-    command.add_argument("--resume", action="store_true", default=False,
-                         help="go on after the last whole row of --output, if it was begun with the same input and model")  # fmt: skip
     flags = vars(command.parse_args(args))
-    model, texts, resume = flags.pop("model"), flags.pop("texts"), flags.pop("resume")
+    model, texts = flags.pop("model"), flags.pop("texts")
     try:
         settings = build(PredictSettings, flags)
         source = _source(settings, texts)
-        _check_output(settings, resume=resume)
+        _check_output(settings)
         _check_model(model, settings)
     except UserError as error:
         command.error(str(error))
     try:
-        predict(model, source, settings, resume=resume)
+        predict(model, source, settings)
     except UserError as error:
-        hint = "" if str(error).startswith("--") else _how_to_go_on(settings)  # it did not even begin
+        hint = "" if str(error).startswith("--") else _how_to_resume(settings)  # it did not even begin
         print(f"{_PROGRAM}: error: {error}{hint}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"{_PROGRAM}: stopped by the keyboard{_how_to_go_on(settings)}", file=sys.stderr)
+        print(f"{_PROGRAM}: stopped by the keyboard{_how_to_resume(settings)}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
-def predict(model: str, source: Input | Given, settings: PredictSettings, *, resume: bool) -> None:
-    """Classify every row of a source and write it, in order."""
+def predict(model: str, source: Input | TextInput, settings: PredictSettings) -> None:
+    """Classifies every row of a source and writes it, in order."""
     rows, kind = _with_names(source), _output_kind(settings, source)
-    with start_blocking_portal() as portal, _opened(model, settings, portal) as opened:
-        layout = Layout(kind, source.names, opened.labels, errors=settings.bad_rows == "skip")
-        made_with = {**opened.identity, "text columns": list(settings.text_column)}
-        file, done = _output_file(settings.output, layout, made_with, rows, resume=resume)
-        quiet = isinstance(source, Given) or (
+    with closing(_open_model(model, settings)) as opened:
+        output_format = OutputFormat(kind, source.names, opened.labels, errors=settings.bad_rows == "skip")
+        provenance = {**opened.identity, "text columns": list(settings.text_column)}
+        file, done = _open_output(settings, output_format, provenance, rows)
+        quiet = isinstance(source, TextInput) or (
             settings.output is None and (sys.stdout.isatty() or not sys.stderr.isatty())
         )
         total = None if quiet or source.path is None else sum(1 for _ in source.rows())
-        started, tally = time.monotonic(), Counter[str]()
+        started, counts = time.monotonic(), Counter[str]()
         with file, Progress("predict", total, "rows", start=done, shown=not quiet) as progress:
-            output = Output(file, layout)
-            for scored in _in_order(rows, opened, portal):
-                output.write(_good(scored, source.name, tally, skip=settings.bad_rows == "skip"))
+            output = Output(file, output_format)
+            for scored in ordered_answers(rows, opened):
+                output.write(_checked(scored, source.name, counts, skip=settings.bad_rows == "skip"))
                 progress.advance(len(scored))
     if settings.output is not None:
-        note_of(settings.output).unlink(missing_ok=True)
-        _tell(settings.output, opened.title, tally, done, time.monotonic() - started)
+        provenance_file(settings.output).unlink(missing_ok=True)
+        _print_summary(settings.output, opened.title, counts, done, time.monotonic() - started)
 
 
-def _with_names(source: Input | Given) -> Iterator[Item]:
-    """The rows of a source, of which the first have been read, so that its columns are known."""
+def ordered_answers(rows: Iterator[Item], model: Model) -> Iterator[list[Scored]]:
+    """Yields rows with their answers, in the order of the rows, while later ones are computed; holds only a few of them."""
+    waiting: deque[tuple[list[Item], Future[list[Answer]]]] = deque()
+    while chunk := list(islice(rows, model.texts_at_once)):
+        waiting.append((chunk, model.submit([item.text for item in chunk if not item.fault])))
+        while len(waiting) >= model.requests_at_once or (waiting and waiting[0][1].done()):
+            yield _answered(*waiting.popleft())
+    while waiting:
+        yield _answered(*waiting.popleft())
+
+
+def _answered(chunk: Sequence[Item], future: "Future[list[Answer]]") -> list[Scored]:
+    answers = iter(future.result())
+    return [(item, item.fault or next(answers)) for item in chunk]
+
+
+def _checked(scored: Sequence[Scored], source: str, counts: Counter[str], *, skip: bool) -> Iterator[Scored]:
+    """Yields the same rows, counted; stops with UserError at a bad one, unless such are skipped."""
+    for item, answer in scored:
+        if isinstance(answer, str) and not skip:
+            raise UserError(f"{source}, line {item.line}: {answer}. Fix the row, or leave such rows without an answer with --bad-rows skip")  # fmt: skip
+        counts["bad" if isinstance(answer, str) else answer.label] += 1
+        yield item, answer
+
+
+def _with_names(source: Input | TextInput) -> Iterator[Item]:
+    """Yields the rows of a source; reads the first ones now, so that its columns are known."""
     rows, first = source.rows(), []
     for row in rows:
         first.append(row)
@@ -139,112 +157,74 @@ def _with_names(source: Input | Given) -> Iterator[Item]:
     return chain(first, rows)
 
 
-@contextmanager
-def _opened(model: str, settings: PredictSettings, portal: BlockingPortal) -> Iterator[Model]:
-    opened: Model
-    if _is_address(model):
-        from pipelines.predict.predict_url import UrlModel
-
-        opened = server = UrlModel(model, requests_at_once=settings.in_flight)
-        portal.call(server.open)
-    else:
-        from pipelines.predict.models import FolderModel
-
-        opened = FolderModel(Path(model), **settings.model_dump(include={"engine", "workers"}, exclude_unset=True))
-    try:
-        yield opened
-    finally:
-        portal.call(opened.close)
+def _open_model(model: str, settings: PredictSettings) -> Model:
+    if not _is_address(model):
+        chosen = settings.model_dump(include={"engine", "workers"}, exclude_unset=True)
+        return FolderModel(Path(model), **chosen)
+    client = Client(
+        model, api_key=read_api_key(settings.api_key_file), on_retry=lambda line: print(line, file=sys.stderr)
+    )
+    return ServerModel(client, requests_at_once=settings.in_flight)
 
 
-def _output_file(
-    path: Path | None, layout: Layout, made_with: Mapping[str, Any], rows: Iterator[Item], *, resume: bool
+def _open_output(
+    settings: PredictSettings, output_format: OutputFormat, provenance: Mapping[str, Any], rows: Iterator[Item]
 ) -> tuple[IO[bytes], int]:
-    if path is None:
+    """Opens the output; returns how many rows it has already, which it takes from `rows`."""
+    if settings.output is None:
         file = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-        file.write(layout.header())
+        file.write(output_format.header())
         return file, 0
-    if resume and path.is_file():
-        return go_on(path, layout, made_with, rows)
-    return begin(path, layout, made_with), 0
+    if settings.resume and settings.output.is_file():
+        return resume(settings.output, output_format, provenance, rows)
+    return create(settings.output, output_format, provenance), 0
 
 
-def _in_order(
-    rows: Iterator[Item], model: Model, portal: BlockingPortal
-) -> Iterator[list[tuple[Item, Prediction | str]]]:
-    """Rows with their answers, in the order of the rows, while later ones are being computed; never many of them."""
-    waiting: deque[tuple[list[Item], Future[list[Prediction | str]]]] = deque()
-    while chunk := list(islice(rows, model.texts_at_once)):
-        texts = [item.text for item in chunk if not item.fault]
-        waiting.append((chunk, portal.start_task_soon(model.classify, texts)))
-        while len(waiting) >= model.requests_at_once or (waiting and waiting[0][1].done()):
-            yield _answered(*waiting.popleft())
-    while waiting:
-        yield _answered(*waiting.popleft())
-
-
-def _answered(chunk: Sequence[Item], future: "Future[list[Prediction | str]]") -> list[tuple[Item, Prediction | str]]:
-    answers = iter(future.result())
-    return [(item, item.fault or next(answers)) for item in chunk]
-
-
-def _good(
-    scored: Sequence[tuple[Item, Prediction | str]], source: str, tally: Counter[str], *, skip: bool
-) -> Iterator[tuple[Item, Prediction | str]]:
-    """The same rows, counted; with a bad one ends what is written, unless such are skipped."""
-    for item, answer in scored:
-        if isinstance(answer, str) and not skip:
-            raise UserError(
-                f"{source}, line {item.line}: {answer}. Mend the row, or pass --bad-rows skip to go on without it"
-            )
-        tally["bad" if isinstance(answer, str) else answer.label] += 1
-        yield item, answer
-
-
-def _source(settings: PredictSettings, texts: Sequence[str]) -> Input | Given:
+def _source(settings: PredictSettings, texts: Sequence[str]) -> Input | TextInput:
     if texts and settings.input:
         raise UserError(f"--input {settings.input}: leave it out, or the texts beside it")
     if texts:
-        return Given(texts)
+        return TextInput(texts)
     if settings.input is None and sys.stdin.isatty():
-        raise UserError("what to classify? Give texts, or --input FILE, or pipe them in")
+        raise UserError("nothing to classify: give texts, or --input FILE, or pipe them in")
     return find_input(settings.input or "-", settings.input_format, settings.text_column)
 
 
 def _check_model(model: str, settings: PredictSettings) -> None:
-    if _is_address(model) and settings.model_fields_set & {"engine", "workers"}:
+    given = settings.model_fields_set
+    if _is_address(model) and given & {"engine", "workers"}:
         raise UserError("--engine and --workers have no meaning for a server: they are for a model folder")
+    if not _is_address(model) and given & {"in_flight", "api_key_file"}:
+        raise UserError("--in-flight and --api-key-file have no meaning for a model folder: they are for a server")
 
 
 def _is_address(model: str) -> bool:
     return re.match(r"https?://", model) is not None
 
 
-def _check_output(settings: PredictSettings, *, resume: bool) -> None:
+def _check_output(settings: PredictSettings) -> None:
     if settings.output is None:
-        if resume:
-            raise UserError("--resume: say with --output in which file")
+        if settings.resume:
+            raise UserError("--resume: name the file with --output")
     elif settings.output_format == "auto" and settings.output.suffix not in (".csv", ".jsonl"):
-        raise UserError(
-            f"--output {settings.output}: its name ends in .csv or .jsonl, or --output-format says how it is written"
-        )
+        raise UserError(f"--output {settings.output}: end its name in .csv or .jsonl, or set --output-format")
 
 
-def _output_kind(settings: PredictSettings, source: Input | Given) -> Literal["csv", "jsonl"]:
+def _output_kind(settings: PredictSettings, source: Input | TextInput) -> Literal["csv", "jsonl"]:
     if settings.output_format != "auto":
         return settings.output_format
     like = settings.output.suffix if settings.output else f".{source.kind}"
     return "csv" if like == ".csv" else "jsonl"
 
 
-def _how_to_go_on(settings: PredictSettings) -> str:
-    there = settings.output is not None and note_of(settings.output).is_file()
-    return f"; what is finished stands in {settings.output}, go on with --resume" if there else ""
+def _how_to_resume(settings: PredictSettings) -> str:
+    begun = settings.output is not None and provenance_file(settings.output).is_file()
+    return f"; the rows so far are in {settings.output}: continue with --resume" if begun else ""
 
 
-def _tell(output: Path, model: str, tally: Counter[str], done: int, seconds: float) -> None:
-    rows = tally.total()
-    listed = ", ".join(f"{name} {count:,}" for name, count in tally.most_common(20))
+def _print_summary(output: Path, model: str, counts: Counter[str], done: int, seconds: float) -> None:
+    rows = counts.total()
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(20))
     after = f" after the {done:,} that were there" if done else ""
     say(
         f"predict: {rows:,} rows{after} in {seconds:.1f} s ({rows / max(seconds, 1e-9):,.0f} rows/s) by {model}{': ' if listed else ''}{listed}"

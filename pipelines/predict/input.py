@@ -1,4 +1,4 @@
-"""Rows to classify, with all that stands beside their texts, as a stream out of a file or standard input."""
+"""The input of predict: rows from a file, standard input or the command line, with all their columns."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,14 +30,14 @@ class Item:
     line: int
     text: str
     columns: Mapping[str, Any]
-    """What the input has in this row, in its order."""
+    """The row of the input, in its order."""
     fault: str = ""
-    """Why there is nothing to classify."""
+    """The reason why there is nothing to classify."""
 
 
 @dataclass
 class Input:
-    """Where rows come from; `names` are the columns, known once a row has been read."""
+    """A file or standard input; `names` are its columns, known once a row has been read."""
 
     name: str
     kind: Kind
@@ -47,7 +47,7 @@ class Input:
     names: Sequence[str] = field(default_factory=tuple)
 
     def rows(self) -> Iterator[Item]:
-        """All rows from the first on; UserError when there is no such file or it lacks a text column."""
+        """Yields all rows; UserError when there is no such file or it lacks a text column."""
         if self.path is None:
             yield from self._read(decoded(sys.stdin.buffer, self.name))
             return
@@ -80,7 +80,7 @@ class Input:
             self.names = [name.strip() for name in first]
         twice = [name for name in self.names if list(self.names).count(name) > 1]
         if twice:
-            raise UserError(f"{self.name}: several columns are called {twice[0]!r}; rename all but one")
+            raise UserError(f"{self.name}: two columns are called {twice[0]!r}; rename all but one")
         texts = find_text_columns(self.name, columns, self.names)
         for line, fields in records:
             if isinstance(fields, BadRow):
@@ -107,8 +107,8 @@ class Input:
 
 
 @dataclass
-class Given:
-    """Texts from the command line, as rows."""
+class TextInput:
+    """Texts of the command line, as rows."""
 
     texts: Sequence[str]
     name: str = "the command line"
@@ -121,7 +121,7 @@ class Given:
 
 
 def find_input(source: str, kind: Kind | Literal["auto"], text_columns: tuple[str, ...]) -> Input:
-    """What --input means; UserError when that is nothing to read."""
+    """Finds the file that --input names, and its format; UserError when there is none."""
     if source == "-":
         return Input("standard input", "lines" if kind == "auto" else kind, text_columns)
     path = Path(source)
@@ -130,7 +130,7 @@ def find_input(source: str, kind: Kind | Literal["auto"], text_columns: tuple[st
         if not suffixes or suffixes[-1] not in _ENDINGS:
             known = ", ".join(_ENDINGS)
             raise UserError(
-                f"--input {source}: say its --input-format; known by their endings are {known}, also with .gz or .xz"
+                f"--input {source}: name its --input-format; known endings are {known}, also with .gz or .xz"
             )
         kind = _ENDINGS[suffixes[-1]]
     if text_columns and kind == "lines":

@@ -1,4 +1,4 @@
-"""The rows that predict writes: what the input had, then the answer; and where an earlier, unfinished output goes on."""
+"""The output of predict: rows of the input with their answers, written anew or resumed after the last complete row."""
 
 import csv
 import io
@@ -9,36 +9,36 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from pipelines.predict.input import Item
+from pipelines.predict.models import Answer
 from server.errors import UserError
 from server.files import write_json
-from server.inference.classifier import Prediction
 
 Kind = Literal["csv", "jsonl"]
 _DIGITS = 6  # of a probability
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputFormat:
     kind: Kind
     names: Sequence[str]
     """Columns of the input."""
     labels: Sequence[str]
     errors: bool
-    """Whether each row says why it has no answer, if it has none."""
+    """Adds a column with the reason why a row has no answer."""
 
     def header(self) -> bytes:
-        """The first line of a CSV file; JSON Lines have none."""
+        """Returns the first line of a CSV file; JSON Lines have none."""
         return _bytes(f"{_csv([*self.names, *self._answer_names()])}\n") if self.kind == "csv" else b""
 
     def input_part(self, item: Item) -> bytes:
-        """A row up to its answer: in an earlier output, it tells whether the input is still the same."""
+        """Returns a row up to its answer, by which an earlier output shows that the input is still the same."""
         self._check(item)
         if self.kind == "csv":
             return _bytes(_csv([_cell(item.columns.get(name)) for name in self.names]) + ",")
         inner = json.dumps(dict(item.columns), ensure_ascii=False)[1:-1]
         return _bytes("{" + inner + ", " * bool(inner))
 
-    def answer_part(self, answer: Prediction | str) -> bytes:
+    def answer_part(self, answer: Answer) -> bytes:
         values = self._values(answer)
         if self.kind == "csv":
             return _bytes(_csv([_cell(value) for value in values]) + "\n")
@@ -53,7 +53,7 @@ class Layout:
             name = f"predicted_{name}"
         return name
 
-    def _values(self, answer: Prediction | str) -> list[Any]:
+    def _values(self, answer: Answer) -> list[Any]:
         error = [answer if isinstance(answer, str) else None] * self.errors
         if isinstance(answer, str):
             return [None, None, *([None] * (len(self.labels) if self.kind == "csv" else 1)), None, *error]
@@ -74,85 +74,87 @@ class Layout:
 class Output:
     """A file that grows by whole rows, or standard output."""
 
-    def __init__(self, file: IO[bytes], layout: Layout) -> None:
-        self._file, self._layout = file, layout
+    def __init__(self, file: IO[bytes], output_format: OutputFormat) -> None:
+        self._file, self._format = file, output_format
 
-    def write(self, rows: Iterable[tuple[Item, Prediction | str]]) -> None:
+    def write(self, rows: Iterable[tuple[Item, Answer]]) -> None:
         for item, answer in rows:
-            self._file.write(self._layout.input_part(item) + self._layout.answer_part(answer))
+            self._file.write(self._format.input_part(item) + self._format.answer_part(answer))
         self._file.flush()
 
 
-def begin(path: Path, layout: Layout, made_with: Mapping[str, Any]) -> IO[bytes]:
-    """A new output, and beside it a note of what it is made with; UserError when there is one already."""
+def create(path: Path, output_format: OutputFormat, provenance: Mapping[str, Any]) -> IO[bytes]:
+    """Opens a new output, with its provenance in a file beside it; UserError when there is one already."""
     if path.is_file():
-        raise UserError(f"--output {path}: exists; --resume goes on with it, or remove it to start anew")
+        raise UserError(f"--output {path}: exists; resume it with --resume, or remove it")
     try:
         if not path.exists():  # or it is a pipe or a device
-            write_json(note_of(path), made_with)
+            write_json(provenance_file(path), provenance)
         file = path.open("wb")
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror}") from error
-    file.write(layout.header())
+    file.write(output_format.header())
     return file
 
 
-def go_on(path: Path, layout: Layout, made_with: Mapping[str, Any], items: Iterator[Item]) -> tuple[IO[bytes], int]:
-    """The output after its last whole row, and how many rows it has; `items` has been moved on by as many.
+def resume(
+    path: Path, output_format: OutputFormat, provenance: Mapping[str, Any], items: Iterator[Item]
+) -> tuple[IO[bytes], int]:
+    """Opens an output after its last complete row, and returns how many it has; takes as many from `items`.
 
     UserError when the input, the columns or the model are not those that it was begun with.
     """
-    _check_note(path, made_with)
+    _check_provenance(path, provenance)
     rows = end = 0
-    finished = not note_of(path).is_file()
+    finished = not provenance_file(path).is_file()
     with path.open("rb") as file:
-        records = _whole_records(file, layout.kind)
-        if layout.header():
+        records = _complete_records(file, output_format.kind)
+        if output_format.header():
             end = len(header := next(records, b""))
-            if header not in (layout.header(), b""):
-                raise UserError(f"--resume: {path} has other columns than this command would write: {_shown(header)}")
+            if header not in (output_format.header(), b""):
+                raise UserError(f"--resume: {path} has other columns than this command would write: {_excerpt(header)}")
         for record in records:
             item = next(items, None)
             if item is None:
                 raise UserError(f"--resume: {path} has more rows than the input: the input has changed")
-            if not record.startswith(layout.input_part(item)):
+            if not record.startswith(output_format.input_part(item)):
                 raise UserError(
-                    f"--resume: row {rows + 1:,} of {path} is not line {item.line:,} of the input, which has changed: {_shown(record)}"
+                    f"--resume: row {rows + 1:,} of {path} is not line {item.line:,} of the input, which has changed: {_excerpt(record)}"
                 )
             rows, end = rows + 1, end + len(record)
     if finished and (more := next(items, None)):
         raise UserError(
-            f"--resume: {path} is finished, yet the input goes on at line {more.line:,}: it has changed; remove {path} to start anew"
+            f"--resume: {path} is finished, but the input has a line {more.line:,}: it has changed; remove {path} to start again"
         )
     whole = path.open("r+b")
     whole.truncate(end)
     whole.seek(end)
     if not end:
-        whole.write(layout.header())
+        whole.write(output_format.header())
     return whole, rows
 
 
-def note_of(path: Path) -> Path:
-    """The file beside an unfinished output that says what it is made with."""
+def provenance_file(path: Path) -> Path:
+    """Returns the path of the file beside an unfinished output that holds its provenance."""
     return path.with_name(f"{path.name}.resume.json")
 
 
-def _check_note(path: Path, made_with: Mapping[str, Any]) -> None:
+def _check_provenance(path: Path, provenance: Mapping[str, Any]) -> None:
     try:
-        note = json.loads(note_of(path).read_text(encoding="utf-8"))
+        note = json.loads(provenance_file(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return  # it was finished: main refuses to add to it
+        return  # it is finished; rows after it are refused above
     except ValueError as error:
         raise UserError(
-            f"--resume: {note_of(path)} is damaged ({error}); remove it and {path} to start anew"
+            f"--resume: {provenance_file(path)} is damaged ({error}); remove it and {path} to start again"
         ) from error
-    for name, value in made_with.items():
+    for name, value in provenance.items():
         if note.get(name) != value:
             raise UserError(f"--resume: {path} was begun with {name} {note.get(name)}, which is now {value}")
 
 
-def _whole_records(file: IO[bytes], kind: Kind) -> Iterator[bytes]:
-    """Records that are there to their end; in CSV, a line within quotes is none."""
+def _complete_records(file: IO[bytes], kind: Kind) -> Iterator[bytes]:
+    """Yields the complete records; in CSV, one may have several lines within quotes."""
     lines = b""
     for line in file:
         lines += line
@@ -177,5 +179,5 @@ def _bytes(text: str) -> bytes:
     return text.encode(errors="backslashreplace")  # what was not UTF-8; in JSON, it means the same
 
 
-def _shown(record: bytes) -> str:
+def _excerpt(record: bytes) -> str:
     return repr(record[:60].decode(errors="replace"))

@@ -77,19 +77,6 @@ class StrictModel(BaseModel):
         return data
 
 
-READABLE = r"^[^\u0000]*[\p{L}\p{M}\p{N}\p{P}\p{S}][^\u0000]*$"
-"""What `readable` lets pass, as a pattern of JSON Schema."""
-
-
-def readable(text: str) -> str:
-    """The text, unless it holds nothing that could be classified."""
-    if "\0" in text:
-        raise PydanticCustomError("text_nul", "Text should have no NUL character (\\u0000)")
-    if not any(character.isprintable() and not character.isspace() for character in text):
-        raise PydanticCustomError("text_blank", "Text should have a visible character")
-    return text
-
-
 def in_one_piece(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a model for OpenAPI: what a schema refers to would be looked for in the whole document."""
     schema = model.model_json_schema()

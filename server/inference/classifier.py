@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from server.errors import DeadlineExceededError, ModelFolderError
 from server.hardware import lower_priority
@@ -46,6 +47,19 @@ class Prediction(BaseModel):
 
     truncated: bool
     """Whether the text was longer than the model reads, so that its end was ignored."""
+
+
+VISIBLE = r"^[^\u0000]*[\p{L}\p{M}\p{N}\p{P}\p{S}][^\u0000]*$"
+"""The texts that `visible_text` accepts, as a pattern of JSON Schema."""
+
+
+def visible_text(text: str) -> str:
+    """Returns the text; refuses one that holds nothing to classify."""
+    if "\0" in text:
+        raise PydanticCustomError("text_nul", "Text should have no NUL character (\\u0000)")
+    if not any(character.isprintable() and not character.isspace() for character in text):
+        raise PydanticCustomError("text_blank", "Text should have a visible character")
+    return text
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 from pydantic.json_schema import SkipJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.problems import CLIENT_LEFT, MEDIA_TYPE, TimeoutHeader, in_one_piece, problem, readable
-from server.inference.classifier import Answer, Classifier, Prediction
+from server.http.problems import CLIENT_LEFT, MEDIA_TYPE, TimeoutHeader, in_one_piece, problem
+from server.inference.classifier import Answer, Classifier, Prediction, visible_text
 from server.lifecycle import Lifecycle
 from server.routes.tensors import (
     JSON_LENGTH,
@@ -156,7 +156,7 @@ def _add_model(router: APIRouter, classifier: Classifier, lifecycle: Lifecycle, 
 
 
 def _add_infer(router: APIRouter, ask: Ask, classifier: Classifier, settings: Settings) -> None:
-    text = Annotated[str, Field(min_length=1, max_length=settings.max_text_characters), AfterValidator(readable)]
+    text = Annotated[str, Field(min_length=1, max_length=settings.max_text_characters), AfterValidator(visible_text)]
     texts_type = TypeAdapter[list[str]](Annotated[list[text], Field(min_length=1, max_length=settings.max_batch_texts)])
     labels = classifier.folder.labels
     json_length = Annotated[

@@ -7,25 +7,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from pipelines.predict import command as predict
-from pipelines.predict import predict_url
 from pipelines.predict.input import Item, find_input
-from pipelines.predict.output import note_of
+from pipelines.predict.output import provenance_file
+from server.client import Client
 from tests.conftest import DISTRINEWS
+from tests.support.answering import Reply, answering, sports
 from tests.support.data import AG_NEWS, write, write_csv, write_json_lines
 from tests.support.model_folder import LABELS, write_model_folder, write_onnx
 from tests.support.servers import serving
 from trainer.manifest import write_manifest
+
+if TYPE_CHECKING:
+    from pipelines.predict.models import Answer
 
 ROWS = [(f"goal {number}", f'The "team"\nwon {"match " * (number % 7)}', number) for number in range(700)]
 KEY = "a-key-that-nobody-guesses"
@@ -47,20 +50,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("rows") / "rows.csv", ROWS, ("title", "body", "label"))
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long a client wanted to wait before each new try; it does not."""
-    wanted: list[float] = []
-    original = predict_url._wait_seconds
-
-    def noted(*args: Any) -> float:  # noqa: ANN401 - passed on
-        wanted.append(original(*args))
-        return 0.0
-
-    monkeypatch.setattr(predict_url, "_wait_seconds", noted)
-    return wanted
-
-
 def run(model: object, *args: object) -> None:
     predict.main([str(model), *map(str, args)])
 
@@ -80,51 +69,6 @@ def records(path: Path) -> list[dict[str, str]]:
 
 def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
-
-
-@contextmanager
-def answering(
-    answer: Callable[[list[str], BaseHTTPRequestHandler], tuple[int, object, dict[str, str]]],
-) -> Iterator[str]:
-    """A real HTTP server, whose answers to batches a test decides."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            health = {"labels": LABELS, "version": "1", "engine": "stub", "variant": "int8", "max_batch_texts": 4}
-            self._send(200, health, {})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self._send(*answer(body["texts"], self))
-
-        def _send(self, status: int, body: object, headers: dict[str, str]) -> None:
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def sports(texts: list[str]) -> tuple[int, object, dict[str, str]]:
-    chances = {"World": 0.1, "Sports": 0.8, "Business": 0.1}
-    one = {"label": "Sports", "confidence": 0.8, "probabilities": chances, "truncated": False}
-    return 200, [one for _ in texts], {}
 
 
 def test_texts_from_the_command_line_are_answered_as_the_server_answers(
@@ -150,7 +94,7 @@ def test_a_folder_and_a_server_write_the_same_file_in_the_order_of_the_rows(
     assert [(row["title"], row["body"], int(row["label"])) for row in rows] == ROWS
     assert {row["predicted_label"] for row in rows} <= set(LABELS)
     assert len({row["probability_Sports"] for row in rows}) > 5
-    assert not note_of(tmp_path / "folder.csv").exists()
+    assert not provenance_file(tmp_path / "folder.csv").exists()
     told = client.post("/predict", json={"text": f"{ROWS[5][0]} {ROWS[5][1].strip()}"}).json()
     assert rows[5]["predicted_label"] == told["label"]
     assert float(rows[5]["probability_World"]) == pytest.approx(told["probabilities"]["World"], abs=1e-6)
@@ -200,7 +144,7 @@ def test_the_command_reads_a_pipe_and_writes_nothing_but_rows_to_one(folder: Pat
 
 
 def test_predict_loads_neither_torch_nor_kfp() -> None:
-    code = "import sys, pipelines.predict.command, pipelines.predict.models, pipelines.predict.predict_url; print({'torch', 'kfp'} & set(sys.modules))"
+    code = "import sys, pipelines.predict.command; print({'torch', 'kfp', 'fastapi', 'starlette'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "set()\n"
 
@@ -214,11 +158,11 @@ def test_an_output_cut_anywhere_is_resumed_to_the_same_bytes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # as if it had been ended before it was finished
         run(folder, *command)
-    whole, note = output.read_bytes(), note_of(output).read_bytes()
+    whole, note = output.read_bytes(), provenance_file(output).read_bytes()
     rows = whole.index(b"goal 350,") if kind == "csv" else whole.index(b'"goal 350"')
     for cut in (0, 5, len(whole) // 3, *range(rows, rows + 30, 3), len(whole) - 1, len(whole)):
         output.write_bytes(whole[:cut])
-        note_of(output).write_bytes(note)
+        provenance_file(output).write_bytes(note)
         capsys.readouterr()
         run(folder, *command, "--resume")
         assert output.read_bytes() == whole, cut
@@ -229,7 +173,7 @@ def test_a_killed_process_is_resumed_with_no_row_lost_or_asked_twice(table: Path
     asked: list[str] = []
     slow = threading.Event()
 
-    def answer(texts: list[str], _: BaseHTTPRequestHandler) -> tuple[int, object, dict[str, str]]:
+    def answer(texts: list[str], _: BaseHTTPRequestHandler) -> Reply:
         asked.extend(texts)
         slow.wait(0.02)
         return sports(texts)
@@ -304,10 +248,10 @@ def test_an_output_is_not_overwritten_and_a_finished_one_gets_no_more_rows(
     source, output = write(tmp_path / "in.txt", "goal\n"), tmp_path / "out.jsonl"
     run(folder, "--input", source, "--output", output)
     finished = output.read_bytes()
-    assert "exists; --resume goes on" in refused(capsys, folder, "--input", source, "--output", output)
+    assert "exists; resume it with --resume" in refused(capsys, folder, "--input", source, "--output", output)
     write(source, "goal\nbank\n")
     said = refused(capsys, folder, "--input", source, "--output", output, "--resume")
-    assert "is finished, yet the input goes on at line 2" in said
+    assert "is finished, but the input has a line 2" in said
     assert output.read_bytes() == finished
 
 
@@ -320,7 +264,7 @@ def test_a_row_that_cannot_be_classified_stops_with_its_line_or_is_written_with_
     output = tmp_path / "out.csv"
     said = refused(capsys, model, "--input", source, "--output", output)
     assert f"{source}, line 4: Text should have a visible character" in said
-    assert "go on with --resume" in said
+    assert "continue with --resume" in said
     assert [row["text"] for row in records(output)] == ["goal", "bank"], "what came before is written"
     output.unlink()
     run(model, "--input", source, "--output", output, "--bad-rows", "skip")
@@ -333,58 +277,35 @@ def test_a_row_that_cannot_be_classified_stops_with_its_line_or_is_written_with_
     assert "bad 4" in capsys.readouterr().out
 
 
-def test_a_text_too_long_for_the_server_is_a_bad_row(
-    client: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("by", ["folder", "server"])
+def test_a_text_above_the_limit_is_a_bad_row_by_a_folder_and_by_a_server(
+    folder: Path, client: httpx.Client, tmp_path: Path, by: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("DISTRINEWS_MAX_TEXT_CHARACTERS", "200")
+    model = folder if by == "folder" else client.base_url
     source = write(tmp_path / "in.txt", "goal\n" + "x" * 201 + "\n")
-    said = refused(capsys, client.base_url, "--input", source, "--output", tmp_path / "out.jsonl")
+    said = refused(capsys, model, "--input", source, "--output", tmp_path / "out.jsonl")
     assert f"{source}, line 2: String should have at most 200 characters" in said
 
 
-def test_a_body_too_large_for_the_server_is_sent_in_halves(tmp_path: Path) -> None:
-    sizes = []
-
-    def answer(texts: list[str], _: BaseHTTPRequestHandler) -> tuple[int, object, dict[str, str]]:
-        sizes.append(len(texts))
-        return (413, {"detail": "too large"}, {}) if len(texts) > 1 else sports(texts)
-
-    with answering(answer) as url:
-        run(url, "--input", write(tmp_path / "in.txt", "a\nb\nc\nd\n"), "--output", tmp_path / "out.jsonl")
-    assert sizes == [4, 2, 1, 1, 2, 1, 1]
-
-
-def test_a_busy_or_failing_server_is_asked_again_when_it_says(tmp_path: Path, waits: list[float]) -> None:
-    answers = [(429, {"detail": "full"}, {"Retry-After": "7"}), (503, {}, {}), (502, {}, {}), (504, {}, {})]
-
-    def answer(texts: list[str], handler: BaseHTTPRequestHandler) -> tuple[int, object, dict[str, str]]:
-        if len(answers) == 2:
-            handler.connection.close()  # and the answer is lost
-        return answers.pop(0) if answers else sports(texts)
-
-    with answering(answer) as url:
-        run(url, "--input", write(tmp_path / "in.txt", "a\nb\n"), "--output", tmp_path / "out.jsonl")
-    assert len(waits) == 4
-    assert 7 <= waits[0] < 9
-    assert 0.5 <= waits[1] < waits[2] < waits[3] < 8
-    assert len(json_lines((tmp_path / "out.jsonl").read_text())) == 2
-
-
 def test_a_server_that_stays_away_is_given_up_with_its_reason(
-    tmp_path: Path, waits: list[float], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(Client, "_sleep", lambda *_: None)
     source = write(tmp_path / "in.txt", "a\n")
-    with answering(lambda *_: (503, {"detail": "the server stops"}, {})) as url:
-        said = refused(capsys, url, "--input", source, "--output", tmp_path / "out.jsonl")
-    assert "/predict/batch: HTTP 503: the server stops, 8 times in a row; what is finished" in said
-    assert len(waits) == 7
-    assert sum(waits) > 30
-    assert "/health: All connection attempts failed, 8 times" in refused(capsys, url, "text")
+    with answering(lambda *_: (503, {"detail": "the server stops"}, {})) as url, pytest.raises(SystemExit):
+        run(url, "--input", source, "--output", tmp_path / "out.jsonl")
+    said = capsys.readouterr().err.splitlines()
+    assert "/predict/batch: HTTP 503: the server stops; next try in " in said[0]
+    assert "/predict/batch: HTTP 503: the server stops, for 60 s; the rows so far are in" in said[-1]
+    assert len(said) < 10
 
 
 def test_rows_stay_in_order_with_no_more_than_so_many_requests_at_once(tmp_path: Path) -> None:
     now, most, lock = 0, 0, threading.Lock()
 
-    def answer(texts: list[str], _: BaseHTTPRequestHandler) -> tuple[int, object, dict[str, str]]:
+    def answer(texts: list[str], _: BaseHTTPRequestHandler) -> Reply:
         nonlocal now, most
         with lock:
             now += 1
@@ -410,11 +331,17 @@ def test_rows_stay_in_order_with_no_more_than_so_many_requests_at_once(tmp_path:
 
 
 def test_of_many_rows_only_a_few_are_read_ahead() -> None:
-    class Slow:
-        texts_at_once, requests_at_once = 4, 3
+    class Immediate:
+        labels: Sequence[str] = ()
+        identity: dict[str, Any] = {}  # noqa: RUF012 - as the protocol has it
+        title, texts_at_once, requests_at_once = "", 4, 3
 
-        async def classify(self, texts: list[str]) -> list[str]:
-            return ["no"] * len(texts)
+        def submit(self, texts: Sequence[str]) -> "Future[list[Answer]]":
+            future: Future[list[Answer]] = Future()
+            future.set_result(["no"] * len(texts))
+            return future
+
+        def close(self) -> None: ...
 
     read = 0
 
@@ -423,17 +350,16 @@ def test_of_many_rows_only_a_few_are_read_ahead() -> None:
         for read in range(1, 1001):
             yield Item(read, "text", {})
 
-    with start_blocking_portal() as portal:
-        for number, chunk in enumerate(predict._in_order(rows(), Slow(), portal), start=1):  # type: ignore[arg-type]
-            assert len(chunk) == 4
-            assert read <= 4 * (number + 3)
+    for number, chunk in enumerate(predict.ordered_answers(rows(), Immediate()), start=1):
+        assert len(chunk) == 4
+        assert read <= 4 * (number + 3)
     assert read == 1000
 
 
 def test_the_key_comes_from_a_variable_and_shows_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def answer(texts: list[str], handler: BaseHTTPRequestHandler) -> tuple[int, object, dict[str, str]]:
+    def answer(texts: list[str], handler: BaseHTTPRequestHandler) -> Reply:
         wanted = handler.headers["X-API-Key"] == KEY
         return sports(texts) if wanted else (401, {"detail": "unknown key"}, {})
 
@@ -442,7 +368,7 @@ def test_the_key_comes_from_a_variable_and_shows_nowhere(
         assert "got none: set DISTRINEWS_API_KEY" in refused(capsys, url, "--input", source, "--output", output)
         monkeypatch.setenv("DISTRINEWS_API_KEY", KEY[::-1])
         said = refused(capsys, url, "--input", source, "--output", output, "--resume")
-        assert "does not take this one" in said
+        assert "refuses this one" in said
         assert KEY[::-1] not in said
         monkeypatch.setenv("DISTRINEWS_API_KEY", KEY)
         run(url, "--input", source, "--output", output, "--resume")
@@ -463,10 +389,10 @@ def test_a_key_in_the_environment_does_not_disturb_a_folder(
     ("args", "named"),
     [
         (("m", "text", "--input", "in.txt"), "leave it out, or the texts"),
-        (("m", "--input", "in.xlsx"), "say its --input-format"),
+        (("m", "--input", "in.xlsx"), "name its --input-format"),
         (("m", "--input", "none.csv"), "--input none.csv: no such file"),
-        (("m", "text", "--resume"), "say with --output"),
-        (("m", "text", "--output", "x.txt"), "its name ends in .csv or .jsonl"),
+        (("m", "text", "--resume"), "--resume: name the file with --output"),
+        (("m", "text", "--output", "x.txt"), "end its name in .csv or .jsonl"),
         (("http://x", "text", "--workers", "1"), "no meaning for a server"),
         (("m", "--inptu", "x"), "did you mean --input?"),
     ],
@@ -482,20 +408,16 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_server_of_another_kind_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Other(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>Welcome</html>")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
-        threading.Thread(target=server.handle_request).start()
-        said = refused(capsys, f"http://127.0.0.1:{server.server_port}", "text")
-    assert "is no DistriNews server of this version" in said
+    with answering(health=lambda: (200, b"<html>Welcome</html>", {})) as url:
+        said = refused(capsys, url, "text")
+    assert "/health is not answered by a DistriNews server of this version: HTTP 200: <html>Welcome</html>" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_beside_an_address_is_classified_as_helm_test_does(capfd: pytest.CaptureFixture[str]) -> None:
+    with answering() as url:
+        run(url, "Late goal wins the cup")
+    assert json_lines(capfd.readouterr().out)[0]["label"] == "Sports"
 
 
 @pytest.mark.skipif(not AG_NEWS.is_dir(), reason="the AG News data set is not beside the repository")
