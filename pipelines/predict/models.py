@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
 
@@ -95,12 +96,15 @@ class ServerModel:
     """
 
     def __init__(self, asking: client.Client, *, requests_at_once: int) -> None:
-        health = asking.health
+        with ExitStack() as on_error:
+            on_error.callback(asking.close)
+            health = asking.health
+            on_error.pop_all()
         self._client, self.requests_at_once, self.texts_at_once = asking, requests_at_once, health.max_batch_texts
         self.labels: Sequence[str] = health.labels
         self.identity: dict[str, Any] = health.model_dump(exclude={"max_batch_texts", "max_text_characters"})
         self.title = f"{asking.url} ({health.variant} on {health.engine})"
-        self._requests: queue.SimpleQueue[tuple[Sequence[str], Future[list[Answer]]]] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[Sequence[str], Future[list[Answer]]] | None] = queue.SimpleQueue()
         for _ in range(requests_at_once):
             threading.Thread(target=self._work, daemon=True).start()
 
@@ -110,8 +114,8 @@ class ServerModel:
         return future
 
     def _work(self) -> None:
-        while True:
-            texts, future = self._requests.get()
+        while request := self._requests.get():
+            texts, future = request
             try:
                 future.set_result(list(self._client.classify(texts)))
             except BaseException as error:  # noqa: BLE001 - whoever waits for the future gets it
@@ -119,3 +123,5 @@ class ServerModel:
 
     def close(self) -> None:
         self._client.close()
+        for _ in range(self.requests_at_once):
+            self._requests.put(None)
