@@ -4,7 +4,7 @@ from typing import Literal
 
 from pipelines.deploy.settings import DeployConfig
 from pipelines.job.settings import Deadlines, JobConfig
-from trainer.config import Settings
+from server.cli import Settings
 
 
 class ClusterConfig(Settings):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster_config import ClusterConfig
-from server.cli import build
+from server.cli import Settings, build
 from server.errors import UserError
 from server.files import write_json
-from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, Settings, TrainConfig
+from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, TrainConfig
 
 STEPS = ("preprocess", "train", "evaluate", "gate", "export", "deploy")
 _SETTINGS_OF: dict[str, type[Settings]] = {

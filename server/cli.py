@@ -1,25 +1,165 @@
-"""Command-line flags made from settings, settings read from flags and files, and settings written back as flags."""
+'''Turns settings classes into commands: flags with meaning, range and default, and each error on one line.
+
+    class Lint(Command):
+        """Check manifests of training jobs."""                  # the head of --help
+
+        manifests: CliPositionalArg[list[Path]]                  # a word without a flag (from pydantic_settings)
+        """YAML or JSON files."""                                # its help, to which range and default are added
+        max_nodes: int = Field(default=10, ge=1, le=100)         # --max-nodes NODES
+        """Nodes at most."""
+        as_json: bool = Field(default=False, alias="json")       # --json, --no-json: an alias is the flag's name
+        """Print JSON."""
+        job: JobConfig = JobConfig()                             # --job.nodes, --job.gpus, …
+        config: Path | None = None                               # a class with this field reads that file; flags win
+        """JSON or YAML file with settings."""
+
+        def run(self) -> int | None:                             # UserError: one line and status 1; or returns a status
+            from pipelines.job.lint import lint_files            # imports what is slow only here
+
+To convert an argparse command, make its arguments fields and its work `run`, and name the class in COMMANDS of
+pipelines/cli.py. A module that is called by `python -m` ends with `run_command(Lint, prog="python -m …")`.
+'''
 
 import argparse
 import difflib
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    CLI_SUPPRESS,
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)  # fmt: skip
+from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from server.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+S = TypeVar("S", bound="Settings")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
+class Settings(BaseSettings):
+    """The base of all settings: frozen, strict about names, and by default not read from the environment."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True,
+        cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True, cli_exit_on_error=False,
+        cli_parse_none_str="\0",  # no argument can hold it, so that a class or a run may be called None
+    )  # fmt: skip
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - as the library calls it
+        init_settings: Source,
+        *_: object,
+        **__: object,
+    ) -> tuple[Source, ...]:
+        return (init_settings,)
+
+    @classmethod
+    def origin(cls, name: str) -> str:
+        """Names the place of a value that no flag gave, for an error."""
+        return _flag(name)
+
+
+class Command(Settings):
+    """The base of a command: its settings, and its work."""
+
+    def run(self) -> int | None:
+        """Does the work; returns the exit status where it is not 0."""
+        raise NotImplementedError
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if "," in value or not value.strip():
+        raise ValueError("a name must not be empty, or have a comma, which separates names")
+    return value.strip()
+
+
+_Name = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_name)]
+Names = Annotated[tuple[_Name, ...], NoDecode, BeforeValidator(_split)]
+"""A list of names, separated by commas on a command line."""
+
+
+def run_command(command: type[Command], words: Sequence[str] | None = None, *, prog: str) -> None:
+    """Reads a command's settings and runs it: a wrong setting ends it with status 2, a UserError of its work with 1."""
+    given = parse(command, words, prog=prog)
+    try:
+        status = given.run()
+    except UserError as error:
+        fail(prog, error)
+    except KeyboardInterrupt:
+        status = 130
+    if status:
+        raise SystemExit(status)
+
+
+def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) -> S:
+    """Reads settings from flags, over the file of --config, over what else their class reads; ends the program when one is wrong."""
+    args, fields, flags = list(sys.argv[1:] if args is None else args), dict(_fields(settings)), list[str]()
+    groups, given = dict[str, Any](), dict[str, Any]()
+
+    def add_argument(parser: Any, *names: str, **options: Any) -> None:  # noqa: ANN401 - a parser or a group of one
+        flags.extend(names)
+        name = options.get("dest", names[0])
+        if name in fields and options["help"] != CLI_SUPPRESS:
+            options["help"] = describe(fields[name]).replace("%", "%%")
+            if "dest" in options and "metavar" in options:
+                allowed = choices(fields[name])
+                options["metavar"] = f"{{{','.join(allowed)}}}" if allowed else re.split("[._]", name)[-1].upper()
+            if heading := _heading(settings, name):
+                parser = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
+        parser.add_argument(*names, **options)
+
+    try:
+        source = CliSettingsSource[Any](settings, cli_prog_name=prog, add_argument_method=add_argument)
+        flagged = source(args=args)()
+        file = read_file(Path(flagged["config"])) if "config" in flagged else {}
+        given = {**file, **flagged}
+        return CliApp.run(settings, args, source, **file)
+    except SettingsError as error:
+        fail(prog, UserError(_explain_flags(str(error), flags)), status=2)
+    except ValidationError as error:
+        fail(prog, UserError(_explain(settings, error, given)), status=2)
+    except UserError as error:
+        fail(prog, error, status=2)
+
+
+def _fields(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """The fields of settings and of the groups in them, by their flags without the dashes."""
+    for name, field in settings.model_fields.items():
+        alias = field.validation_alias
+        flag = str(alias.choices[0]) if isinstance(alias, AliasChoices) else field.alias or name
+        yield prefix + flag, field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{flag}.")
+
+
+def _heading(settings: type[BaseModel], name: str) -> str:
+    """The heading of a field in --help: the docstring of the class that settings have it from."""
+    owners = [kind for kind in settings.__mro__[1:] if name in vars(kind).get("__annotations__", {})]
+    return (owners[-1].__doc__ or "").rstrip(".") if owners else ""
+
+
 def describe(field: FieldInfo) -> str:
-    """The meaning of a setting with its range and default, as help text."""
+    """Makes help text of the meaning of a setting, its range and its default."""
     bounds = [
         f"{sign} {getattr(limit, name):,}"
         for limit in field.metadata
@@ -27,47 +167,18 @@ def describe(field: FieldInfo) -> str:
         if getattr(limit, name, None) is not None
     ]
     facts = [" and ".join(bounds)] if bounds else []
-    if not field.is_required() and field.default not in (None, ()):
+    if not field.is_required() and not field.default_factory and field.default not in (None, (), ""):
         facts.append(f"default {field.default}")
     return f"{field.description}" + (f" ({'; '.join(facts)})" if facts else "")
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values that a Literal setting may have; of another, none."""
+    """Returns the values that a Literal setting may have, and none for another."""
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = [word for word in message.split()[2:] if word.startswith("--")]
-        if message.startswith("unrecognized arguments:") and unknown:
-            known = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all)\n")
-
-
-def parser(
-    prog: str, description: str, groups: Mapping[str, tuple[type[BaseModel], Sequence[str]]]
-) -> argparse.ArgumentParser:
-    """A parser with one flag a setting; what it parses are strings, which the settings' own types then read.
-
-    `groups` maps a heading to the settings class and the names of its fields that stand there.
-    """
-    made = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for heading, (settings, names) in groups.items():
-        section = made.add_argument_group(heading)
-        for name in names:
-            field = settings.model_fields[name]
-            metavar = "{" + ",".join(choices(field)) + "}" if choices(field) else name.rsplit("_", 1)[-1].upper()
-            added = section.add_argument(_flag(name), metavar=metavar, help=describe(field).replace("%", "%%"))
-            if field.annotation is bool:
-                added.nargs, added.const = "?", "true"  # the flag alone says yes
-    return made
-
-
 def read_file(path: Path) -> dict[str, Any]:
-    """Settings from a JSON or YAML file."""
+    """Reads settings from a JSON or YAML file."""
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -83,58 +194,80 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def build(settings: type[M], values: Mapping[str, Any]) -> M:
-    """Settings from their values; the first fault in them is a UserError of one line."""
+    """Makes settings of their values; the first fault in them is a UserError of one line."""
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(settings, error)) from None
+        raise UserError(_explain(settings, error, values)) from None
 
 
-def _explain(settings: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
+def _explain(settings: type[BaseModel], error: ValidationError, given: Mapping[str, Any]) -> str:
+    """The first fault: its flag or variable, its value, and what would be right."""
+    first, fields = error.errors()[0], dict(_fields(settings))
+    path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, settings.model_fields, n=1)
-        return f"no setting is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        near = difflib.get_close_matches(".".join(path), fields, n=1)
+        return f"no setting is called {'.'.join(path)!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     message = first["msg"].removeprefix("Value error, ")
-    if not name:
-        return message
+    name = next((".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in fields), "")
+    if not name or (isinstance(first["input"], dict) and first["type"] == "value_error"):
+        return message  # of settings that contradict each other
     if first["type"] == "missing":
-        return f"{_flag(name)} is missing: {settings.model_fields[name].description}"
-    return f"{_flag(name)} {first['input']!r}: {message[0].lower()}{message[1:]}"
+        return f"{_flag(name)} is missing: {fields[name].description}"
+    origin = settings.origin(name) if issubclass(settings, Settings) and path[0] not in given else _flag(name)
+    return f"{origin} {first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def as_flags(config: BaseModel) -> list[str]:
-    """Settings as the flags that make them; what has its default is left out."""
-    values = config.model_dump(exclude_defaults=True, mode="json")
-    # With "=", so that a value may begin with a dash.
-    return [
-        f"{_flag(name)}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in values.items()
-    ]
+def _explain_flags(message: str, flags: Sequence[str]) -> str:
+    message = " ".join(message.removeprefix("error parsing CLI: ").split())
+    unknown = [word for word in message.split()[2:] if word.startswith("--")]
+    near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1) if unknown else []
+    return message + (f"; did you mean {near[0]}?" if near and near[0] != unknown[0] else "") + " (--help lists all)"
 
 
-def parse(settings: type[M], args: Sequence[str] | None = None, *, prog: str) -> M:
-    """Settings of one kind from a command line alone; ends the program with status 2 and one line when they are wrong."""
-    made = parser(prog, settings.__doc__ or "", {"settings": (settings, list(settings.model_fields))})
-    try:
-        return build(settings, vars(made.parse_args(args)))
-    except UserError as error:
-        made.error(str(error))
+def as_flags(config: BaseModel, prefix: str = "") -> list[str]:
+    """Writes settings as the flags that make them, without those that have their default."""
+    flags, values = list[str](), config.model_dump(exclude_defaults=True, mode="json")
+    for name, value in values.items():
+        flag = _flag(prefix + (type(config).model_fields[name].alias or name))
+        if isinstance(group := getattr(config, name), BaseModel):
+            flags += as_flags(group, f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        else:  # with "=", so that a value may begin with a dash
+            parts = [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else value
+            flags.append(f"{flag}={','.join(map(str, parts)) if isinstance(parts, list) else parts}")
+    return flags
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def write_json(path: Path, value: object) -> None:
-    """A JSON file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def fail(prog: str, error: UserError, *, status: int = 1) -> NoReturn:
+    """Ends the program with the line from which the user learns what to fix."""
+    print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
 
 
-def fail(step: str, error: UserError) -> NoReturn:
-    """End the program with the one line that tells the user what to mend."""
-    print(f"{step}: error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(1)
+# What commands use that are not classes yet.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        self.exit(2, f"{self.prog}: error: {_explain_flags(message, flags)}\n")
+
+
+def parser(
+    prog: str, description: str, groups: Mapping[str, tuple[type[BaseModel], Sequence[str]]]
+) -> argparse.ArgumentParser:
+    """A parser with one flag a setting; what it parses are strings, which the settings' own types then read."""
+    made = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for heading, (settings, names) in groups.items():
+        section = made.add_argument_group(heading)
+        for name in names:
+            field = settings.model_fields[name]
+            metavar = "{" + ",".join(choices(field)) + "}" if choices(field) else name.rsplit("_", 1)[-1].upper()
+            added = section.add_argument(_flag(name), metavar=metavar, help=describe(field).replace("%", "%%"))
+            if field.annotation is bool:
+                added.nargs, added.const = "?", "true"  # the flag alone says yes
+    return made

@@ -1,30 +1,10 @@
 """Every setting of the steps: its meaning, unit and range. Flags, `--help`, the form in Kubeflow and job arguments derive from here."""
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-def _split(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _name(value: str) -> str:
-    if "," in value or not value.strip():
-        raise ValueError("a name must not be empty, or have a comma, which stands between names")
-    return value.strip()
-
-
-_Name = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_name)]
-Names = Annotated[tuple[_Name, ...], BeforeValidator(_split)]
-"""A list of names, written with commas between them on a command line."""
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
+from server.cli import Names, Settings
 
 S = TypeVar("S", bound=Settings)
 

@@ -17,8 +17,8 @@ from pydantic import Field
 from urllib3 import BaseHTTPResponse, Retry
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from server.cli import Settings
 from server.errors import UserError
-from trainer.config import Settings
 
 Object = dict[str, Any]
 """An object of Kubernetes as plain JSON."""

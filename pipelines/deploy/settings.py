@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trainer.config import Settings
+from server.cli import Settings
 
 _NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 

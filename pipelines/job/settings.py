@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines import TRAINER
-from trainer.config import Names, Settings
+from server.cli import Names, Settings
 
 Object = dict[str, Any]
 

@@ -13,9 +13,9 @@ from pipelines.cluster_config import ClusterConfig
 from pipelines.deploy.settings import DeployConfig
 from pipelines.job.settings import Deadlines, JobConfig
 from pipelines.run_folder import STEPS, start_run
-from server.cli import build, choices, describe, fail
+from server.cli import Settings, build, choices, describe, fail
 from server.errors import UserError
-from trainer.config import GROUPS, RunConfig, S, Settings, own_fields
+from trainer.config import GROUPS, RunConfig, S, own_fields
 
 WORKSPACE = "/workspace"
 """Where the steps' pods have the shared volume."""

@@ -16,11 +16,10 @@ from pydantic import Field
 from pipelines.predict.input import Input, Item, TextInput, find_input
 from pipelines.predict.models import Answer, FolderModel, Model, ServerModel
 from pipelines.predict.output import Output, OutputFormat, create, provenance_file, resume
-from server.cli import build, parser
+from server.cli import Names, Settings, build, parser
 from server.client import Client, read_api_key
 from server.errors import UserError
 from server.settings import EngineName
-from trainer.config import Names, Settings
 from trainer.monitoring.console import Progress, say
 
 if TYPE_CHECKING:

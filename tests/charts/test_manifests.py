@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from pipelines.job.lint import lint
-from server.cli import parse
+from server.cli import Settings, parse
 from tests.support.tools import kubectl
 from trainer.evaluate import EvaluateArguments
 from trainer.export import ExportArguments
@@ -22,7 +21,7 @@ from trainer.train import TrainArguments
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("overlays/cpu", "overlays/gpu", "overlays/elastic")
 STEPS = ("steps/preprocess", "steps/export")
-ARGUMENTS: list[tuple[str, list[type[BaseModel]], int]] = [
+ARGUMENTS: list[tuple[str, list[type[Settings]], int]] = [
     ("overlays/cpu", [TrainArguments], 2),
     ("overlays/gpu", [TrainArguments], 2),
     ("overlays/elastic", [TrainArguments], 2),
@@ -147,7 +146,7 @@ def test_the_elastic_job_has_no_master_and_its_workers_are_within_its_bounds() -
     ("folder", "settings", "skipped"),
     ARGUMENTS,
 )
-def test_the_arguments_are_settings_of_the_step(folder: str, settings: list[type[BaseModel]], skipped: int) -> None:
+def test_the_arguments_are_settings_of_the_step(folder: str, settings: list[type[Settings]], skipped: int) -> None:
     for template in templates(render(folder)):
         for kind in settings:
             found = parse(kind, template["spec"]["containers"][0]["args"][skipped:], prog=folder)

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import run
-from server.cli import as_flags, build, choices, parse, read_file
+from server.cli import Settings, as_flags, build, choices, parse, read_file
 from server.errors import UserError
 from tests.conftest import DISTRINEWS
 from trainer.config import (
@@ -25,7 +25,6 @@ from trainer.config import (
     LaunchConfig,
     PreprocessConfig,
     RunConfig,
-    Settings,
     TrainConfig,
     own_fields,
     part,
