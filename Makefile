@@ -22,10 +22,6 @@ test: venv ## all checks: ruff, mypy, pytest
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench-data: venv ## measure the dataset format and the memory of preprocess
-	$(BIN)/python -m tests.benchmarks.dataset_format
-	$(BIN)/python -m tests.benchmarks.preprocess_memory
-
 bench-engines: venv ## measure what runs the model fastest, and its memory
 	$(BIN)/python -m tests.benchmarks.engines
 

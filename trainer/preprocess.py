@@ -5,9 +5,8 @@ python -m trainer.preprocess --data my.csv --output runs/x/dataset
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ from server.cli import fail, parse
 from server.errors import UserError
 from server.files import atomic_directory, link_folder, write_json
 from trainer.config import PreprocessConfig
-from trainer.data.dataset import SPLITS, RowWriter, read_info, read_staged
-from trainer.data.ingest import CHUNK, BadRows, Staged, check_classes, stage
+from trainer.data.dataset import FORMAT, SPLITS, UNUSED, read_info, read_texts
+from trainer.data.ingest import BadRows, ingest, token_dtype, tokenise
 from trainer.data.sources import Data, find_data
-from trainer.data.splits import UNUSED, count_duplicates, split_rows, test_digest
-from trainer.data.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer, use_all_cores
-from trainer.monitoring.console import Progress, say
+from trainer.data.splits import count_duplicates, split_rows, test_digest
+from trainer.data.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer
+from trainer.monitoring.console import say
 
-FORMAT = 1  # raise it when the same settings would write another dataset
 _TINY_TRAINING_TEXTS = 100_000
 
 
@@ -38,9 +36,9 @@ class PreprocessArguments(PreprocessConfig):
 
 
 def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Write the dataset folder of these settings, or link one of `earlier` that has the same fingerprint.
+    """Writes the dataset folder of these settings, or links one of `earlier` that has the same fingerprint.
 
-    Returns what stands in its dataset.json. UserError for settings or rows that cannot be used.
+    Returns the content of its dataset.json. UserError for settings or rows that cannot be used.
     """
     check_model(config.model)
     data = find_data(config)
@@ -55,8 +53,9 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
             say(f"preprocess: the same data, tokenizer and settings were preprocessed before: used again from {folder}")
             return read_info(output)
     with atomic_directory(output) as folder:
-        info = _make(config, data, tokenizer, folder) | {"fingerprint": fingerprint}
+        info = {"format": FORMAT, "fingerprint": fingerprint, **_write(config, data, tokenizer, folder)}
         write_json(folder / "dataset.json", info)
+    _describe(info)
     return info
 
 
@@ -67,114 +66,45 @@ def _fingerprint(config: PreprocessConfig, data: Data, tokenizer: PreTrainedToke
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _make(
+def _write(
     config: PreprocessConfig, data: Data, tokenizer: PreTrainedTokenizerFast | None, folder: Path
 ) -> dict[str, Any]:
     bad_path = folder / "bad_rows.jsonl"
-    with bad_path.open("w", encoding="utf-8") as bad_file:
-        bad = BadRows(config.bad_rows, bad_file)
-        train = stage(data.train, folder / "rows-train", bad, known=data.classes)
-        check_classes(data.train, train)
-        test = stage(data.test, folder / "rows-test", bad, known=train.classes) if data.test else None
-    if not bad.report():
+    with bad_path.open("w", encoding="utf-8") as file:
+        bad = BadRows(config.bad_rows, file)
+        rows = ingest(data, folder, bad)
+    bad.report()
+    if not bad.counts:
         bad_path.unlink()
-    fractions = {"test": 0.0 if test else config.test_fraction, "validation": config.validation_fraction}
-    assigned = split_rows(train.labels, fractions=fractions, max_train_rows=config.max_train_rows, seed=config.seed)
+    fractions = {"test": 0.0 if data.test else config.test_fraction, "validation": config.validation_fraction}
+    splits = np.full(len(rows.labels), SPLITS.index("test"), dtype=np.uint8)
+    splits[: rows.train_rows] = split_rows(
+        rows.labels[: rows.train_rows], fractions=fractions, max_train_rows=config.max_train_rows, seed=config.seed
+    )
+    splits.tofile(folder / "splits.bin")
     if tokenizer is None:
-        tokenizer = train_tokenizer(_some_training_texts(train, assigned), max_length=config.max_length)
+        texts = islice(_training_texts(folder, splits), _TINY_TRAINING_TEXTS)
+        tokenizer = train_tokenizer(texts, max_length=config.max_length)
     tokenizer.save_pretrained(folder / "tokenizer")
-    parts = [(train, assigned)]
-    if test:
-        parts.append((test, np.full(len(test.labels), SPLITS.index("test"), dtype=np.uint8)))
-    splits = _tokenise(parts, tokenizer, folder, max_length=config.max_length, classes=train.classes)
-    for staged, _ in parts:
-        shutil.rmtree(staged.folder)
-    info = {
+    return {
         "title": data.title,
-        "classes": list(train.classes),
+        "classes": list(rows.classes),
         "max_length": config.max_length,
         "pad_token_id": tokenizer.pad_token_id,
         "vocabulary_size": len(tokenizer),
         "tokenizer": tokenizer_digest(tokenizer),
-        "token_dtype": str(_token_dtype(tokenizer)),
+        "token_dtype": str(token_dtype(tokenizer)),
         "bad_rows": dict(bad.counts),
-        "unused_rows": int((assigned == UNUSED).sum()),
-        "test_texts_also_in_train": count_duplicates(folder),
-        "test_digest": test_digest(folder),
-        "splits": splits,
+        "unused_rows": int((splits == UNUSED).sum()),
+        "test_texts_also_in_train": count_duplicates(folder, splits),
+        "test_digest": test_digest(folder, splits, rows.labels, rows.classes),
+        "splits": tokenise(folder, tokenizer, rows, splits, max_length=config.max_length),
     }
-    _describe(info)
-    return info
 
 
-def _some_training_texts(staged: Staged, assigned: npt.NDArray[np.uint8]) -> Iterator[str]:
-    wanted = _TINY_TRAINING_TEXTS
-    for rows, texts, _ in read_staged(staged.folder, CHUNK):
-        yield from (text for text, split in zip(texts, assigned[rows], strict=True) if split == SPLITS.index("train"))
-        wanted -= len(texts)
-        if wanted <= 0:
-            return
-
-
-def _tokenise(
-    parts: list[tuple[Staged, npt.NDArray[np.uint8]]],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    *,
-    max_length: int,
-    classes: tuple[str, ...],
-) -> dict[str, Any]:
-    """Write the rows of each split with their tokens; returns what is counted of each."""
-    use_all_cores()
-    fast = tokenizer.backend_tokenizer
-    fast.no_padding()
-    fast.enable_truncation(max_length)
-    counts = [_Counts(max_length, len(classes)) for _ in SPLITS]
-    with (
-        ExitStack() as stack,
-        Progress("preprocess: tokenising", sum(len(staged.labels) for staged, _ in parts), "rows") as progress,
-    ):
-        writers = [
-            stack.enter_context(RowWriter(folder / name, token_dtype=_token_dtype(tokenizer))) for name in SPLITS
-        ]
-        for staged, assigned in parts:
-            for rows, texts, lines in read_staged(staged.folder, CHUNK):
-                splits, labels = assigned[rows], staged.labels[rows]
-                encodings = fast.encode_batch_fast(texts)
-                for number, writer in enumerate(writers):
-                    chosen = np.flatnonzero(splits == number)
-                    writer.append([texts[row].encode() for row in chosen], labels[chosen], lines[chosen])
-                    writer.append_tokens([encodings[row].ids for row in chosen])
-                    counts[number].add([len(encodings[row].ids) for row in chosen], labels[chosen])
-                    counts[number].truncated += sum(bool(encodings[row].overflowing) for row in chosen)
-                progress.advance(len(texts))
-    return {name: count.summary(classes) for name, count in zip(SPLITS, counts, strict=True)}
-
-
-class _Counts:
-    """Rows by length and by class, in memory that does not grow with the rows."""
-
-    def __init__(self, max_length: int, classes: int) -> None:
-        self._lengths = np.zeros(max_length + 1, dtype=np.int64)
-        self._labels = np.zeros(classes, dtype=np.int64)
-        self.truncated = 0
-
-    def add(self, lengths: list[int], labels: npt.NDArray[np.int32]) -> None:
-        self._lengths += np.bincount(lengths, minlength=len(self._lengths)).astype(np.int64)
-        self._labels += np.bincount(labels, minlength=len(self._labels))
-
-    def summary(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        rows = int(self._lengths.sum())
-        tokens = int((self._lengths * np.arange(len(self._lengths))).sum())
-        below = np.cumsum(self._lengths)
-        percentiles = {str(percent): int(np.searchsorted(below, rows * percent / 100)) for percent in (5, 50, 95, 99)}
-        return {
-            "rows": rows,
-            "tokens": tokens,
-            "length_percentiles": percentiles,
-            "truncated": self.truncated,
-            "classes": dict(zip(classes, self._labels.tolist(), strict=True)),
-        }
+def _training_texts(folder: Path, splits: npt.NDArray[np.uint8]) -> Iterator[str]:
+    for place, texts in read_texts(folder):
+        yield from (text for text, split in zip(texts, splits[place], strict=True) if split == SPLITS.index("train"))
 
 
 def _describe(info: dict[str, Any]) -> None:
@@ -191,11 +121,7 @@ def _describe(info: dict[str, Any]) -> None:
         )
     if info["unused_rows"]:
         say(f"preprocess: {info['unused_rows']:,} training rows are left out by max_train_rows")
-    say(f"preprocess: {info['test_texts_also_in_train']:,} of the test texts stand in train too")
-
-
-def _token_dtype(tokenizer: PreTrainedTokenizerFast) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max else np.int32)
+    say(f"preprocess: {info['test_texts_also_in_train']:,} of the test texts are in train too")
 
 
 def main() -> None:

@@ -82,12 +82,8 @@ def test_every_row_that_comes_in_is_in_one_split(tmp_path: Path) -> None:
     assert dataset.info["bad_rows"] == {}
     assert dataset.info["unused_rows"] == 0
     assert sorted(path.name for path in dataset.folder.iterdir()) == [
-        "dataset.json",
-        "test",
-        "tokenizer",
-        "train",
-        "validation",
-    ]
+        "dataset.json", "labels.bin", "lines.bin", "splits.bin", "texts.bin", "texts.ends", "tokenizer", "tokens.bin", "tokens.ends",
+    ]  # fmt: skip
 
 
 def test_rows_keep_their_line_in_the_source(tmp_path: Path) -> None:
@@ -168,7 +164,7 @@ def test_texts_that_stand_in_train_and_test_are_counted(tmp_path: Path, capsys: 
     shared = sum(text != "new" and text not in held_out for text, _ in test)
     assert 5 < shared <= 13
     assert dataset.info["test_texts_also_in_train"] == shared
-    assert f"preprocess: {shared} of the test texts stand in train too" in capsys.readouterr().out
+    assert f"preprocess: {shared} of the test texts are in train too" in capsys.readouterr().out
 
 
 # Classes
@@ -214,7 +210,7 @@ def test_a_class_that_the_user_did_not_name_stops_the_run(tmp_path: Path) -> Non
     path = write_csv(tmp_path / "rows.csv", labelled(60, classes=("bad", "good", "odd")))
     assert refusal(path, tmp_path / "dataset", class_names=("bad", "good")) == (
         f"{path}, line 4: unknown class: 'odd' is none of bad, good. "
-        "Mend the row, or pass --bad-rows skip to leave such rows out"
+        "Fix the row, or pass --bad-rows skip to leave such rows out"
     )
 
 
@@ -315,7 +311,7 @@ def test_a_bad_row_of_any_bytes_can_be_listed(tmp_path: Path) -> None:
 def test_the_first_bad_row_stops_the_run_and_leaves_nothing_half_made(faulty: Path, tmp_path: Path) -> None:
     assert refusal(faulty, tmp_path / "dataset") == (
         f"{faulty / 'train.jsonl'}, line 11: empty text: no text in the text columns. "
-        "Mend the row, or pass --bad-rows skip to leave such rows out"
+        "Fix the row, or pass --bad-rows skip to leave such rows out"
     )
 
 
@@ -379,8 +375,8 @@ def test_tokens_and_texts_are_read_through_memory_maps(sample: Dataset) -> None:
         return isinstance(array, np.memmap) or (array is not None and is_mapped(getattr(array, "base", None)))
 
     assert is_mapped(sample.train.tokens(17))
-    assert is_mapped(sample.train._texts)
-    assert is_mapped(sample.train.lines)
+    assert is_mapped(sample.train._texts[17])
+    assert is_mapped(sample.train._lines)
     with pytest.raises(ValueError, match="read-only"):
         sample.train.tokens(17)[0] = 0
 
@@ -500,6 +496,38 @@ def test_another_tokenizer_makes_a_new_dataset_and_another_name_of_the_same_does
     assert fingerprint(copy) == fingerprint(encoder)
     train_tokenizer(iter(["other words"]), max_length=512).save_pretrained(copy)
     assert len({fingerprint(copy), fingerprint(encoder), fingerprint("tiny")}) == 3
+
+
+def test_a_dataset_of_an_older_format_is_refused_and_made_anew(tmp_path: Path) -> None:
+    config, output = PreprocessConfig(data="sample:200"), tmp_path / "dataset"
+    made = preprocess(config, output)
+    older = json.loads((output / "dataset.json").read_text("utf-8")) | {"fingerprint": "of another format"}
+    del older["format"]
+    (output / "dataset.json").write_text(json.dumps(older), "utf-8")
+    with pytest.raises(
+        UserError, match=r"has dataset format 1, this version reads format 2; make it anew with the prep"
+    ):
+        Dataset(output)
+    assert preprocess(config, output) == made
+    assert len(Dataset(output).train) == made["splits"]["train"]["rows"]
+
+
+def test_the_digest_of_test_rows_depends_on_texts_and_class_names_alone(tmp_path: Path, encoder: Path) -> None:
+    def digest(test: list[tuple[str, str]], **settings: Any) -> str:  # noqa: ANN401 - as PreprocessConfig takes it
+        file = write_csv(tmp_path / "test.csv", test)
+        made = make(train, tmp_path / "dataset", test_data=str(file), **settings)
+        return str(made.info["test_digest"])
+
+    train, test = write_csv(tmp_path / "train.csv", labelled(60)), labelled(10)
+    same = [
+        digest(test),
+        digest(test, model=str(encoder)),
+        digest(test, class_names=("good", "bad")),
+        digest(test, seed=3),
+    ]
+    assert len(set(same)) == 1
+    exchanged = [(text, {"good": "bad", "bad": "good"}[label]) for text, label in test]
+    assert len({same[0], digest(exchanged), digest(test[1:]), digest(test[::-1])}) == 4
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:

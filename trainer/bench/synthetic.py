@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from server.files import write_json
-from trainer.data.dataset import SPLITS, RowWriter
+from trainer.data.dataset import FORMAT, SPLITS, RaggedWriter
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
 
 _VOCABULARIES = {"tiny": 8192, "distilbert": 30522}
@@ -22,14 +22,15 @@ def write_synthetic(folder: Path, *, model: str, rows: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     lengths = np.clip(random.lognormal(np.log(_MEDIAN_LENGTH), _SIGMA, rows).round(), 8, _MAX_LENGTH).astype(int)
     folder.mkdir(parents=True)
-    for name in SPLITS:
-        with RowWriter(folder / name, token_dtype=np.int32) as writer:
-            if name == "train":
-                writer.append([b""] * rows, random.integers(len(_CLASSES), size=rows).tolist(), range(rows))
-                writer.append_tokens([random.integers(_FIRST_WORD, vocabulary, size=n).tolist() for n in lengths])
+    with RaggedWriter(folder, "texts", np.uint8) as texts, RaggedWriter(folder, "tokens", np.int32) as tokens:
+        texts.append([b""] * rows)
+        tokens.append([random.integers(_FIRST_WORD, vocabulary, size=length).tolist() for length in lengths])
+    random.integers(len(_CLASSES), size=rows, dtype=np.int32).tofile(folder / "labels.bin")
+    np.arange(rows).tofile(folder / "lines.bin")
+    np.full(rows, SPLITS.index("train"), dtype=np.uint8).tofile(folder / "splits.bin")
     pad_token_id = tokenizer.pad_token_id if tokenizer else 0
     info = {
-        "classes": _CLASSES, "fingerprint": f"synthetic-{seed}", "max_length": _MAX_LENGTH, "pad_token_id": pad_token_id,
+        "format": FORMAT, "classes": _CLASSES, "fingerprint": f"synthetic-{seed}", "max_length": _MAX_LENGTH, "pad_token_id": pad_token_id,
         "vocabulary_size": vocabulary, "token_dtype": "int32", "tokenizer": tokenizer_digest(tokenizer) if tokenizer else None,
     }  # fmt: skip
     write_json(folder / "dataset.json", info)

@@ -1,19 +1,18 @@
-"""The dataset folder that preprocess writes: flat arrays on disk, read through memory maps, so that rows cost no memory.
+"""The dataset folder that preprocess writes: flat arrays, read through memory maps, so that rows cost little memory.
 
-dataset.json              class names, fingerprint, how it was made, counts
-tokenizer/                as `transformers` saves it
-train/ validation/ test/  tokens.bin   token ids of all rows, one after the other
-                          tokens.ends  where each row ends in it (int64)
-                          texts.bin    the texts, UTF-8     texts.ends
-                          labels.bin   int32                lines.bin   int64: line in the source
+dataset.json   class names, fingerprint, how it was made, counts
+tokenizer/     as `transformers` saves it
+texts.bin      the texts of all rows in the order of the source, UTF-8    texts.ends   where each row ends (int64)
+tokens.bin     their token ids; unused rows have none                     tokens.ends
+labels.bin     int32          lines.bin   int64: line in the source       splits.bin   uint8: place in SPLITS, or UNUSED
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,93 +20,97 @@ import numpy.typing as npt
 from server.errors import UserError
 from server.files import recover_directory
 
+FORMAT = 2
+"""Raise it when the same settings would write another dataset."""
+
 SPLITS = ("train", "validation", "test")
-Int64s = npt.NDArray[np.int64]
+UNUSED = 255
+CHUNK = 2048  # rows in memory at a time: a few megabytes
 
 
 class RaggedWriter:
     """Appends rows of different lengths to `<name>.bin`, and where each ends to `<name>.ends`."""
 
-    def __init__(self, folder: Path, name: str, stack: ExitStack) -> None:
-        self._values = stack.enter_context((folder / f"{name}.bin").open("wb"))
-        self._ends = stack.enter_context((folder / f"{name}.ends").open("wb"))
-        self._end = 0
-
-    def append(self, values: bytes, lengths: Sequence[int]) -> None:
-        """Add rows: their values one after the other, and the length of each in values."""
-        ends = self._end + np.cumsum(np.asarray(lengths, dtype=np.int64))
-        self._values.write(values)
-        self._ends.write(ends.tobytes())
-        self._end = int(ends[-1]) if len(ends) else self._end
-
-
-class RowWriter:
-    """Writes texts, labels and lines of rows into a folder, and tokens where there are some."""
-
-    def __init__(self, folder: Path, *, token_dtype: npt.DTypeLike | None = None) -> None:
-        self._folder, self._token_dtype, self._stack = folder, token_dtype, ExitStack()
+    def __init__(self, folder: Path, name: str, dtype: npt.DTypeLike) -> None:
+        self._path, self._dtype, self._stack, self._end = folder / name, dtype, ExitStack(), 0
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True)
-        self._texts = RaggedWriter(self._folder, "texts", self._stack)
-        self._labels: IO[bytes] = self._stack.enter_context((self._folder / "labels.bin").open("wb"))
-        self._lines: IO[bytes] = self._stack.enter_context((self._folder / "lines.bin").open("wb"))
-        if self._token_dtype is not None:
-            self._tokens = RaggedWriter(self._folder, "tokens", self._stack)
+        self._values = self._stack.enter_context(self._path.with_suffix(".bin").open("wb"))
+        self._ends = self._stack.enter_context(self._path.with_suffix(".ends").open("wb"))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def append(self, texts: Sequence[bytes], labels: Iterable[int], lines: Iterable[int]) -> None:
-        self._texts.append(b"".join(texts), [len(text) for text in texts])
-        self._labels.write(np.fromiter(labels, dtype=np.int32).tobytes())
-        self._lines.write(np.fromiter(lines, dtype=np.int64).tobytes())
+    def append(self, rows: Sequence[bytes] | Sequence[Sequence[int]]) -> None:
+        values = [row if isinstance(row, bytes) else np.asarray(row, dtype=self._dtype).tobytes() for row in rows]
+        ends = self._end + np.cumsum([len(row) for row in rows], dtype=np.int64)
+        self._values.write(b"".join(values))
+        self._ends.write(ends.tobytes())
+        self._end = int(ends[-1]) if len(ends) else self._end
 
-    def append_tokens(self, rows: Sequence[Sequence[int]]) -> None:
-        flat = np.fromiter((token for row in rows for token in row), dtype=self._token_dtype)
-        self._tokens.append(flat.tobytes(), [len(row) for row in rows])
+
+class _Ragged:
+    """Rows that a RaggedWriter wrote, memory-mapped."""
+
+    def __init__(self, folder: Path, name: str, dtype: npt.DTypeLike) -> None:
+        self._values, self.ends = _map(folder / f"{name}.bin", dtype), _map(folder / f"{name}.ends", np.int64)
+
+    def __getitem__(self, row: int) -> npt.NDArray[Any]:
+        return self._values[self.ends[row - 1] if row else 0 : self.ends[row]]
 
 
 class Split:
-    """The rows of one split. `labels` [rows], `lengths` [rows] in tokens; tokens and texts stay on disk until asked for."""
+    """Rows of one split in the order of the source. `labels` [rows], `lengths` [rows] in tokens; the rest stays on disk."""
 
-    def __init__(self, folder: Path, token_dtype: str) -> None:
-        self.name = folder.name
-        self.labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
-        self.lines = _mapped(folder / "lines.bin", np.int64)
-        self._tokens = _mapped(folder / "tokens.bin", token_dtype)
-        self._token_ends = _mapped(folder / "tokens.ends", np.int64)
-        self._texts = _mapped(folder / "texts.bin", np.uint8)
-        self._text_ends = _mapped(folder / "texts.ends", np.int64)
-        self.lengths = np.diff(self._token_ends, prepend=0).astype(np.int32)
+    def __init__(self, name: str, rows: npt.NDArray[np.int64], folder: Path, token_dtype: str) -> None:
+        self.name, self._rows = name, rows
+        self._texts, self._tokens = _Ragged(folder, "texts", np.uint8), _Ragged(folder, "tokens", token_dtype)
+        self._lines = _map(folder / "lines.bin", np.int64)
+        self.labels: npt.NDArray[np.int32] = _map(folder / "labels.bin", np.int32)[rows]
+        self.lengths: npt.NDArray[np.int32] = np.diff(self._tokens.ends, prepend=0)[rows].astype(np.int32)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._rows)
+
+    @property
+    def lines(self) -> npt.NDArray[np.int64]:
+        """The line of each row in its source."""
+        return np.asarray(self._lines[self._rows])
 
     def tokens(self, row: int) -> npt.NDArray[Any]:
-        return self._tokens[_start(self._token_ends, row) : self._token_ends[row]]
+        return self._tokens[self._rows[row]]
 
     def text(self, row: int) -> str:
-        return self._texts[_start(self._text_ends, row) : self._text_ends[row]].tobytes().decode()
+        return self._texts[self._rows[row]].tobytes().decode()
 
 
 class Dataset:
-    """A dataset folder, opened; UserError when the folder holds none."""
+    """A dataset folder, opened; UserError when the folder holds none, or one of another format."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.info = read_info(folder)
+        if self.info.get("format") != FORMAT:
+            raise UserError(
+                f"{folder}: has dataset format {self.info.get('format', 1)}, this version reads format {FORMAT}; "
+                "make it anew with the preprocess step"
+            )
         self.classes: list[str] = self.info["classes"]
         self.fingerprint: str = self.info["fingerprint"]
         self.max_length: int = self.info["max_length"]
         self.pad_token_id: int = self.info["pad_token_id"]
         self.vocabulary_size: int = self.info["vocabulary_size"]
         self.tokenizer_folder = folder / "tokenizer"
-        self.train, self.validation, self.test = (Split(folder / name, self.info["token_dtype"]) for name in SPLITS)
+        splits = np.fromfile(folder / "splits.bin", dtype=np.uint8)
+        self.train, self.validation, self.test = (
+            Split(name, np.flatnonzero(splits == place), folder, self.info["token_dtype"])
+            for place, name in enumerate(SPLITS)
+        )
 
 
 def read_info(folder: Path) -> dict[str, Any]:
+    """Reads dataset.json; UserError where there is none."""
     try:
         info: dict[str, Any] = json.loads((recover_directory(folder) / "dataset.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -117,31 +120,22 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def read_staged(folder: Path, chunk: int) -> Iterator[tuple[slice, list[str], Int64s]]:
-    """Rows that a RowWriter wrote, in order and `chunk` at a time: which they are, their texts and their lines.
+def read_texts(folder: Path) -> Iterator[tuple[slice, list[str]]]:
+    """Yields texts that a RowWriter wrote, some thousands at a time, and their place among the rows.
 
     Reads files instead of mapping them, so that pages already read do not count as memory of this process.
     """
-    with (
-        (folder / "texts.bin").open("rb") as texts,
-        (folder / "texts.ends").open("rb") as ends,
-        (folder / "lines.bin").open("rb") as lines,
-    ):
+    with (folder / "texts.bin").open("rb") as texts, (folder / "texts.ends").open("rb") as ends:
         first = end = 0
-        while ends_here := ends.read(8 * chunk):
-            stops = np.frombuffer(ends_here, dtype=np.int64)
+        while read := ends.read(8 * CHUNK):
+            stops = np.frombuffer(read, dtype=np.int64)
             block = texts.read(int(stops[-1]) - end)
-            bounds = np.concatenate(([0], stops - end))
-            found = [block[start:stop].decode() for start, stop in pairwise(bounds)]
-            yield slice(first, first + len(found)), found, np.frombuffer(lines.read(8 * len(found)), dtype=np.int64)
-            first, end = first + len(found), int(stops[-1])
+            bounds = [0, *(stops - end).tolist()]
+            yield slice(first, first + len(stops)), [block[start:stop].decode() for start, stop in pairwise(bounds)]
+            first, end = first + len(stops), int(stops[-1])
 
 
-def _mapped(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def _map(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r")
-
-
-def _start(ends: Int64s, row: int) -> int:
-    return int(ends[row - 1]) if row else 0

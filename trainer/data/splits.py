@@ -1,23 +1,21 @@
-"""Which row goes to which split, and which texts stand in two of them."""
+"""Assign rows to splits; count and digest the texts of test rows."""
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from server.errors import UserError
-from trainer.data.dataset import SPLITS, read_staged
-
-UNUSED = 255
-_CHUNK = 8192
+from trainer.data.dataset import SPLITS, UNUSED, read_texts
 
 
 def split_rows(
     labels: npt.NDArray[np.int32], *, fractions: dict[str, float], max_train_rows: int | None, seed: int
 ) -> npt.NDArray[np.uint8]:
-    """The split of each row, as its place in SPLITS, or UNUSED; every class is shared out in the same proportions.
+    """Returns the split of each row, as its place in SPLITS, or UNUSED; each class is divided in the same proportions.
 
     A class of two rows or more has a row in train and one in each split that takes a share, as far as they go.
     """
@@ -32,13 +30,13 @@ def split_rows(
     for name, fraction in fractions.items():
         if fraction and not (assigned == SPLITS.index(name)).any():
             raise UserError(f"{len(labels)} rows are too few to take {name} rows from; give more")
-    return _limited(assigned, labels, max_train_rows, random)
+    return _limit(assigned, labels, max_train_rows, random)
 
 
-def _limited(
+def _limit(
     assigned: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], limit: int | None, random: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """Of each class the same share of training rows, so that they are `limit` in all; the others become UNUSED."""
+    """Keeps the same share of training rows of each class, `limit` in all; the others become UNUSED."""
     train = np.flatnonzero(assigned == SPLITS.index("train"))
     if limit is None or limit >= len(train):
         return assigned
@@ -50,29 +48,32 @@ def _limited(
     return assigned
 
 
-def count_duplicates(dataset: Path) -> int:
-    """Test rows whose text stands in train too; needs memory for the test rows only."""
-    wanted = np.unique(np.concatenate([*_hashes(dataset / "test"), np.empty(0, dtype=np.uint64)]))
+def count_duplicates(folder: Path, splits: npt.NDArray[np.uint8]) -> int:
+    """Counts test rows whose text is in train too; needs memory for the test rows alone."""
+    test = np.concatenate([_hashes(texts, splits[place], "test") for place, texts in read_texts(folder)])
+    wanted = np.unique(test)
     seen = np.zeros(len(wanted), dtype=bool)
-    for hashes in _hashes(dataset / "train"):
+    for place, texts in read_texts(folder):
+        hashes = _hashes(texts, splits[place], "train")
         places = np.searchsorted(wanted, hashes)
         found = places < len(wanted)
         found[found] = wanted[places[found]] == hashes[found]
         seen[places[found]] = True
-    shared = wanted[seen]
-    return sum(int(np.isin(hashes, shared).sum()) for hashes in _hashes(dataset / "test"))
+    return int(np.isin(test, wanted[seen]).sum())
 
 
-def test_digest(dataset: Path) -> str:
-    """Equal for equal test texts with equal classes, however they were tokenised."""
+def test_digest(
+    folder: Path, splits: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], classes: Sequence[str]
+) -> str:
+    """Returns a digest of (text, class name) of all test rows: how they are tokenised and numbered does not matter."""
     digest = hashlib.sha256()
-    for name in ("texts.bin", "texts.ends", "labels.bin"):
-        with (dataset / "test" / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for place, texts in read_texts(folder):
+        for row in np.flatnonzero(splits[place] == SPLITS.index("test")):
+            digest.update(json.dumps([texts[row], classes[labels[place][row]]]).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 
-def _hashes(folder: Path) -> Iterator[npt.NDArray[np.uint64]]:
-    for _, texts, _ in read_staged(folder, _CHUNK):
-        digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-        yield np.frombuffer(digests, dtype=np.uint64)
+def _hashes(texts: Sequence[str], splits: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint64]:
+    chosen = np.flatnonzero(splits == SPLITS.index(name)).tolist()
+    digests = b"".join(hashlib.blake2b(texts[row].encode(), digest_size=8).digest() for row in chosen)
+    return np.frombuffer(digests, dtype=np.uint64)
