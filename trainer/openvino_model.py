@@ -50,8 +50,7 @@ class OpenVinoSession:
 
     def __init__(self, file: Path, *, max_length: int) -> None:
         core = openvino.Core()
-        bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self._request = core.compile_model(core.read_model(file), "CPU", config).create_infer_request()
         self._max_length = max_length
 
