@@ -21,8 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.errors import ModelFolderError
 from server.inference.backends import candidates
-from server.manifest import Manifest
-from server.model_folder import TORCH_FILES, files_to_fetch
+from server.model_folder import TORCH_FILES, Manifest, files_to_fetch
 from server.settings import Settings
 
 _PROGRAM = "python -m server.fetch"

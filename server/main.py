@@ -60,12 +60,10 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _load(settings: "Serve") -> "Classifier":
-    from server.inference.backends import candidates, load_backend
+    from server.inference.backends import choose
     from server.inference.classifier import Classifier
-    from server.model_folder import read_model_folder
 
-    folder = read_model_folder(settings.model_folder, candidates(settings.engine))
-    return Classifier(folder, load_backend(folder, workers=settings.workers), settings)
+    return Classifier(choose(settings.model_folder, settings.engine, workers=settings.workers), settings)
 
 
 @contextmanager

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from server.cli import fail, parse
 from server.errors import UserError
 from server.files import atomic_directory, write_json
+from server.model_folder import TORCH_FILES, write_manifest
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import Probabilities
-from trainer.manifest import write_manifest
 from trainer.model.classifier import load_model
 from trainer.model.cls_only import read_first_position_only
 from trainer.monitoring.console import quiet_logs, say
@@ -72,7 +72,9 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
         facts["default"] = "fp32"
         staged = folder / "staged"  # laid out as a model folder, for the checks to load as a server would
         staged.mkdir()
-        (staged / "onnx").symlink_to(folder)
+        (staged / "onnx").symlink_to(folder.absolute())
+        for name in TORCH_FILES:
+            (staged / name).symlink_to((model_folder / name).absolute())
         write_json(folder / "model.json", facts)
         for name, entry in facts["variants"].items():
             checked = check(name, staged, dataset, np.load(output / "predictions.npy"), rows=config.check_rows)
@@ -87,9 +89,9 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
                 "no exported variant predicts as the trained model does; the lines above say how each differs"
             )
         facts["default"] = next(name for name in ("int8", "fp32", "openvino") if name in facts["variants"])
-        shutil.rmtree(staged)
         write_json(folder / "model.json", facts)
-        write_manifest(model_folder, onnx=folder)
+        write_manifest(staged)
+        shutil.rmtree(staged)
     say(f"export: shipped {', '.join(facts['variants'])}; they are in {model_folder / 'onnx'}")
     return facts
 

@@ -12,7 +12,7 @@ from anyio.from_thread import start_blocking_portal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from server import client
-from server.errors import ModelFolderError, UserError
+from server.errors import UserError
 
 if TYPE_CHECKING:
     from server.inference.classifier import Prediction
@@ -44,20 +44,19 @@ class FolderModel:
     requests_at_once = 4
 
     def __init__(self, folder: Path, **chosen: Any) -> None:  # noqa: ANN401 - those settings that the command line gave
-        from server.inference.backends import candidates, load_backend
+        from server.inference.backends import choose
         from server.inference.classifier import Classifier, visible_text
-        from server.model_folder import read_model_folder
         from server.settings import Settings
 
         room = self.texts_at_once * self.requests_at_once
         try:
             settings = Settings(max_queued_texts=room, max_queued_tokens=100_000_000, **chosen)
-            read = read_model_folder(folder, candidates(settings.engine))
-            self._classifier = Classifier(read, load_backend(read, workers=settings.workers), settings)
-        except (ModelFolderError, OSError) as error:
+            chosen_model = choose(folder, settings.engine, workers=settings.workers)
+        except OSError as error:
             raise UserError(str(error)) from error
         except ValidationError as error:
             raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        self._classifier, read = Classifier(chosen_model, settings), chosen_model.folder
         limits = Field(min_length=1, max_length=settings.max_text_characters)
         self._text: TypeAdapter[str] = TypeAdapter(Annotated[str, limits, AfterValidator(visible_text)])
         self.labels: Sequence[str] = read.labels

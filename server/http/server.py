@@ -13,7 +13,6 @@ import uvicorn
 
 from server.app import create_app
 from server.http.http_protocol import bounded
-from server.inference.backends import why
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
 from server.observability.logs import first_line
@@ -102,8 +101,7 @@ def _ready_line(
 ) -> str:
     url = _url(settings.host, port)
     example = f"""curl {url}/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'"""
-    variant = classifier.folder.variant
-    chosen = f"{variant} on {classifier.backend.name}, {why(settings.engine, variant)}"
+    chosen = f"{classifier.folder.variant} on {classifier.backend.name}, {classifier.choice.reason}"
     metrics = f"; metrics at {_url(settings.host, metrics_port)}/metrics" if metrics_port else ""
     served = f"{model_folder} at {url}; {chosen}; model {classifier.folder.sha256[:12]}{metrics}"
     return f"distrinews {version('distrinews')} serves {served}; try {example}"

@@ -1,59 +1,76 @@
-"""Which texts are computed next: a bounded queue, and batches of like length that starve nobody."""
+"""Queues texts for the workers: a bounded queue whose batches hold texts of similar length and starve nobody."""
 
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 from server.errors import QueueFullError
 
 Dropped = Literal["deadline", "left"]
 
 MAX_PASSED_OVER = 8
-"""Batches taken before a waiting text, with texts in them that came later, until it leads the next batch itself."""
+"""Batches that newer texts may join before a waiting text; then it leads the next batch itself."""
 
 _STARTING_TOKENS_PER_SECOND = 5000.0  # until the first batches have been timed
 _SMOOTHING = 0.1  # of a new measurement in the running mean
 
 
+class Waiting(Protocol):
+    """A request whose texts wait."""
+
+    deadline: float
+    """By the clock of `time.monotonic`; a text is not computed after it."""
+
+    @property
+    def is_over(self) -> bool:
+        """True when its client has hung up, or has been answered."""
+
+
+R = TypeVar("R", bound=Waiting)
+
+
 @dataclass(eq=False, slots=True)
-class QueueEntry:
+class QueueEntry(Generic[R]):
     """One text to compute."""
 
     token_ids: Sequence[int]
-    deadline: float
-    """By the clock of `time.monotonic`; a text is not computed after it."""
-    from_batch: bool
-    """Whether its request has several texts: they give way to single ones."""
-    request: Any = None
-    """Whoever wants the answer."""
+    request: R
+    number: int = 0
+    """Place of the text in its request."""
+    from_batch: bool = False
+    """True when its request has several texts: they give way to single ones."""
     arrived: float = field(default_factory=time.monotonic)
     passed_over: int = 0
-    is_over: bool = False
-    """Whether its client has hung up, or has been answered already."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
-class BatchQueue:
-    """Jobs that wait, at most so many texts and tokens or one request, and the batches that workers take of them.
+class BatchQueue(Generic[R]):
+    """Admits at most so many texts and tokens, or one request, and forms the batches that workers take.
 
-    A worker that is free takes what is there and never waits for more. A batch has a leader and those waiting texts whose
-    lengths are nearest to it, as far as its padded tokens stay within the budget, and no more than its share of what waits. The leader is the text that has waited
-    longest; one of several in a request gives way to single texts, but only until it was passed MAX_PASSED_OVER times.
+    A free worker takes a batch at once and never waits for more texts. A batch has a leader and those waiting texts whose
+    lengths are nearest to it, as far as its padded tokens stay within the budget, and no more than a worker's share of the
+    queue. The leader is the text that has waited longest; one of several in a request gives way to single texts, but only
+    until it was passed over MAX_PASSED_OVER times.
     """
 
     def __init__(
-        self, *, max_texts: int, max_tokens: int, token_budget: int, on_drop: Callable[[QueueEntry, Dropped], None],
+        self,
+        *,
+        max_texts: int,
+        max_tokens: int,
+        token_budget: int,
+        on_drop: Callable[[QueueEntry[R], Dropped], None],
         workers: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._max_texts, self._max_tokens, self._token_budget = max_texts, max_tokens, token_budget
         self._on_drop, self._workers = on_drop, workers
-        self._waiting: list[QueueEntry] = []
-        self._texts = self._tokens = 0  # admitted and not taken yet
+        self._waiting: list[QueueEntry[R]] = []
+        self._texts = self._tokens = 0  # reserved and not taken yet
         self._tokens_per_second = _STARTING_TOKENS_PER_SECOND
         self._full_since: float | None = None
         self._changed = threading.Condition()
@@ -65,13 +82,13 @@ class BatchQueue:
         return self._texts, self._tokens
 
     def full_seconds(self) -> float:
-        """Seconds for which requests have been refused without one being admitted or a text leaving the queue between."""
+        """Returns the seconds since the first refusal after which no request was admitted and no text left the queue."""
         return 0.0 if self._full_since is None else time.monotonic() - self._full_since
 
     def reserve(self, *, texts: int, tokens: int) -> None:
-        """Reserve room for a request as a whole; QueueFullError when there is none.
+        """Reserves room for a whole request; QueueFullError when there is none.
 
-        When nothing waits there is room for any: what is refused then would be refused for ever.
+        An empty queue has room for any request: one that is refused then would be refused for ever.
         """
         with self._changed:
             if self._texts + texts > self._max_texts or self._tokens + tokens > self._max_tokens:
@@ -83,19 +100,19 @@ class BatchQueue:
             self._texts, self._tokens, self._full_since = self._texts + texts, self._tokens + tokens, None
 
     def release(self, *, texts: int, tokens: int) -> None:
-        """Give back room that was reserved."""
+        """Returns room that was reserved."""
         with self._changed:
             self._make_room(texts=texts, tokens=tokens)
 
-    def append(self, entries: Sequence[QueueEntry], *, reserved_tokens: int) -> None:
-        """Let admitted texts wait for a worker; their tokens take the place of those that were reserved."""
+    def append(self, entries: Sequence[QueueEntry[R]], *, reserved_tokens: int) -> None:
+        """Queues texts for which there is room; their tokens take the place of those that were reserved."""
         with self._changed:
             self._tokens += sum(map(len, entries)) - reserved_tokens
             self._waiting.extend(entries)
             self._changed.notify(len(entries))
 
-    def next_batch(self) -> list[QueueEntry]:
-        """The next batch, as soon as there is one; empty when the scheduler is closed and nothing is left."""
+    def next_batch(self) -> list[QueueEntry[R]]:
+        """Waits for a batch and takes it; empty when the queue is closed and nothing is left."""
         with self._changed:
             while True:
                 self._drop_dead()
@@ -106,12 +123,12 @@ class BatchQueue:
                 self._changed.wait()
 
     def record_speed(self, tokens: int, seconds: float) -> None:
-        """Note how long a worker took for so many tokens: from it follows when there will be room."""
+        """Records how long all workers took for so many tokens; Retry-After follows from it."""
         with self._changed:
             self._tokens_per_second += _SMOOTHING * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
 
     def close(self) -> None:
-        """Let the workers end once nothing is left."""
+        """Lets the workers end once nothing is left."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -123,13 +140,13 @@ class BatchQueue:
 
     def _drop_dead(self) -> None:
         now = time.monotonic()
-        dead = [entry for entry in self._waiting if entry.is_over or entry.deadline <= now]
+        dead = [entry for entry in self._waiting if entry.request.is_over or entry.request.deadline <= now]
         if dead:
             self._remove(dead)
             for entry in dead:
-                self._on_drop(entry, "left" if entry.is_over else "deadline")
+                self._on_drop(entry, "deadline" if entry.request.deadline <= now else "left")
 
-    def _form_batch(self) -> list[QueueEntry]:
+    def _form_batch(self) -> list[QueueEntry[R]]:
         leader = self._leader()
         batch, longest = [leader], len(leader)
         share = math.ceil(len(self._waiting) / self._workers)  # more would wait here while another worker comes free
@@ -146,7 +163,7 @@ class BatchQueue:
             entry.passed_over += entry.arrived < newest
         return batch
 
-    def _leader(self) -> QueueEntry:
+    def _leader(self) -> QueueEntry[R]:
         first_single = None
         for entry in self._waiting:  # in the order of arrival
             if entry.passed_over >= MAX_PASSED_OVER:
@@ -155,7 +172,7 @@ class BatchQueue:
                 first_single = entry
         return first_single or self._waiting[0]
 
-    def _remove(self, entries: Sequence[QueueEntry]) -> None:
+    def _remove(self, entries: Sequence[QueueEntry[R]]) -> None:
         gone = set(map(id, entries))
         self._waiting = [entry for entry in self._waiting if id(entry) not in gone]
         self._make_room(texts=len(entries), tokens=sum(map(len, entries)))

@@ -15,8 +15,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-from server.inference.classifier import Classifier, Prediction
-from server.inference.observer import ClassifierEvents
+from server.inference.classifier import Classifier, ClassifierEvents, Prediction, Request
 from server.inference.queue import Dropped, QueueEntry
 from server.lifecycle import Lifecycle
 from server.observability.record import Record, Rejection
@@ -48,7 +47,7 @@ _SECONDS = (.001, .002, .003, .005, .0075, .01, .015, .02, .03, .05, .075, .1, .
 _SHORT = (.00005, .0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .5)  # fmt: skip
 HISTOGRAMS = {
     "http_request_duration_seconds": ("From the head of a request to the end of its answer.", ("route",), _SECONDS),
-    "tokenize_duration_seconds": ("Of each run of the tokenizer, on the texts that came meanwhile.", (), _SHORT),
+    "tokenize_duration_seconds": ("Of the tokenizer, for the texts of each request.", (), _SHORT),
     "queue_duration_seconds": ("For which each text waited for a worker.", (), (0.0005, *_SECONDS)),
     "inference_duration_seconds": ("Of the model, for each batch.", (), (0.0005, *_SECONDS)),
     "batch_texts": ("Texts of each batch.", (), (1, 2, 4, 8, 16, 32, 64, 128)),
@@ -94,7 +93,7 @@ class Metrics(ClassifierEvents):
     def tokenized(self, seconds: float) -> None:
         self._histograms["tokenize_duration_seconds"].observe(seconds)
 
-    def computed(self, batch: Sequence[QueueEntry], *, started: float, seconds: float) -> None:
+    def computed(self, batch: Sequence[QueueEntry[Request]], *, started: float, seconds: float) -> None:
         lengths = [len(entry) for entry in batch]
         tokens, padded = sum(lengths), max(lengths) * len(lengths)
         for entry in batch:
@@ -112,8 +111,8 @@ class Metrics(ClassifierEvents):
         if prediction.truncated:
             self._counters["truncated_texts_total"].inc()
 
-    def dropped(self, why: Dropped) -> None:
-        self._counted("dropped_texts_total", _DROPPED[why]).inc()
+    def dropped(self, reason: Dropped) -> None:
+        self._counted("dropped_texts_total", _DROPPED[reason]).inc()
 
     # The library's own way from labels to a series makes strings and takes a lock.
     @cache  # noqa: B019 - there is one of this class, and it lives as long as the server

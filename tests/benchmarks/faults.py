@@ -22,11 +22,11 @@ from pathlib import Path
 import httpx
 import psutil
 
+from server.model_folder import write_manifest
 from tests.benchmarks.load import HOST
 from tests.benchmarks.record import table, write
 from tests.benchmarks.serving import free_port
 from tests.support.model_folder import write_model_folder
-from trainer.manifest import write_manifest
 
 _TEXT = {"text": "Goal! The team won the match"}
 _JSON = {"Content-Type": "application/json"}

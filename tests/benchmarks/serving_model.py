@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from server.files import atomic_directory, write_json
+from server.model_folder import write_manifest
 from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
 from trainer.export import FILES, write_fp32, write_int8
-from trainer.manifest import write_manifest
 from trainer.model.classifier import load_model
 from trainer.monitoring.console import say
 from trainer.openvino_model import write_openvino

@@ -18,12 +18,10 @@ import pytest
 
 from server import fetch, smoke
 from server.inference import backends as engine
-from server.inference.gpu import Gpu
-from server.model_folder import read_model_folder
+from server.model_folder import read_model_folder, write_manifest
 from server.settings import Settings
 from tests.support.model_folder import write_model_folder
 from tests.support.servers import serving
-from trainer.manifest import write_manifest
 
 
 @dataclass
@@ -103,7 +101,7 @@ def test_the_trained_model_comes_along_for_pytorch_alone_and_goes_with_the_next_
         (model / name).write_bytes(b"of " + name.encode())
     write_manifest(model)
     files = {"onnx/manifest.json", "onnx/model.json", "onnx/tokenizer.json"}
-    monkeypatch.setattr(engine, "gpu", lambda: Gpu(usable=True))
+    monkeypatch.setattr(engine, "gpu", lambda: engine.Gpu(usable=True))
     monkeypatch.setattr(engine, "openvino_installed", lambda: False)
     beside = {"config.json", "model.safetensors"}
     for chosen, more in (("torch", beside), ("onnx", {"onnx/model_int8.onnx"}), ("auto", beside)):

@@ -8,16 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from server.errors import ModelFolderError
 from server.inference.backends import candidates
-from server.manifest import is_pickle
-from server.model_folder import ModelFolder, read_model_folder
+from server.model_folder import ModelFolder, is_pickle, read_model_folder, write_manifest
 from tests.support.model_folder import LABELS, change, write_model_folder
 from tests.support.servers import serving
-from trainer.manifest import write_manifest
 
 
 @pytest.fixture
@@ -142,6 +141,13 @@ def test_a_pickle_that_model_json_names_is_refused_by_name(folder: Path) -> None
     with pytest.raises(
         ModelFolderError, match=r"variants\.int8\.file: 'model\.pt' should be .* a pickle is never loaded"
     ):
+        read(folder)
+
+
+def test_an_npz_archive_is_refused_and_safetensors_named_instead(folder: Path) -> None:
+    np.savez(folder / "onnx" / "linear.npz", weights=np.zeros(3))
+    write_manifest(folder)
+    with pytest.raises(ModelFolderError, match=r"linear\.npz may hold pickles and is not allowed: .* as \.safetensors"):
         read(folder)
 
 

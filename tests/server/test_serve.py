@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from server.app import create_app
 from server.errors import ModelFolderError
-from server.inference.backends import candidates, load_backend
+from server.inference.backends import Choice, candidates, load_backend
 from server.inference.backends.onnx import OnnxBackend
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
@@ -233,7 +233,7 @@ class Watched:
 def watched(folder: Path, *, workers: int) -> Iterator[tuple[Watched, httpx.AsyncClient]]:
     engine = Watched(folder)
     settings = Settings(workers=workers)
-    classifier = Classifier(read_model_folder(folder, candidates("onnx-fp32")), engine, settings)
+    classifier = Classifier(Choice(read_model_folder(folder, candidates("onnx-fp32")), engine), settings)
     transport = httpx.ASGITransport(create_app(classifier, Lifecycle(classifier, drain_seconds=0), settings))
     yield engine, httpx.AsyncClient(transport=transport, base_url="http://test")
     classifier.close()
@@ -296,8 +296,7 @@ def test_a_file_that_cannot_be_read_is_named(own_folder: Path, name: str, text: 
 
 
 def load(folder: Path) -> None:
-    model = read_model_folder(folder, candidates("auto"))
-    Classifier(model, load_backend(model, workers=1), Settings(workers=1))
+    load_backend(read_model_folder(folder, candidates("auto")), workers=1)
 
 
 @pytest.mark.parametrize(
@@ -347,11 +346,9 @@ def test_the_server_imports_nothing_that_trains_and_no_engine_that_it_does_not_u
 import sys
 import server.http.server, server.main
 from server.inference.classifier import Classifier
-from server.inference.backends import load_backend, candidates
-from server.model_folder import read_model_folder
+from server.inference.backends import choose
 from server.settings import Settings
-model = read_model_folder(__import__("pathlib").Path({str(folder)!r}), candidates("auto"))
-Classifier(model, load_backend(model, workers=1), Settings(workers=1))
+Classifier(choose(__import__("pathlib").Path({str(folder)!r}), "auto", workers=1), Settings(workers=1))
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

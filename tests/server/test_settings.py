@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.hardware import available_cpus, cgroup_cpus
+from server.hardware import available_cpus
 from server.http import connections
 from server.main import Serve, _read_settings
 from server.settings import Settings
@@ -167,21 +167,3 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_workers_are_the_cpus_that_this_process_may_use() -> None:
     assert Settings().workers == available_cpus() >= 1
-
-
-@pytest.mark.parametrize(
-    ("limits", "cpus"),
-    [
-        ({"": "max 100000", "pods": "max 100000", "pods/one": "150000 100000"}, 1),
-        ({"pods": "200000 100000", "pods/one": "max 100000"}, 2),
-        ({"pods": "300000 100000", "pods/one": "800000 100000"}, 3),
-        ({"pods/one": "50000 100000"}, 0),  # available_cpus makes it one
-    ],
-)
-def test_the_tightest_cgroup_limit_counts(tmp_path: Path, limits: dict[str, str], cpus: int) -> None:
-    for group, limit in limits.items():
-        (tmp_path / group).mkdir(parents=True, exist_ok=True)
-        (tmp_path / group / "cpu.max").write_text(limit + "\n")
-    membership = tmp_path / "cgroup"
-    membership.write_text("1:cpu:/other\n0::/pods/one\n")
-    assert cgroup_cpus(tmp_path, membership) == cpus

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from trainer.manifest import write_manifest
+from server.model_folder import write_manifest
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [*SPECIAL, "goal", "match", "team", "bank", "market", "shares", "chip", "software", "minister", "vote"]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from server.app import create_app
 from server.http.http_protocol import bounded
+from server.inference.backends import Choice
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
 from server.model_folder import read_model_folder
@@ -66,7 +67,7 @@ def log_lines(folder: Path, *flags: str, send: Callable[[httpx.Client], object])
 
 
 class Gated:
-    """An engine that computes once its gate is open, and counts the texts that it gets."""
+    """A backend that computes once its gate is open, and counts the texts that it gets."""
 
     name = "gated"
 
@@ -112,9 +113,7 @@ async def gated(
 ) -> AsyncIterator[Served]:
     """Runs a real server in this process, on a real socket; its workers (one by default) wait at a gate."""
     engine, chosen = Gated(gpu=gpu), Settings(workers=workers, **settings)
-    classifier = Classifier(read_model_folder(folder, ("int8",)), engine, chosen)
-    engine.texts = 0  # one was checked at the start
-    engine.sizes.clear()
+    classifier = Classifier(Choice(read_model_folder(folder, ("int8",)), engine, 1_000_000 if gpu else 0), chosen)
     engine.open.clear()
     lifecycle = Lifecycle(classifier, drain_seconds=0)
     app = create_app(classifier, lifecycle, chosen)

@@ -20,12 +20,12 @@ from pipelines.predict import command as predict
 from pipelines.predict.input import Item, find_input
 from pipelines.predict.output import provenance_file
 from server.client import Client
+from server.model_folder import write_manifest
 from tests.conftest import DISTRINEWS
 from tests.support.answering import Reply, answering, sports
 from tests.support.data import AG_NEWS, write, write_csv, write_json_lines
 from tests.support.model_folder import LABELS, write_model_folder, write_onnx
 from tests.support.servers import serving
-from trainer.manifest import write_manifest
 
 if TYPE_CHECKING:
     from pipelines.predict.models import Answer

@@ -20,6 +20,7 @@ from server.app import create_app
 from server.http.api_keys import ApiKeys, ApiKeysError, parse_api_keys, read_api_keys
 from server.http.auth import is_open
 from server.http.rate_limit import RateLimit
+from server.inference.backends import Choice
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
 from server.main import _read_settings
@@ -39,7 +40,7 @@ OPEN |= {"/v2/health/live", "/v2/health/ready"}
 
 @pytest.fixture(scope="module")
 def classifier(folder: Path) -> Iterator[Classifier]:
-    made = Classifier(read_model_folder(folder, ("int8",)), Gated(), Settings(workers=1))
+    made = Classifier(Choice(read_model_folder(folder, ("int8",)), Gated()), Settings(workers=1))
     yield made
     made.close()
 

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from server.errors import ModelFolderError
 from server.inference import backends as engine_module
-from server.inference.backends import candidates, load_backend, why
+from server.inference.backends import candidates, load_backend, reason
 from server.inference.backends.onnx import OnnxBackend
 from server.inference.backends.openvino import OpenVinoBackend
-from server.inference.classifier import Classifier
 from server.model_folder import read_model_folder
-from server.settings import Settings
 from tests.support.model_folder import change, write_into, write_model_folder
 from tests.support.servers import predict, serving
 from trainer.data.dataset import Dataset
@@ -138,7 +136,7 @@ def test_a_setting_names_variants_in_order_with_the_reason(
 ) -> None:
     monkeypatch.setattr(engine_module, "openvino_installed", lambda: installed)
     assert candidates(setting) == variants
-    assert said in why(setting, variants[0])
+    assert said in reason(setting, variants[0])
 
 
 def test_a_folder_without_the_variant_is_served_by_onnx_with_the_reason_and_refused_when_openvino_is_asked_for(
@@ -168,7 +166,7 @@ def test_openvino_files_of_another_model_are_refused(model: Path, tmp_path: Path
     change(tmp_path / "model", labels=["one", "two"])
     folder = read_model_folder(tmp_path / "model", candidates("openvino"))
     with pytest.raises(ModelFolderError, match="2 labels"):
-        Classifier(folder, load_backend(folder, workers=1), Settings(workers=1))
+        load_backend(folder, workers=1)
 
 
 @pytest.mark.parametrize("module", ["server.inference.backends.openvino", "trainer.openvino_model, nncf"])

@@ -89,11 +89,7 @@ def test_a_batch_of_more_tokens_than_may_wait_is_answered_when_nothing_waits(fol
     asyncio.run(check())
 
 
-def test_on_a_gpu_the_queue_is_shared_out_over_its_two_workers_not_over_the_cpus(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.inference.classifier.best_token_budget", lambda *_, **__: 1_000_000)
-
+def test_on_a_gpu_the_queue_is_shared_out_over_its_two_workers_not_over_the_cpus(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, workers=16, gpu=True) as served:
             first = [served.predict() for _ in range(2)]

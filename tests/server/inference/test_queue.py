@@ -4,6 +4,7 @@ import itertools
 import random
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -13,26 +14,33 @@ from server.inference.queue import MAX_PASSED_OVER, BatchQueue, Dropped, QueueEn
 _ARRIVALS = itertools.count()
 
 
-def entry(length: int, *, from_batch: bool = False, seconds: float = 60) -> QueueEntry:
-    return QueueEntry([1] * length, time.monotonic() + seconds, from_batch, arrived=float(next(_ARRIVALS)))
+@dataclass
+class Request:
+    deadline: float
+    is_over: bool = False
+
+
+def entry(length: int, *, from_batch: bool = False, seconds: float = 60) -> QueueEntry[Request]:
+    request = Request(time.monotonic() + seconds)
+    return QueueEntry([1] * length, request, from_batch=from_batch, arrived=float(next(_ARRIVALS)))
 
 
 class Harness:
-    """A scheduler that admits what is put, and what it dropped."""
+    """A queue that admits what is put, with what it dropped."""
 
     def __init__(
         self, *, token_budget: int = 1000, max_texts: int = 10_000, max_tokens: int = 10**7, workers: int = 1
     ) -> None:
-        self.dropped: list[tuple[QueueEntry, Dropped]] = []
-        self.queue = BatchQueue(
+        self.dropped: list[tuple[QueueEntry[Request], Dropped]] = []
+        self.queue: BatchQueue[Request] = BatchQueue(
             max_texts=max_texts,
             max_tokens=max_tokens,
             token_budget=token_budget,
-            on_drop=lambda dead, why: self.dropped.append((dead, why)),
+            on_drop=lambda dead, reason: self.dropped.append((dead, reason)),
             workers=workers,
         )
 
-    def put(self, *entries: QueueEntry) -> None:
+    def put(self, *entries: QueueEntry[Request]) -> None:
         tokens = sum(map(len, entries))
         self.queue.reserve(texts=len(entries), tokens=tokens)
         self.queue.append(entries, reserved_tokens=tokens)
@@ -117,7 +125,7 @@ def test_a_text_whose_deadline_has_passed_is_never_handed_out() -> None:
 def test_a_text_whose_client_has_left_is_never_handed_out() -> None:
     harness, gone, fine = Harness(), entry(10), entry(10)
     harness.put(gone, fine)
-    gone.is_over = True
+    gone.request.is_over = True
     assert harness.queue.next_batch() == [fine]
     assert harness.dropped == [(gone, "left")]
 
@@ -159,7 +167,7 @@ def test_a_text_that_nobody_waits_for_takes_no_place_in_a_full_queue() -> None:
     harness.put(gone, late, entry(10))
     with pytest.raises(QueueFullError, match="3 texts wait and 3 may"):
         harness.put(entry(10))
-    gone.is_over = True
+    gone.request.is_over = True
     harness.put(entry(10))
     with pytest.raises(QueueFullError):
         harness.put(entry(90))
@@ -204,7 +212,7 @@ def test_a_queue_is_not_full_any_more_once_all_that_waited_is_dropped() -> None:
     harness.put(gone)
     with pytest.raises(QueueFullError):
         harness.put(entry(10))
-    gone.is_over = True
+    gone.request.is_over = True
     harness.queue.close()
     assert harness.queue.next_batch() == []
     assert harness.dropped == [(gone, "left")]

@@ -1,13 +1,11 @@
 """PyTorch in the server: the trained model itself, on a CPU here; what needs a CUDA device runs where there is one."""
 
-import ctypes
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +15,15 @@ from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
 from server.errors import ModelFolderError
-from server.inference import backends as engine_module
-from server.inference import gpu as gpu_module
-from server.inference.backends import best_token_budget, candidates, load_backend, why
+from server.inference import backends
+from server.inference.backends import Choice, Gpu, candidates, load_backend, measure_token_budget, reason
 from server.inference.backends.torch import TorchBackend
 from server.inference.classifier import Classifier
-from server.inference.gpu import Gpu, cuda_devices
-from server.model_folder import read_model_folder
+from server.model_folder import read_model_folder, write_manifest
 from server.settings import Settings
 from tests.support.model_folder import write_model_folder
 from tests.support.servers import predict, serving
 from trainer.data.dataset import Dataset
-from trainer.manifest import write_manifest
 
 Logits = NDArray[np.float32]
 SAME = 1e-2 if torch.cuda.is_available() else 1e-4  # bf16 computes there
@@ -57,9 +52,9 @@ def own_model(finished_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fresh_gpu() -> Iterator[None]:
-    gpu_module.gpu.cache_clear()
+    backends.gpu.cache_clear()
     yield
-    gpu_module.gpu.cache_clear()
+    backends.gpu.cache_clear()
 
 
 def run(engine: TorchBackend, texts: Sequence[Sequence[int]]) -> Logits:
@@ -141,7 +136,7 @@ def test_a_model_with_another_number_of_classes_is_refused(own_model: Path) -> N
     write_manifest(own_model)
     folder = read_model_folder(own_model, ("torch",))
     with pytest.raises(ModelFolderError, match=r"model\.json has 2 labels"):
-        Classifier(folder, load_backend(folder, workers=1), Settings(workers=1))
+        load_backend(folder, workers=1)
 
 
 def test_code_that_a_configuration_asks_for_is_never_run(own_model: Path) -> None:
@@ -156,67 +151,37 @@ def test_code_that_a_configuration_asks_for_is_never_run(own_model: Path) -> Non
 
 
 def test_auto_takes_it_on_a_cuda_device_and_says_so(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "gpu", lambda: Gpu(usable=True))
+    monkeypatch.setattr(backends, "gpu", lambda: Gpu(usable=True))
     assert candidates("auto")[0] == "torch"
     assert read_model_folder(finished_run / "model", candidates("auto")).variant == "torch"
-    assert why("auto", "torch") == "as a CUDA device is there"
+    assert reason("auto", "torch") == "as a CUDA device is there"
 
 
 def test_auto_takes_the_next_where_the_weights_were_left_out_and_says_so(
     own_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "gpu", lambda: Gpu(usable=True))
+    monkeypatch.setattr(backends, "gpu", lambda: Gpu(usable=True))
     (own_model / "model.safetensors").unlink()
     variant = read_model_folder(own_model, candidates("auto")).variant
     assert variant == "openvino"
-    assert "no model.safetensors for the CUDA device" in why("auto", variant)
+    assert "no model.safetensors for the CUDA device" in reason("auto", variant)
 
 
 @pytest.mark.usefixtures("fresh_gpu")
 def test_a_device_that_pytorch_cannot_use_is_told_of_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_module, "cuda_devices", lambda: 1)
-    monkeypatch.setattr(gpu_module, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    monkeypatch.setattr(backends, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "torch" else find_spec(name))
     assert "torch" not in candidates("auto")
     said = "; a CUDA device is there, but torch not installed (pip install 'distrinews[server-torch]')"
-    assert why("auto", "openvino").endswith(said)
-    gpu_module.gpu.cache_clear()
-    monkeypatch.setattr(gpu_module, "find_spec", find_spec)
+    assert reason("auto", "openvino").endswith(said)
+    backends.gpu.cache_clear()
+    monkeypatch.setattr(backends, "find_spec", find_spec)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert "the driver may be too old for CUDA 12.8" in why("auto", "int8")
-    gpu_module.gpu.cache_clear()
+    assert "the driver may be too old for CUDA 12.8" in reason("auto", "int8")
+    backends.gpu.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "is built without CUDA" in why("auto", "int8")
-
-
-class Driver:
-    """CUDA's, as far as it is asked."""
-
-    def __init__(self, *, starts: int, devices: int) -> None:
-        self.starts, self.devices = starts, devices
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802 - its name
-        return flags or self.starts
-
-    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: ANN401, N802 - what byref gives has no public type
-        count._obj.value = self.devices
-        return 0
-
-
-@pytest.mark.parametrize(("starts", "devices", "found"), [(0, 2, 2), (0, 0, 0), (100, 1, 0)])
-def test_devices_are_those_that_the_driver_counts(
-    starts: int, devices: int, found: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(starts=starts, devices=devices) if "cuda" in name else None)
-    assert cuda_devices() == found
-
-
-def test_without_a_driver_there_is_no_device_and_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert cuda_devices() == 0
+    assert "is built without CUDA" in reason("auto", "int8")
 
 
 class OnGpu:
@@ -237,9 +202,9 @@ class OnGpu:
 
 def test_on_a_gpu_batches_of_up_to_64_texts_are_tried_and_two_workers_are_enough(tmp_path: Path) -> None:
     engine = OnGpu()
-    assert best_token_budget(engine, max_length=128) > 8 * 64
+    assert measure_token_budget(engine, max_length=128) > 8 * 64
     assert engine.rows == {1, 8, 32, 64}
     folder = read_model_folder(write_model_folder(tmp_path / "model"), NO_OPENVINO)
-    classifier = Classifier(folder, engine, Settings(workers=16))
+    classifier = Classifier(Choice(folder, engine), Settings(workers=16))
     assert classifier.workers == 2
     classifier.close()

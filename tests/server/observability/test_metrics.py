@@ -12,11 +12,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.inference.backends import load_backend
-from server.inference.classifier import Classifier
+from server.inference.backends import choose
+from server.inference.classifier import Classifier, Request
 from server.inference.queue import QueueEntry
 from server.lifecycle import Lifecycle
-from server.model_folder import read_model_folder
 from server.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, NAMES, Metrics
 from server.settings import Settings
 from tests.support.model_folder import LABELS
@@ -142,16 +141,14 @@ def test_a_metrics_port_that_is_taken_is_said_in_one_line(folder: Path, server: 
 
 def test_two_servers_of_a_process_count_apart_and_gauges_are_looked_up_when_asked_for(folder: Path) -> None:
     settings = Settings(workers=1)
-    model = read_model_folder(folder, ("int8",))
-    classifiers = [Classifier(model, load_backend(model, workers=1), settings) for _ in range(2)]
+    classifiers = [Classifier(choose(folder, "onnx", workers=1), settings) for _ in range(2)]
     lifecycles = [Lifecycle(classifier, drain_seconds=0) for classifier in classifiers]
     one, other = (
         Metrics(classifier, lifecycle, settings, version="1")
         for classifier, lifecycle in zip(classifiers, lifecycles, strict=True)
     )
-    one.computed(
-        [QueueEntry([5] * 4, 0, from_batch=False), QueueEntry([5] * 16, 0, from_batch=False)], started=0, seconds=0.1
-    )
+    request = Request(["a text"] * 2, deadline=0, reserved_tokens=0, future=None)  # type: ignore[arg-type]
+    one.computed([QueueEntry([5] * 4, request), QueueEntry([5] * 16, request)], started=0, seconds=0.1)
     lifecycles[0].draining = True
     for name, labels, expected in (
         ("tokens_total", {"kind": "text"}, (20, 0)),

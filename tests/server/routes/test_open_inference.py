@@ -237,7 +237,7 @@ def test_a_server_that_stops_is_not_ready_for_the_protocol_either(folder: Path) 
             served.lifecycle.draining = True
             for path in ("/v2/health/ready", "/v2/models/distrinews/ready"):
                 answer = await served.client.get(path)
-                assert (answer.status_code, answer.json()) == (503, {"error": "the server stops"})
+                assert (answer.status_code, answer.json()) == (503, {"error": "the server is stopping"})
             assert (await served.client.get("/v2/health/live")).json() == {"live": True}
 
     asyncio.run(check())
