@@ -10,7 +10,7 @@ from pipelines.run_folder import RunFolder
 from server.cli import as_flags, fail
 from server.errors import UserError
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 
 def preprocess(run: RunFolder) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def run_step(step: str, run_folder: str, **given: object) -> str:
     """
     run = RunFolder(Path(run_folder))
     if run.is_kept(step):
-        say(f"{step}: kept from before")
+        print0(f"{step}: kept from before")
         return run_folder
     run.update_step(step, status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     started = time.monotonic()
@@ -113,7 +113,7 @@ def _launch(run: RunFolder, module: str, flags: list[str], *, max_restarts: int 
     from trainer.monitoring.training_log import append_event
 
     def restarting(why: str) -> None:
-        say(f"train: {why}")
+        print0(f"train: {why}")
         append_event(run.folder / "logs", "restart", why=why)
 
     ranks = run.config.ranks or default_ranks()

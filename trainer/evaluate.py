@@ -22,7 +22,7 @@ from trainer.evaluation.metrics import measure, measure_confidence
 from trainer.evaluation.predict import Probabilities, predict
 from trainer.evaluation.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
 from trainer.model.classifier import load_model
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 from trainer.monitoring.mlflow import Tracking, trained_with
 from trainer.monitoring.training_log import read_log
 
@@ -103,12 +103,12 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
             },
         )
         low, high = metrics["accuracy_interval"]
-        say(
+        print0(
             f"evaluate: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {metrics['rows']:,} test rows, "
             f"macro F1 {metrics['macro_f1']:.4f}, calibration error {metrics['expected_calibration_error']:.4f}; "
             f"see {output / 'report.html'}"
         )
-        say(f"evaluate: {_effect(temperature, metrics)}")
+        print0(f"evaluate: {_effect(temperature, metrics)}")
     return metrics
 
 

@@ -26,7 +26,7 @@ from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import Probabilities
 from trainer.model.classifier import load_model
 from trainer.model.cls_only import read_first_position_only
-from trainer.monitoring.console import quiet_logs, say
+from trainer.monitoring.console import print0, quiet_logs
 from trainer.onnx_model import OnnxModel
 
 FILES = {
@@ -80,7 +80,7 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
             checked = check(name, staged, dataset, np.load(output / "predictions.npy"), rows=config.check_rows)
             entry.update(checked)
             if checked["refused"]:
-                say(f"export: {name} is not shipped: {checked['refused']}")
+                print0(f"export: {name} is not shipped: {checked['refused']}")
                 for file in FILES[name].values():
                     (folder / file).unlink()
         facts["variants"] = {name: entry for name, entry in facts["variants"].items() if not entry.pop("refused")}
@@ -92,7 +92,7 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
         write_json(folder / "model.json", facts)
         write_manifest(staged)
         shutil.rmtree(staged)
-    say(f"export: shipped {', '.join(facts['variants'])}; they are in {model_folder / 'onnx'}")
+    print0(f"export: shipped {', '.join(facts['variants'])}; they are in {model_folder / 'onnx'}")
     return facts
 
 
@@ -104,20 +104,20 @@ def _temperature(metrics: Path) -> float:
 
 
 def _write_variants(model: PreTrainedModel, dataset: Dataset, folder: Path) -> None:
-    say("export: writing ONNX, fp32 and int8")
+    print0("export: writing ONNX, fp32 and int8")
     write_fp32(model, folder / FILES["fp32"]["file"])
     write_int8(folder / FILES["fp32"]["file"], folder / FILES["int8"]["file"])
     missing = [package for package in ("openvino", "nncf") if find_spec(package) is None]
     if missing:
-        say(f"export: openvino is left out; to have it: pip install {' '.join(missing)}")
+        print0(f"export: openvino is left out; to have it: pip install {' '.join(missing)}")
         return
     from trainer.openvino_model import write_openvino
 
-    say("export: writing OpenVINO, int8 with scales from training texts")
+    print0("export: writing OpenVINO, int8 with scales from training texts")
     try:
         write_openvino(folder / FILES["fp32"]["file"], folder / FILES["openvino"]["file"], texts=dataset.train)
     except Exception as error:  # noqa: BLE001 - its exceptions share no base, and the others can be shipped without it
-        say(f"export: openvino is not shipped: it cannot be made ({' '.join(str(error).split())[:300]})")
+        print0(f"export: openvino is not shipped: it cannot be made ({' '.join(str(error).split())[:300]})")
         for file in FILES["openvino"].values():
             (folder / file).unlink(missing_ok=True)
 
@@ -136,7 +136,7 @@ def write_fp32(model: PreTrainedModel, path: Path) -> None:
     """The model as ONNX with any number of texts of any length; changes the model into what is exported."""
     model.set_attn_implementation("eager")  # its graph is simpler: see write_int8
     if not read_first_position_only(model):
-        say(f"export: {model.config.model_type}: the whole last layer is exported, it may read more than [CLS]")
+        print0(f"export: {model.config.model_type}: the whole last layer is exported, it may read more than [CLS]")
     rows, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     example = torch.full((2, 16), 5)
     with quiet_logs("torch.onnx"), warnings.catch_warnings():  # it tells of packages that this model does not need
@@ -184,7 +184,7 @@ def check(name: str, folder: Path, dataset: Dataset, trained: Probabilities, *, 
         "probability_difference": max(float(np.abs(found - expected).max()) for found in (alone, batched)),
         "accuracy_drop": max(float(right - (found.argmax(axis=1) == labels).mean()) for found in (alone, batched)),
     }
-    say(
+    print0(
         f"export: {name}: same label on {worst['same_label']:.2%} of {len(chosen):,} texts, probabilities within "
         f"{worst['probability_difference']:.1e}, accuracy lower by {worst['accuracy_drop'] * 100:.2f} points; "
         f"alone and batched the same label on {worst['same_label_batched']:.2%}"

@@ -23,7 +23,7 @@ from trainer.data.ingest import BadRows, ingest, token_dtype, tokenise
 from trainer.data.sources import Data, find_data
 from trainer.data.splits import count_duplicates, split_rows, test_digest
 from trainer.data.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 _TINY_TRAINING_TEXTS = 100_000
 
@@ -43,14 +43,16 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
     check_model(config.model)
     data = find_data(config)
     for remark in data.remarks:
-        say(f"preprocess: {remark}")
+        print0(f"preprocess: {remark}")
     tokenizer = None if config.model == "tiny" else load_tokenizer(config.model)
     fingerprint = _fingerprint(config, data, tokenizer)
     for folder in (output, *earlier):
         if (folder / "dataset.json").is_file() and read_info(folder).get("fingerprint") == fingerprint:
             if folder != output:
                 link_folder(folder, output)
-            say(f"preprocess: the same data, tokenizer and settings were preprocessed before: used again from {folder}")
+            print0(
+                f"preprocess: the same data, tokenizer and settings were preprocessed before: used again from {folder}"
+            )
             return read_info(output)
     with atomic_directory(output) as folder:
         info = {"format": FORMAT, "fingerprint": fingerprint, **_write(config, data, tokenizer, folder)}
@@ -114,14 +116,14 @@ def _describe(info: dict[str, Any]) -> None:
             f"{label} {count:,} ({count / rows:.1%})" for label, count in list(split["classes"].items())[:12]
         )
         lengths = "/".join(str(value) for value in split["length_percentiles"].values())
-        say(f"preprocess: {name}: {rows:,} rows: {balance}")
-        say(
+        print0(f"preprocess: {name}: {rows:,} rows: {balance}")
+        print0(
             f"preprocess: {name}: {split['tokens'] / rows:.1f} tokens a row, percentiles 5/50/95/99 {lengths}; "
             f"{split['truncated']:,} rows ({split['truncated'] / rows:.1%}) truncated at {info['max_length']}"
         )
     if info["unused_rows"]:
-        say(f"preprocess: {info['unused_rows']:,} training rows are left out by max_train_rows")
-    say(f"preprocess: {info['test_texts_also_in_train']:,} of the test texts are in train too")
+        print0(f"preprocess: {info['unused_rows']:,} training rows are left out by max_train_rows")
+    print0(f"preprocess: {info['test_texts_also_in_train']:,} of the test texts are in train too")
 
 
 def main() -> None:

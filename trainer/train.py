@@ -17,21 +17,21 @@ from server.cli import parse
 from server.files import atomic_directory, write_json
 from trainer.checkpoint.checkpointer import Checkpoints
 from trainer.checkpoint.resuming import resume
-from trainer.checkpoint.state import TrainingState
+from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import epoch_name, read_weights
 from trainer.config import TrainConfig
-from trainer.data.batches import Step, TrainingPlan, collate
+from trainer.data.batches import BatchSampler, Step, collate
 from trainer.data.dataset import Dataset
-from trainer.distributed.alike import check_alike, environment
+from trainer.distributed.alike import check_ranks_agree, environment
 from trainer.distributed.launch import worker
-from trainer.distributed.parallel import exchange, gradient_norm, parallelize
+from trainer.distributed.parallel import gradient_norm, gradient_sync, parallelize
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.distributed.watchdog import Watchdog
 from trainer.evaluation.predict import validate
 from trainer.model.classifier import build_model, freeze_unused, save_model
 from trainer.model.optimizer import Meter, choose_precision, clip, make_optimizer, schedule
-from trainer.model.packing import read_packed, reads_packed
-from trainer.monitoring.console import Progress, say
+from trainer.model.packing import enable_packing, is_packed
+from trainer.monitoring.console import Progress, print0
 from trainer.monitoring.mlflow import Tracking
 from trainer.monitoring.monitor import Guard, profiler, skip_unless_finite
 from trainer.monitoring.training_log import TrainingLog
@@ -47,16 +47,16 @@ class TrainArguments(TrainConfig):
     """Folder of the run, in which checkpoints, logs and model are written."""
 
 
-def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainingState:
+def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainState:
     """Train, keep the best epoch, and write <output>/model; <output>/checkpoints is gone on from where there is one."""
     bare, model, optimizer, unused = prepare(config, dataset, process)
     made_with = {
-        **config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size, "packed": reads_packed(bare)
+        **config.model_dump(mode="json"), "dataset": dataset.fingerprint, "world_size": process.world_size, "packed": is_packed(bare)
     }  # fmt: skip
     state = resume(output, bare, optimizer, config=config, made_with=made_with, process=process)
-    plan = TrainingPlan(
+    plan = BatchSampler(
         dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=config.accumulation_steps,
-        rank=process.rank, world_size=process.world_size, seed=config.seed, packed=reads_packed(bare),
+        rank=process.rank, world_size=process.world_size, seed=config.seed, packed=is_packed(bare),
     )  # fmt: skip
     precision = introduce(config, dataset, model, process, plan, unused)
     meter = Meter(process.device).take(state.meter)
@@ -114,10 +114,10 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                 bare, dataset, process, lambda: watchdog.beat("validation"),
                 lambda: checkpoints.leave_if_told(state, bare, optimizer, meter),
             )  # fmt: skip
-            state.finish_epoch(validation, patience=config.early_stopping_patience)
+            state.end_epoch(validation, patience=config.early_stopping_patience)
             log.write("validation", step=state.step, **state.validation[-1])
             if process.is_main:
-                say(
+                print0(
                     f"train: epoch {state.epoch}: validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.4f}"
                 )
             checkpoints.save(state, bare, optimizer, meter)
@@ -139,9 +139,9 @@ def prepare(
 
     UserError where processes differ.
     """
-    check_alike(config, dataset)
+    check_ranks_agree(config, dataset)
     bare = build_model(config.model, dataset, seed=config.seed, device=process.device)
-    read_packed(bare)
+    enable_packing(bare)
     unused = freeze_unused(bare)
     model = parallelize(bare, config, process)
     return bare, model, make_optimizer(model, config), unused
@@ -156,7 +156,7 @@ def train_step(
             batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id, packed=step.packed).to(
                 process.device
             )
-        with exchange(model, last=number == len(step.micro_batches)):
+        with gradient_sync(model, when=number == len(step.micro_batches)):
             with (
                 record_function("forward"),
                 torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
@@ -170,7 +170,7 @@ def train_step(
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
 
 
-def rehearse(model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
+def rehearse(model: nn.Module, plan: BatchSampler, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
     """Computes a row and then the largest step before the first one: what does not fit ends training now and not after hours.
 
     After the first pass DDP arranges its buckets, so that all steps add gradients in one order, those after a resume too.
@@ -183,7 +183,7 @@ def rehearse(model: nn.Module, plan: TrainingPlan, dataset: Dataset, process: Pr
 
 
 def write_model(
-    model: PreTrainedModel, dataset: Dataset, output: Path, *, made_with: dict[str, Any], state: TrainingState
+    model: PreTrainedModel, dataset: Dataset, output: Path, *, made_with: dict[str, Any], state: TrainState
 ) -> None:
     """The model folder with the weights of the best epoch, and train_config.json, which says how it was trained."""
     weights = read_weights(output / "checkpoints" / epoch_name(state.best_epoch))
@@ -191,7 +191,7 @@ def write_model(
     with atomic_directory(output / "model") as target:
         save_model(model, dataset, target, weights=weights)
         write_json(target / "train_config.json", how)
-    say(f"train: {state.conclusion()}; the model is in {output / 'model'}")
+    print0(f"train: {state.conclusion()}; the model is in {output / 'model'}")
 
 
 def update(
@@ -213,24 +213,24 @@ def introduce(
     dataset: Dataset,
     model: torch.nn.Module,
     process: Process,
-    plan: TrainingPlan,
+    plan: BatchSampler,
     unused: list[str],
 ) -> torch.dtype:
     """Say what will be trained and how; returns the number format."""
     precision, reason = choose_precision(config.precision, process.device)
     if process.is_main:
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(
+        print0(
             f"train: {config.model} ({parameters:,} parameters) on {len(dataset.train):,} rows, {plan.step_rows} a step, "
             f"{plan.steps_per_epoch:,} steps an epoch; {process.world_size} processes on {process.device.type} with "
             f"{torch.get_num_threads()} threads each, {str(precision).removeprefix('torch.')}: {reason}"
         )
         if not plan.packed:
-            say(
+            print0(
                 "train: this architecture is not known to read packed texts: those of like length come together, padded"
             )
         if unused:
-            say(
+            print0(
                 f"train: {len(unused)} parameters that the classes do not depend on stay as they are: {', '.join(unused[:4])}"
             )
     return precision

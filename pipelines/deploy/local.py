@@ -18,7 +18,7 @@ from server.errors import UserError
 from server.files import write_json
 from server.settings import PREFIX
 from trainer.data.dataset import Dataset
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 _TEXTS = 50
 _AGREEMENT = 0.9  # of the labels: int8 may take a close one for another
@@ -40,7 +40,7 @@ def deploy_here(run: RunFolder) -> dict[str, Any]:
         labels = [str(ask(address, text)["label"]) for text in asked.texts]
     agreement = agreement_of(labels, asked.labels, at_least=_AGREEMENT)
     note_served(run)
-    say(
+    print0(
         f"deploy: the server agrees with evaluate on {agreement:.0%} of {len(labels)} texts; {run.name} is the model now served"
     )
     return {"agreement": agreement, "texts": len(labels)}

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.kubeflow.compile import write
 from server.errors import UserError
-from trainer.monitoring.console import quiet_logs, say
+from trainer.monitoring.console import print0, quiet_logs
 
 _ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 _PIPELINE = "distrinews"
@@ -72,10 +72,10 @@ class Endpoint:
             pipeline = uploaded.pipeline_id
             found = self._client.list_pipeline_versions(pipeline, page_size=2, filter=_named(name)).pipeline_versions
             if found:
-                say(f"submit: version {name} of the pipeline is there already")
+                print0(f"submit: version {name} of the pipeline is there already")
                 return pipeline, found[0].pipeline_version_id
             uploaded = self._client.upload_pipeline_version(str(file), name, pipeline_id=pipeline)
-            say(f"submit: uploaded version {name} of the pipeline")
+            print0(f"submit: uploaded version {name} of the pipeline")
             return pipeline, uploaded.pipeline_version_id
 
     def run(self, ids: tuple[str, str], name: str, form: Mapping[str, Any], *, experiment: str) -> str:
@@ -104,9 +104,9 @@ class Endpoint:
             for task in (run.run_details.task_details if run.run_details else None) or []:
                 if task.state and said.get(task.display_name) != task.state:
                     said[task.display_name] = task.state
-                    say(f"submit: {task.display_name}: {task.state.lower()}{_reason(task.error)}")
+                    print0(f"submit: {task.display_name}: {task.state.lower()}{_reason(task.error)}")
             if run.state in _ENDED:
-                say(f"submit: the run has ended: {run.state.lower()}{_reason(run.error)}")
+                print0(f"submit: the run has ended: {run.state.lower()}{_reason(run.error)}")
                 return str(run.state)
             time.sleep(self._poll_seconds)
 

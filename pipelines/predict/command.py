@@ -20,7 +20,7 @@ from server.cli import Names, Settings, build, parser
 from server.client import Client, read_api_key
 from server.errors import UserError
 from server.settings import EngineName
-from trainer.monitoring.console import Progress, say
+from trainer.monitoring.console import Progress, print0
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -225,7 +225,7 @@ def _print_summary(output: Path, model: str, counts: Counter[str], done: int, se
     rows = counts.total()
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(20))
     after = f" after the {done:,} that were there" if done else ""
-    say(
+    print0(
         f"predict: {rows:,} rows{after} in {seconds:.1f} s ({rows / max(seconds, 1e-9):,.0f} rows/s) by {model}{': ' if listed else ''}{listed}"
     )
-    say(f"predict: {output}")
+    print0(f"predict: {output}")

@@ -33,7 +33,7 @@ from trainer.data.batches import collate
 from trainer.data.dataset import Dataset, Split
 from trainer.evaluation.predict import Probabilities
 from trainer.model.classifier import load_model
-from trainer.monitoring.console import Progress, say
+from trainer.monitoring.console import Progress, print0
 
 Tokens = list[npt.NDArray[np.int64]]
 _BATCH = 32
@@ -131,7 +131,7 @@ def _time(variants: Sequence[Variant], texts: Tokens, *, rounds: int, what: str)
             progress.advance(min(_CHUNK, len(inputs) - start))
     for variant, measured in zip(variants, seconds, strict=True):
         variant.seconds = measured
-        say(f"int8: {what}: {variant.graph}, {variant.weights}: {variant.speed:.1f} texts/s")
+        print0(f"int8: {what}: {variant.graph}, {variant.weights}: {variant.speed:.1f} texts/s")
 
 
 def _weigh(variants: Sequence[Variant], texts: Tokens, file: Path) -> None:

@@ -14,7 +14,7 @@ from onnxruntime.transformers.optimizer import optimize_model
 from transformers import PreTrainedModel
 
 from trainer.export import _Logits
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 _NAMES: dict[str, Any] = {"input_names": ["input_ids", "attention_mask"], "output_names": ["logits"]}
 _TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
@@ -33,7 +33,7 @@ def write_variants(build: Callable[[], PreTrainedModel], folder: Path) -> Iterat
     folder.mkdir()
     for number, (name, export) in enumerate(GRAPHS.items()):
         source = folder / f"{number}.onnx"
-        say(f"int8: writing {folder.name}, {name}")
+        print0(f"int8: writing {folder.name}, {name}")
         export(build(), source)
         yield name, "fp32", source
         for weights in ("int8", "uint8") if name == EAGER else ("int8",):

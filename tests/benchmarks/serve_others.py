@@ -22,7 +22,7 @@ from tests.benchmarks.load import closed_loop, describe, load_texts, open_loop, 
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
 from tests.benchmarks.serving import Measured, Server, at_share, go_first, record, request, started, with_clients
 from tests.benchmarks.serving_model import mean_tokens, write_serving_model
-from trainer.monitoring.console import Progress, say
+from trainer.monitoring.console import Progress, print0
 
 _CLIENTS = (1, 8, 32)
 _SHARE = 0.7
@@ -186,7 +186,7 @@ def _list_of_one(text: str) -> object:
 def _environment(temporary: Path, package: str) -> Path:
     """A new virtual environment with the package, and our versions of what runs the model; returns its folder of commands."""
     folder = temporary / f"{package}_environment"
-    say(f"serve_others: installing {package} (about a minute)")
+    print0(f"serve_others: installing {package} (about a minute)")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     same = [f"{name}=={version(name)}" for name in ("onnxruntime", "tokenizers", "numpy")]
     subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", package, *same], check=True)

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from tests.benchmarks.load import HOST, Load, describe
-from trainer.monitoring.console import Progress, say
+from trainer.monitoring.console import Progress, print0
 
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 120
@@ -109,7 +109,7 @@ def record(load: Load, what: str, measured: Measured, progress: Progress, said: 
     measured.loads[what].append(load)
     measured.texts_each[what] = texts_each
     row = describe(load, texts_each=texts_each)
-    say(
+    print0(
         f"{said}, {what}: {row['Texts/s']} texts/s, p50 {row['p50, ms']} ms, p99 {row['p99, ms']} ms, failed {row['Failed']}"
     )
     progress.advance()
@@ -130,7 +130,7 @@ def started(server: Server, ask: Callable[[int], object], measured: Measured) ->
                     yield port
             except BaseException:
                 log.seek(0)
-                say(f"serve: {server.name} said: {log.read()[-4000:].decode(errors='replace')}")
+                print0(f"serve: {server.name} said: {log.read()[-4000:].decode(errors='replace')}")
                 raise
             finally:
                 _stop(process)

@@ -21,7 +21,7 @@ from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
 from trainer.export import FILES, write_fp32, write_int8
 from trainer.model.classifier import load_model
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 from trainer.openvino_model import write_openvino
 from trainer.preprocess import preprocess
 
@@ -53,7 +53,7 @@ def write_serving_model(folder: Path, *, tokenizer: str, config: DistilBertConfi
         onnx = written / "onnx"
         onnx.mkdir()
         shutil.copy2(written / "tokenizer.json", onnx)
-        say("serving model: writing ONNX fp32 and int8, and OpenVINO")
+        print0("serving model: writing ONNX fp32 and int8, and OpenVINO")
         files = {name: onnx / entry["file"] for name, entry in FILES.items()}
         write_fp32(load_model(written), files["fp32"])
         write_int8(files["fp32"], files["int8"])
@@ -62,7 +62,7 @@ def write_serving_model(folder: Path, *, tokenizer: str, config: DistilBertConfi
         write_json(onnx / "model.json", facts)
         write_manifest(written)
         shutil.rmtree(written / "dataset")
-    say(f"serving model: {folder} is written")
+    print0(f"serving model: {folder} is written")
 
 
 def mean_tokens(folder: Path, texts: Sequence[str]) -> float:

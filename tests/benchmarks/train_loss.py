@@ -15,14 +15,14 @@ from tests.benchmarks.record import table, write
 from tests.benchmarks.reference_trainer import PaddedTexts, train_reference
 from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig, TrainConfig
-from trainer.data.batches import TrainingPlan
+from trainer.data.batches import BatchSampler
 from trainer.data.dataset import Dataset
 from trainer.distributed.parallel import parallelize
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.evaluation.predict import predict, score
 from trainer.model.classifier import build_model
 from trainer.model.optimizer import Meter, choose_precision, make_optimizer
-from trainer.model.packing import read_packed
+from trainer.model.packing import enable_packing
 from trainer.preprocess import preprocess
 from trainer.train import train_step, update
 
@@ -88,11 +88,11 @@ def train_ours(
     model: PreTrainedModel, config: TrainConfig, dataset: Dataset, process: Process, *, rows: int, packed: bool
 ) -> None:
     """The same rows and learning rates as the reference has."""
-    read_packed(model)
+    enable_packing(model)
     wrapped = parallelize(model, config, process)
     optimizer = make_optimizer(wrapped, config)
     lengths = dataset.train.lengths[np.arange(rows)]
-    plan = TrainingPlan(
+    plan = BatchSampler(
         lengths, batch_size=_BATCH_ROWS, accumulation_steps=1, rank=0, world_size=1, seed=config.seed, packed=packed
     )  # fmt: skip
     steps = list(plan.epoch(0))

@@ -26,11 +26,11 @@ from tests.benchmarks.record import memory, table, write
 from tests.benchmarks.train import write_model
 from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig, TrainConfig
-from trainer.data.batches import Step, TrainingPlan, collate
+from trainer.data.batches import BatchSampler, Step, collate
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.model.optimizer import Meter, choose_precision
-from trainer.model.packing import reads_packed
+from trainer.model.packing import is_packed
 from trainer.preprocess import preprocess
 from trainer.train import prepare, rehearse, train_step, update
 
@@ -99,9 +99,9 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
     bare, replica, optimizer, _ = prepare(config, dataset, process)
     number_format, _ = choose_precision(precision, process.device)
     meter = Meter(process.device)
-    plan = TrainingPlan(
+    plan = BatchSampler(
         dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=1, rank=process.rank,
-        world_size=process.world_size, seed=0, packed=reads_packed(bare),
+        world_size=process.world_size, seed=0, packed=is_packed(bare),
     )  # fmt: skip
     rehearse(replica, plan, dataset, process, number_format)
     for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest()]):

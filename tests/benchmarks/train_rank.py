@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.benchmarks.reference_trainer import MAX_LENGTH, PaddedTexts, train_reference
 from trainer.config import TrainConfig
-from trainer.data.batches import Rows, Step, TrainingPlan, computed_tokens
+from trainer.data.batches import BatchSampler, Rows, Step, computed_tokens
 from trainer.data.dataset import Dataset
 from trainer.distributed import parallel
 from trainer.distributed.launch import worker
@@ -30,7 +30,7 @@ from trainer.distributed.parallel import parallelize
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.model.classifier import build_model, freeze_unused
 from trainer.model.optimizer import Meter, choose_precision, make_optimizer
-from trainer.model.packing import read_packed
+from trainer.model.packing import enable_packing
 from trainer.train import train_step, update
 
 _WARM_UP_STEPS = 2
@@ -71,7 +71,7 @@ def steps_of(variant: Variant, dataset: Dataset, process: Process, count: int) -
     """Steps of the same rows for all variants: so many batches at equal distances through all lengths stand for the whole."""
     lengths = dataset.train.lengths
     plan = partial(
-        TrainingPlan, batch_size=variant.batch_size, accumulation_steps=variant.accumulation_steps, rank=process.rank,
+        BatchSampler, batch_size=variant.batch_size, accumulation_steps=variant.accumulation_steps, rank=process.rank,
         world_size=process.world_size, seed=0,
     )  # fmt: skip
     by_length = plan(lengths, packed=False)
@@ -110,7 +110,7 @@ class Runner:
 
     def _prepare(self) -> None:
         if self.variant.first_position_only:
-            read_packed(self.bare)
+            enable_packing(self.bare)
         freeze_unused(self.bare)
         if self.variant.compiled:
             self.bare.compile(dynamic=True)

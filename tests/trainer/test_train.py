@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertConfig, DistilBertConfig, DistilBert
 
 from server.errors import UserError
 from server.files import atomic_directory
-from trainer.checkpoint.state import TrainingState
+from trainer.checkpoint.state import TrainState
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import launch
@@ -141,11 +141,11 @@ def test_the_model_folder_loads_with_plain_transformers_and_gives_our_labels(
 
 
 def test_the_best_epoch_is_the_most_accurate_and_patience_ends_training() -> None:
-    state = TrainingState()
+    state = TrainState()
     for accuracy, loss in ((0.7, 0.9), (0.8, 0.5), (0.8, 0.4), (0.79, 0.1)):
-        state.finish_epoch(Score(100, loss, accuracy), patience=2)
+        state.end_epoch(Score(100, loss, accuracy), patience=2)
     assert (state.best_epoch, state.stopped_early) == (3, False)
-    state.finish_epoch(Score(100, 0.1, 0.79), patience=2)
+    state.end_epoch(Score(100, 0.1, 0.79), patience=2)
     assert state.stopped_early
     assert "epoch 3" in state.conclusion()
 

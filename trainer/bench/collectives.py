@@ -19,7 +19,7 @@ from trainer.bench.report import Machine, most_ranks, table, this_machine, write
 from trainer.bench.settings import CollectivesConfig
 from trainer.distributed.launch import launch, worker
 from trainer.distributed.process_group import Process, process_group
-from trainer.monitoring.console import Progress, say
+from trainer.monitoring.console import Progress, print0
 
 OPERATIONS = ("all-reduce", "all-gather", "reduce-scatter", "broadcast")
 _BURST_SECONDS = 2e-3  # small messages are timed in bursts, so that the start of a burst is small beside it
@@ -70,7 +70,7 @@ def measure(config: CollectivesConfig, process: Process) -> Collectives:
     sizes = [config.min_bytes * 2**power for power in range(64) if config.min_bytes * 2**power <= config.max_bytes]
     points = []
     for operation in OPERATIONS:
-        with Progress(f"bench: {operation}", len(sizes), "sizes", shown=process.is_main) as progress:
+        with Progress(f"bench: {operation}", len(sizes), "sizes") as progress:
             for size in sizes:
                 points.append(_measure_one(operation, size, config.repetitions, process))
                 progress.advance()
@@ -184,7 +184,7 @@ def main() -> None:
         if process.world_size < 2:
             raise UserError("collectives need two processes: start them with torchrun --nproc-per-node 2")
         if process.is_main:
-            say(f"bench: collectives of {process.world_size} processes on {this_machine()}")
+            print0(f"bench: collectives of {process.world_size} processes on {this_machine()}")
         found = measure(config, process)
         if process.is_main:
             _report(found, config)

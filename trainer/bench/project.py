@@ -12,7 +12,7 @@ from trainer.bench.report import read, table, write
 from trainer.bench.scaling import ScalingResult, bench_scaling
 from trainer.bench.settings import CollectivesConfig, ProjectConfig, ScalingConfig
 from trainer.bench.step import StepPoint
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 
 class Network(BaseModel):
@@ -164,7 +164,7 @@ def _error(point: StepPoint, scaling: ScalingResult, network: Network, overlap: 
 def bench_project(config: ProjectConfig) -> Projection:
     """Project from files, or from what is measured first."""
     if config.measured is None:
-        say("bench: nothing to project from is named with --from, so scaling and collectives are measured first")
+        print0("bench: nothing to project from is named with --from, so scaling and collectives are measured first")
         bench_scaling(ScalingConfig(output=config.output))
         bench_collectives(CollectivesConfig(output=config.output))
     source = config.measured or config.output / "scaling.json"

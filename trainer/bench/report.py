@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from server.errors import UserError
 from server.files import write_json
 from server.hardware import available_cpus
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -66,12 +66,12 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 def write(folder: Path, name: str, *, flags: Sequence[str], result: BaseModel, parts: Sequence[str]) -> None:
     """Print `parts`; keep them in <name>.md with the command that made them, and the result in <name>.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    say("\n" + "\n\n".join(parts) + "\n")
+    print0("\n" + "\n\n".join(parts) + "\n")
     command = shlex.join(["distrinews", "bench", name, *flags])
     text = "\n\n".join([f"# {name.capitalize()}", *parts, f"Made by `{command}`."]) + "\n"
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
     write_json(folder / f"{name}.json", result.model_dump(mode="json"))
-    say(f"bench: written to {folder / name}.md and .json")
+    print0(f"bench: written to {folder / name}.md and .json")
 
 
 def read(path: Path, kind: type[M]) -> M:

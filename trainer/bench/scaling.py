@@ -15,7 +15,7 @@ from trainer.bench.settings import ScalingConfig, StepConfig, doubling
 from trainer.bench.step import Measured, StepArguments, StepPoint
 from trainer.bench.synthetic import write_synthetic
 from trainer.distributed.launch import launch
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 
 class ScalingResult(BaseModel):
@@ -65,7 +65,7 @@ def _launch(config: ScalingConfig, dataset: Path, result: Path, ranks: int, numb
     launch("trainer.bench.step", as_flags(StepArguments(**step, dataset=dataset, result=result)), ranks=ranks)
     measured = read(result, Measured)
     speeds = ", ".join(f"{point.tokens_per_second:,.0f} ({point.scaling})" for point in measured.points)
-    say(f"bench: round {number_of_round + 1}/{config.rounds}, {ranks} ranks: tokens/s {speeds}")
+    print0(f"bench: round {number_of_round + 1}/{config.rounds}, {ranks} ranks: tokens/s {speeds}")
     return measured
 
 

@@ -22,15 +22,14 @@ from server.errors import UserError
 from server.files import write_json
 from trainer.bench.settings import StepConfig
 from trainer.config import TrainConfig
-from trainer.data.batches import Step, TrainingPlan
+from trainer.data.batches import BatchSampler, Step
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import worker
-from trainer.distributed.parallel import exchange as gradient_exchange
-from trainer.distributed.parallel import parallelize
+from trainer.distributed.parallel import gradient_sync, parallelize
 from trainer.distributed.process_group import Process, process_group
 from trainer.model.classifier import build_model, freeze_unused
 from trainer.model.optimizer import Meter, choose_precision, make_optimizer, schedule
-from trainer.model.packing import read_packed, reads_packed
+from trainer.model.packing import enable_packing, is_packed
 from trainer.monitoring.console import Progress
 from trainer.train import train_step, update
 
@@ -113,7 +112,7 @@ def _set_up(arguments: StepArguments, dataset: Dataset, process: Process) -> Tra
         model=arguments.model, batch_size=arguments.batch_size, precision=arguments.precision, seed=arguments.seed
     )
     bare = _build(arguments, dataset, process.device)
-    read_packed(bare)
+    enable_packing(bare)
     freeze_unused(bare)
     precision, _ = choose_precision(config.precision, process.device)
     model = parallelize(bare, config, process)
@@ -139,14 +138,14 @@ def _buckets(model: nn.Module) -> int:
 
 def _measure_one(scaling: Scaling, batch_size: int, trained: Trained, arguments: StepArguments) -> StepPoint:
     process = trained.process
-    plan = TrainingPlan(
+    plan = BatchSampler(
         trained.dataset.train.lengths, batch_size=batch_size, accumulation_steps=1,
-        rank=process.rank, world_size=process.world_size, seed=arguments.seed, packed=reads_packed(trained.bare),
+        rank=process.rank, world_size=process.world_size, seed=arguments.seed, packed=is_packed(trained.bare),
     )  # fmt: skip
     steps = chain.from_iterable(plan.epoch(epoch) for epoch in count())
     warmup, timed = (list(islice(steps, number)) for number in (arguments.warmup_steps, arguments.steps))
     what = f"bench: {process.world_size} ranks, {scaling} scaling"
-    with Progress(what, 2 * (len(warmup) + len(timed)), "steps", shown=process.is_main) as progress:
+    with Progress(what, 2 * (len(warmup) + len(timed)), "steps") as progress:
         for exchange in (True, False):
             _run(warmup, trained, progress, exchange=exchange)
         # In turn, so that what else the machine does falls on both.
@@ -174,7 +173,7 @@ def _run(steps: list[Step], trained: Trained, progress: Progress, *, exchange: b
     clock.wait()
     begin = time.perf_counter()
     for number, step in enumerate(steps):
-        with gradient_exchange(trained.model, last=exchange):
+        with gradient_sync(trained.model, when=exchange):
             train_step(trained.model, step, trained.dataset, trained.process, trained.precision, meter)
         backwards.append(clock.mark())
         if not exchange:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from server.errors import UserError
-from trainer.checkpoint.state import TrainingState
+from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import Snapshot, snapshot, write
 from trainer.config import TrainConfig
 from trainer.distributed.agreement import Agreement
@@ -17,7 +17,7 @@ from trainer.distributed.parallel import whole, whole_optimizer_state
 from trainer.distributed.preemption import Preempted, Preemption
 from trainer.distributed.process_group import Process
 from trainer.model.optimizer import Meter
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 from trainer.monitoring.training_log import TrainingLog
 
 _LONG_SECONDS = 1.0  # a wait that is worth a word
@@ -43,9 +43,7 @@ class Checkpoints:
         self._thread.shutdown()  # what is being written is finished, whatever ended training
         self._preemption.__exit__(kind, *error)
 
-    def after_step(
-        self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter
-    ) -> None:
+    def after_step(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
         """Save if it is time to, and leave after that if a process was sent SIGTERM: all processes at the same step."""
         self._check()
         old = self._process.is_main and time.monotonic() - self._saved_at >= self._config.checkpoint_minutes * 60
@@ -55,7 +53,7 @@ class Checkpoints:
             self.save(state, model, optimizer, meter)
 
     def leave_if_told(
-        self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter, *, save: bool = False
+        self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter, *, save: bool = False
     ) -> bool:  # fmt: skip
         """Save and leave if a process was sent SIGTERM, all at the same call; else whether one wished to save."""
         due, stop = self._agreement.after_step(save=save, stop=self._preemption.requested)
@@ -65,15 +63,15 @@ class Checkpoints:
             self._leave(state)
         return due
 
-    def _leave(self, state: TrainingState) -> None:
+    def _leave(self, state: TrainState) -> None:
         self.wait()
         self._log.event("preemption", step=state.step, samples=state.samples)
         if self._process.is_main:
-            say(f"train: SIGTERM: step {state.step:,} is saved; start again to go on")
+            print0(f"train: SIGTERM: step {state.step:,} is saved; start again to go on")
         self._agreement.barrier()  # whoever leaves first has the others ended, and they wait for the main process to write
         raise Preempted
 
-    def save(self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
+    def save(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
         """Take a snapshot and begin to write it; all processes call this, at the same step."""
         state.meter = meter.shares() if state.parts else []
         self._saved_at = time.monotonic()

@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import nn
 
 from server.errors import UserError
-from trainer.checkpoint.state import TrainingState
+from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import names, put_aside, read_state, remove_unfinished, restore, what_is_wrong
 from trainer.config import NOT_OF_THE_MODEL, TrainConfig
 from trainer.distributed.process_group import Process
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 _WORLD = ("world_size", "batch_size", "accumulation_steps")  # what --allow-changed-world allows to change
 
@@ -26,7 +26,7 @@ def resume(
     config: TrainConfig,
     made_with: dict[str, Any],
     process: Process,
-) -> TrainingState:
+) -> TrainState:
     """Put the newest whole checkpoint into model and optimizer and say where training goes on; without one, it starts.
 
     UserError when it was made with other settings: the same command would have given another model.
@@ -41,10 +41,12 @@ def resume(
     if found[1]:
         raise UserError(found[1])
     if not found[0]:
-        return TrainingState()
+        return TrainState()
     state = restore(Path(found[0]), model, optimizer)
     if process.is_main:
-        say(f"train: going on from {found[0]}: {state.epoch} epochs, {state.step:,} steps, {state.samples:,} rows seen")
+        print0(
+            f"train: going on from {found[0]}: {state.epoch} epochs, {state.step:,} steps, {state.samples:,} rows seen"
+        )
     return state
 
 
@@ -57,7 +59,7 @@ def _find(output: Path, config: TrainConfig, made_with: dict[str, Any]) -> str |
     for name in there:
         if wrong := what_is_wrong(folder / name):
             aside = put_aside(folder / name)
-            say(
+            print0(
                 f"train: warning: {folder / name} is not whole: {wrong}; it is now {aside.name}, the one before is used"
             )
             continue
@@ -77,7 +79,7 @@ def _start_over(output: Path) -> None:
     for name in ("checkpoints", "logs"):
         if (output / name).exists():
             (output / name).rename(aside / name)
-    say(f"train: starting over; the earlier checkpoints and logs are in {aside}")
+    print0(f"train: starting over; the earlier checkpoints and logs are in {aside}")
 
 
 def _compare(checkpoint: Path, made_with: dict[str, Any], *, changed_world: bool) -> None:
@@ -87,7 +89,7 @@ def _compare(checkpoint: Path, made_with: dict[str, Any], *, changed_world: bool
         if now == then or name in NOT_OF_THE_MODEL:
             continue
         if name in _WORLD and changed_world:
-            say(f"train: {name} was {then}, now it is {now}: going on with the rows that this epoch has left")
+            print0(f"train: {name} was {then}, now it is {now}: going on with the rows that this epoch has left")
             continue
         other = "--allow-changed-world to go on with the rows that are left, " if name in _WORLD else ""
         raise UserError(

@@ -6,7 +6,7 @@ from trainer.evaluation.predict import Score
 
 
 @dataclass
-class TrainingState:
+class TrainState:
     epoch: int = 0
     """Epochs finished."""
     step: int = 0
@@ -44,7 +44,7 @@ class TrainingState:
         self.samples += rows
         self.parts[-1][1] += 1
 
-    def finish_epoch(self, found: Score, *, patience: int | None) -> None:
+    def end_epoch(self, found: Score, *, patience: int | None) -> None:
         """One more epoch; the best has the highest accuracy and, of equals, the lowest loss."""
         self.epoch += 1
         self.parts = []

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from server.files import atomic_directory, disk_errors, fsync, recover_directory, write_json
-from trainer.checkpoint.state import TrainingState
+from trainer.checkpoint.state import TrainState
 from trainer.distributed.parallel import put_optimizer_state, put_weights
 
 MANIFEST = "manifest.json"
@@ -39,7 +39,7 @@ class Snapshot:
 
 
 def snapshot(
-    state: TrainingState,
+    state: TrainState,
     weights: dict[str, torch.Tensor],
     optimizer_state: dict[str, Any],
     *,
@@ -116,7 +116,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return saved
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Put a checkpoint's weights and optimizer state into these, and say how far it is."""
     put_weights(model, read_weights(checkpoint))
     saved, state = read_state(checkpoint), dict[int, dict[str, torch.Tensor]]()
@@ -124,7 +124,7 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         number, _, name = key.partition(".")
         state.setdefault(int(number), {})[name] = tensor
     put_optimizer_state(optimizer, {"state": state, "param_groups": saved["param_groups"]})
-    return TrainingState(**saved["state"])
+    return TrainState(**saved["state"])
 
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -67,7 +67,7 @@ class Step:
         return len(self.rows)
 
 
-class TrainingPlan:
+class BatchSampler:
     """The steps of every epoch, for one process of `world_size`.
 
     A step's rows depend on the seed, the epoch and batch_size × world_size × accumulation_steps alone: two processes see
@@ -123,7 +123,7 @@ class TrainingPlan:
         for size in {len(rows) for rows in steps}:
             of_size = [number for number, rows in enumerate(steps) if len(rows) == size]
             lengths = np.stack([self._lengths[steps[number]] for number in of_size])
-            shares.update(zip(of_size, deal_out(lengths, self._passes(size) * self._world_size), strict=True))
+            shares.update(zip(of_size, balance(lengths, self._passes(size) * self._world_size), strict=True))
         return [shares[number] for number in range(len(steps))]
 
     def _own(self, rows: Rows, share: Rows) -> Step:
@@ -135,7 +135,7 @@ class TrainingPlan:
         return -(-rows // self._micro_rows)
 
 
-def deal_out(lengths: npt.NDArray[np.int32], shares: int) -> Rows:
+def balance(lengths: npt.NDArray[np.int32], shares: int) -> Rows:
     """Have texts go to `shares` that compute alike: to which one each of `lengths` [steps, texts] goes, as many to all.
 
     The longest go first, one to each share, and of the next ones the longest to where the fewest tokens are so far.
@@ -156,7 +156,7 @@ def computed_tokens(lengths: npt.NDArray[np.int32], *, packed: bool) -> int:
     return int(lengths.sum()) if packed else len(lengths) * int(lengths.max(initial=0))
 
 
-def own_rows(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, world_size: int) -> list[Rows]:
+def evaluation_shares(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: int, world_size: int) -> list[Rows]:
     """Every row of a split once over all processes, none twice, in batches of like length; the share of one process.
 
     All have the same number of batches, the last perhaps empty: a sharded model computes on all processes or on none.

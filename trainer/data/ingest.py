@@ -18,7 +18,7 @@ from trainer.data.dataset import CHUNK, SPLITS, UNUSED, RaggedWriter, read_texts
 from trainer.data.sources import Data, Source
 from trainer.data.tables import Row
 from trainer.data.tokenizer import use_all_cores
-from trainer.monitoring.console import Progress, say
+from trainer.monitoring.console import Progress, print0
 
 Int32s = npt.NDArray[np.int32]
 _Classified = tuple[bytes, int, int]  # text as UTF-8, class number, line
@@ -44,7 +44,7 @@ class BadRows:
     def report(self) -> None:
         if self.counts:
             listed = ", ".join(f"{reason} {count:,}" for reason, count in self.counts.most_common())
-            say(
+            print0(
                 f"preprocess: skipped {self.counts.total():,} bad rows ({listed}); bad_rows.jsonl in the dataset folder lists them"
             )
 

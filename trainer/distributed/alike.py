@@ -18,7 +18,7 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
-def check_alike(config: TrainConfig, dataset: Dataset) -> None:
+def check_ranks_agree(config: TrainConfig, dataset: Dataset) -> None:
     """UserError that says which rank has what, where they differ in versions, settings or data."""
     own = {**environment(), **config.model_dump(mode="json"), "dataset": dataset.fingerprint}
     found: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]

@@ -20,7 +20,7 @@ from server.errors import UserError
 from server.hardware import available_cpus
 from trainer.distributed.preemption import PREEMPTED
 from trainer.distributed.watchdog import HUNG
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 
 _THREADS = "OMP_NUM_THREADS"  # threads of one process, which torch reads when it starts
 
@@ -31,7 +31,7 @@ def default_ranks() -> int:
 
 
 def launch(
-    module: str, args: Sequence[str], *, ranks: int, max_restarts: int = 0, restarting: Callable[[str], None] = say
+    module: str, args: Sequence[str], *, ranks: int, max_restarts: int = 0, restarting: Callable[[str], None] = print0
 ) -> None:
     """Run `python -m module args` as `ranks` processes, the CPUs shared out among them.
 

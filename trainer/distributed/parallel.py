@@ -79,14 +79,14 @@ def _mesh(config: TrainConfig, process: Process) -> DeviceMesh:
 
 
 @contextmanager
-def exchange(model: nn.Module, *, last: bool) -> Iterator[None]:
-    """Around forward and backward: processes exchange gradients in the last pass of an optimizer step alone."""
-    if isinstance(model, DistributedDataParallel) and not last:
+def gradient_sync(model: nn.Module, *, when: bool) -> Iterator[None]:
+    """Lets processes exchange gradients in the backward passes of the block, or keeps them apart."""
+    if isinstance(model, DistributedDataParallel) and not when:
         with model.no_sync():
             yield
         return
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+        model.set_requires_gradient_sync(when)
     yield
 
 

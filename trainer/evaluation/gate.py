@@ -8,7 +8,7 @@ from server.errors import UserError
 from trainer.config import GateConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import score
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 from trainer.onnx_model import OnnxModel
 
 
@@ -35,7 +35,7 @@ def gate(config: GateConfig, metrics: dict[str, Any], dataset: Dataset, *, serve
             )
         compared["served_accuracy"] = served_accuracy
     against = "no model is served yet" if served_accuracy is None else f"the model now served has {served_accuracy:.4f}"
-    say(f"gate: passed: accuracy {accuracy:.4f}, at least {config.min_accuracy} is asked; {against}")
+    print0(f"gate: passed: accuracy {accuracy:.4f}, at least {config.min_accuracy} is asked; {against}")
     return compared
 
 
@@ -45,12 +45,12 @@ def _served_accuracy(served: Path, dataset: Dataset) -> float | None:
         return None
     facts = json.loads(served.read_text(encoding="utf-8"))
     if sorted(facts["labels"]) != sorted(dataset.classes):
-        say(f"gate: not compared with the model now served ({facts['model']}): it has other classes")
+        print0(f"gate: not compared with the model now served ({facts['model']}): it has other classes")
         return None
     if facts["test_digest"] == dataset.info["test_digest"]:
         return float(facts["accuracy"])
     if not Path(facts["model"]).is_dir():
-        say(
+        print0(
             f"gate: not compared with the model now served: {facts['model']} is gone, and it was measured on other test rows"
         )
         return None

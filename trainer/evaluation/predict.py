@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from trainer.data.batches import collate, own_rows
+from trainer.data.batches import collate, evaluation_shares
 from trainer.data.dataset import Dataset, Split
 from trainer.distributed.process_group import Process
 from trainer.monitoring.console import Progress
@@ -40,13 +40,13 @@ def predict(
     Each row is computed by exactly one process, whatever their number, which is asserted: a sampler that evens
     out the shares would count some rows twice (pytorch#25162).
     """
-    shares = own_rows(split.lengths, batch_size=_BATCH_ROWS, rank=process.rank, world_size=process.world_size)
+    shares = evaluation_shares(split.lengths, batch_size=_BATCH_ROWS, rank=process.rank, world_size=process.world_size)
     was_training = model.training
     model.eval()
     found = torch.zeros(
         len(split), len(model.config.id2label or ()) + 1, device=process.device
     )  # the last column counts
-    with Progress(what, len(split), "rows", shown=process.is_main) as progress:
+    with Progress(what, len(split), "rows") as progress:
         for rows in shares:
             batch = collate(split, rows, pad_token_id=pad_token_id).to(process.device)
             logits = model(**batch.inputs).logits

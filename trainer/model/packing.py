@@ -56,7 +56,7 @@ class Texts:
         return replace(self, positions=move(self.positions), firsts=move(self.firsts))
 
 
-def read_packed(model: PreTrainedModel) -> bool:
+def enable_packing(model: PreTrainedModel) -> bool:
     """Let a model in training read packed batches too: `input_ids` [1, tokens], `position_ids` and `texts`.
 
     Parameters keep their names and dropout its place. The architecture has to be exactly one of these two: relatives classify
@@ -74,8 +74,8 @@ def read_packed(model: PreTrainedModel) -> bool:
     return True
 
 
-def reads_packed(model: PreTrainedModel) -> bool:
-    """Whether `read_packed` has changed it."""
+def is_packed(model: PreTrainedModel) -> bool:
+    """Whether `enable_packing` has changed it."""
     return bool(model.config._attn_implementation == _NAME)  # noqa: SLF001 - has no public name
 
 

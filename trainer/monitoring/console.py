@@ -18,14 +18,22 @@ _LINE_SECONDS = 5.0
 _COLUMNS = 80
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def is_rank0() -> bool:
+    """Returns True in the first process of a group, and in a process that belongs to none."""
+    return os.environ.get("RANK", "0") == "0"  # as torchrun sets it
+
+
+def print0(text: str) -> None:
+    """Prints a line at once; silent on all ranks but the first."""
+    if is_rank0():
+        print(text, flush=True)
 
 
 class Progress:
-    """Counts `total` units of work and shows how far it is, how fast it goes and when it ends."""
+    """Counts `total` units of work and shows progress, rate and ETA; silent on all ranks but the first."""
 
     def __init__(self, what: str, total: int | None, unit: str, *, start: int = 0, shown: bool = True) -> None:
+        shown = shown and is_rank0()
         self._what, self._total, self._unit, self._done, self._start = what, total, unit, start, start
         self._facts: dict[str, Any] = {}
         self._shown = shown
@@ -56,7 +64,7 @@ class Progress:
             self._bar.update(count)
         elif self._shown and time.monotonic() - self._spoken >= _LINE_SECONDS:
             self._spoken = time.monotonic()
-            say(self._line())
+            print0(self._line())
 
     def _line(self) -> str:
         rate = (self._done - self._start) / (time.monotonic() - self._started)
@@ -78,7 +86,7 @@ def _terminal() -> TextIO | None:
     try:
         return Path(device).open("w", encoding="utf-8") if device else None
     except OSError as error:
-        say(f"no progress bars: {TERMINAL_VARIABLE}={device} cannot be opened: {error.strerror}")
+        print0(f"no progress bars: {TERMINAL_VARIABLE}={device} cannot be opened: {error.strerror}")
         return None
 
 

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from server.errors import UserError
 from trainer.distributed.alike import environment
 from trainer.distributed.preemption import Preempted
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 from trainer.monitoring.tracking_state import TrackingState, redacted
 from trainer.monitoring.training_log import append_event
 
@@ -105,7 +105,7 @@ class Tracking:
             _kill(self._sender)
             self._sender = None
             raise UserError(f"MLFLOW_TRACKING_URI={redacted(uri)}: {answer['error']}; mend the variable, or unset it")
-        say(f"{self._step}: {answer['ready']}")
+        print0(f"{self._step}: {answer['ready']}")
 
     def _end(self, sender: subprocess.Popen[str], order: str, *, whole: bool) -> str:
         """Have all sent that is left; returns why it was not."""
@@ -115,7 +115,7 @@ class Tracking:
                 said, _ = sender.communicate(order, timeout=min(_LONG_SECONDS, seconds))
             except subprocess.TimeoutExpired:
                 if whole:
-                    say(f"{self._step}: sending what is left to MLflow")
+                    print0(f"{self._step}: sending what is left to MLflow")
                 said, _ = sender.communicate(timeout=max(0.0, seconds - _LONG_SECONDS))
         except subprocess.TimeoutExpired:
             return f"it took longer than {seconds:g} s"
@@ -129,7 +129,7 @@ class Tracking:
         state = TrackingState.of(self._output)
         facts = {"unsent_lines": state.unsent(), "model_sent": state.model, "why": why}
         append_event(self._output / "logs", "tracking", **facts)
-        say(
+        print0(
             f"{self._step}: warning: MLflow lacks {facts['unsent_lines']:,} lines of {self._output / 'logs' / 'train.jsonl'}"
             f"{'' if state.model else ' and the model'}: {why}; the next start, or evaluate, sends them"
         )

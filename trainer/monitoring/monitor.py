@@ -10,11 +10,11 @@ import torch
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 
 from server.errors import UserError
-from trainer.checkpoint.state import TrainingState
+from trainer.checkpoint.state import TrainState
 from trainer.data.batches import Rows, Step
 from trainer.data.dataset import Split
 from trainer.distributed.process_group import Process
-from trainer.monitoring.console import say
+from trainer.monitoring.console import print0
 from trainer.monitoring.training_log import TrainingLog
 
 PHASES = ("load", "forward", "backward", "optimizer", "log", "save")
@@ -29,7 +29,7 @@ class Guard:
     After clipping, each process has the same gradient norm, so all skip the same steps without a word between them.
     """
 
-    def __init__(self, state: TrainingState, log: TrainingLog, split: Split, *, most: int, is_main: bool) -> None:
+    def __init__(self, state: TrainState, log: TrainingLog, split: Split, *, most: int, is_main: bool) -> None:
         self._state, self._log, self._split, self._most, self._is_main = state, log, split, most, is_main
         self._unread: list[tuple[int, Rows, torch.Tensor]] = []
         self._in_a_row = 0
@@ -55,7 +55,7 @@ class Guard:
         numbers = sorted(rows.tolist())
         self._log.event("skipped", step=step, norm=str(norm), in_a_row=self._in_a_row, rows=numbers)
         if self._is_main:
-            say(
+            print0(
                 f"train: warning: step {step:,} is skipped: its gradient norm is {norm}; {self._state.skipped:,} skipped so far"
             )
         if self._in_a_row >= self._most:
@@ -73,7 +73,7 @@ class Guard:
         if found > _TIMES * usual:
             self._log.event("spike", step=self._state.step, loss=found, median=usual)
             if self._is_main:
-                say(
+                print0(
                     f"train: warning: step {self._state.step:,}: the loss is {found:.4f}, of the last {len(self._losses)} the median is {usual:.4f}"
                 )
         if math.isfinite(found):
@@ -97,6 +97,6 @@ def profiler(steps: int, process: Process, *, folder: Path) -> "profile | nullco
         whole = spent["ProfilerStep*"]
         if process.is_main:
             shares = ", ".join(f"{name} {spent[name] / whole:.1%}" for name in PHASES)
-            say(f"train: {steps} steps of {whole / steps:,.1f} ms of the host: {shares}; the traces are in {folder}")
+            print0(f"train: {steps} steps of {whole / steps:,.1f} ms of the host: {shares}; the traces are in {folder}")
 
     return profile(schedule=schedule(wait=0, warmup=_FIRST_STEPS, active=steps, repeat=1), on_trace_ready=report)

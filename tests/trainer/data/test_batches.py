@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.data.batches import TrainingPlan, collate, computed_tokens, own_rows
+from trainer.data.batches import BatchSampler, collate, computed_tokens, evaluation_shares
 from trainer.data.dataset import Dataset
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=1003).astype(np.int32)
@@ -17,8 +17,8 @@ def plan(
     accumulation_steps: int = 1,
     seed: int = 0,
     packed: bool = False,
-) -> TrainingPlan:
-    return TrainingPlan(
+) -> BatchSampler:
+    return BatchSampler(
         LENGTHS,
         batch_size=batch_size,
         accumulation_steps=accumulation_steps,
@@ -29,7 +29,7 @@ def plan(
     )
 
 
-def rows_of_steps(made: TrainingPlan, epoch: int = 0) -> list[list[int]]:
+def rows_of_steps(made: BatchSampler, epoch: int = 0) -> list[list[int]]:
     return [[int(row) for micro in step.micro_batches for row in micro] for step in made.epoch(epoch)]
 
 
@@ -72,7 +72,7 @@ def test_processes_together_see_at_each_step_what_one_would_see(
 def test_every_process_takes_part_in_every_forward_pass_even_with_no_row_left() -> None:
     lengths = LENGTHS[:33]  # 32 and 1 over: of four processes three have none in the last step
     plans = [
-        TrainingPlan(lengths, batch_size=8, accumulation_steps=1, rank=rank, world_size=4, seed=0, packed=True)
+        BatchSampler(lengths, batch_size=8, accumulation_steps=1, rank=rank, world_size=4, seed=0, packed=True)
         for rank in range(4)
     ]
     shapes = [[len(step.micro_batches) for step in made.epoch(0)] for made in plans]
@@ -113,7 +113,9 @@ def test_processes_have_rows_of_like_length_at_the_same_step_where_they_are_padd
 
 def test_evaluation_shares_hold_every_row_exactly_once() -> None:
     for world_size in (1, 2, 3, 7):
-        shares = [own_rows(LENGTHS, batch_size=64, rank=rank, world_size=world_size) for rank in range(world_size)]
+        shares = [
+            evaluation_shares(LENGTHS, batch_size=64, rank=rank, world_size=world_size) for rank in range(world_size)
+        ]
         assert sorted(int(row) for share in shares for batch in share for row in batch) == list(range(len(LENGTHS)))
 
 

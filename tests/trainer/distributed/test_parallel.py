@@ -14,7 +14,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from server.errors import UserError
 from tests.support.ranks import in_ranks
 from trainer.config import TrainConfig
-from trainer.data.batches import Step, TrainingPlan
+from trainer.data.batches import BatchSampler, Step
 from trainer.data.dataset import Dataset
 from trainer.distributed import parallel
 from trainer.distributed.parallel import (
@@ -103,7 +103,7 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
     """Two steps, saved, two more; a fresh model with what was saved takes the same two more, and they end equal."""
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
-        plan = TrainingPlan(
+        plan = BatchSampler(
             dataset.train.lengths, batch_size=8, accumulation_steps=1, rank=process.rank, world_size=process.world_size, seed=0, packed=False
         )  # fmt: skip
         steps = list(plan.epoch(0))[:4]

@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process
 from trainer.model import packing
-from trainer.model.packing import Texts, attend_padded, read_packed, reads_packed
+from trainer.model.packing import Texts, attend_padded, enable_packing, is_packed
 from trainer.train import train
 
 Build = Callable[[], PreTrainedModel]
@@ -52,9 +52,9 @@ def test_packed_and_padded_texts_have_the_loss_and_gradients_of_the_plain_model(
         monkeypatch.setattr(packing, "_attend", attend_padded)
     plain = lively(build)  # without dropout, as its draws differ with the shape
     changed = copy.deepcopy(plain)
-    assert not reads_packed(changed)
-    assert read_packed(changed)
-    assert reads_packed(changed)
+    assert not is_packed(changed)
+    assert enable_packing(changed)
+    assert is_packed(changed)
     expected_loss, expected = learned(plain, padded_batch(lengths), len(lengths))
     for batch in (packed_batch(lengths), padded_batch(lengths)):
         loss, found = learned(changed, batch, len(lengths))
@@ -67,7 +67,7 @@ def test_packed_and_padded_texts_have_the_loss_and_gradients_of_the_plain_model(
 @pytest.mark.parametrize("build", [distilbert, bert])
 def test_a_text_does_not_see_its_neighbours(build: Build) -> None:
     model = lively(build)
-    assert read_packed(model)
+    assert enable_packing(model)
     batch = packed_batch((9, 30, 4))
     before = model(**batch).logits
     batch["input_ids"][:, 9:39] = batch["input_ids"][:, 9:39].flip(1)  # the text in the middle
@@ -79,7 +79,7 @@ def test_a_text_does_not_see_its_neighbours(build: Build) -> None:
 @pytest.mark.parametrize("build", [distilbert, bert])
 def test_each_dropout_of_a_layer_drops_at_random_in_packed_texts(build: Build) -> None:
     model = lively(build).train()
-    assert read_packed(model)
+    assert enable_packing(model)
     layers = model.distilbert.transformer.layer if build is distilbert else model.bert.encoder.layer
     hidden, texts = torch.randn(1, 12, 32), Texts.of((7, 5))
     for layer in (layers[0], layers[-1]):
@@ -97,11 +97,11 @@ def test_each_dropout_of_a_layer_drops_at_random_in_packed_texts(build: Build) -
 def test_what_is_saved_is_a_plain_model(build: Build, tmp_path: Path) -> None:
     model = lively(build)
     expected = model(**padded_batch((5, 9))).logits
-    assert read_packed(model)
+    assert enable_packing(model)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert type(loaded) is type(model)
-    assert not reads_packed(loaded)
+    assert not is_packed(loaded)
     assert "packed" not in (tmp_path / "config.json").read_text(encoding="utf-8")
     torch.testing.assert_close(loaded(**padded_batch((5, 9))).logits, expected)
 
@@ -110,8 +110,8 @@ def test_another_architecture_is_left_as_it_is() -> None:
     roberta = RobertaForSequenceClassification(
         RobertaConfig(**SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
     )
-    assert not read_packed(roberta)
-    assert not reads_packed(roberta)
+    assert not enable_packing(roberta)
+    assert not is_packed(roberta)
     assert "forward" not in vars(roberta.roberta.encoder.layer[-1])
 
 

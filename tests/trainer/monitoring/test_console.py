@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from trainer.monitoring import console as progress
-from trainer.monitoring.console import Progress
+from trainer.monitoring.console import Progress, print0
 
 
 @pytest.fixture
@@ -39,8 +39,12 @@ def test_a_count_never_passes_its_total(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.usefixtures("ticking")
-def test_a_process_that_is_not_to_speak_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("work", 100, "rows", shown=False) as bar:
+def test_all_ranks_but_the_first_are_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    print0("work: done")
+    with Progress("work", 100, "rows") as bar:
         for _ in range(100):
             bar.advance()
     assert capsys.readouterr() == ("", "")
