@@ -1,38 +1,88 @@
-"""The command `distrinews`: which commands there are; each imports what it needs when it is called."""
+"""The command `distrinews`: a table of commands, each of which imports what it needs when it is called."""
 
-import importlib
 import sys
-from importlib.metadata import version
-
-_COMMANDS = {
-    "run": ("pipelines.run", "the whole pipeline on this machine, from labelled texts to a served classifier"),
-    "status": ("pipelines.status", "how far a run's training is, and what happened to it"),
-    "serve": ("server.main", "a model over HTTP"),
-    "job": ("pipelines.job.commands", "one training job on a cluster: lint, and more"),
-    "predict": ("pipelines.predict.command", "many texts at once, by a model folder or a server"),
-    "bench": ("pipelines.bench", "how training scales: measured, and projected to more processes"),
-    "key": ("server.http.api_keys", "a new key, for whoever may call the server"),
-    "submit": ("pipelines.kubeflow.submit", "the whole pipeline on a cluster, through Kubeflow Pipelines"),
-    "compile": ("pipelines.kubeflow.compile", "the pipeline as the file that one uploads in the Kubeflow UI"),
-}
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple, NoReturn
 
 
-def main() -> None:
-    command, args = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if command in _COMMANDS:
-        importlib.import_module(_COMMANDS[command][0]).main(args)
-    elif command in ("-h", "--help"):
-        print(_help())
-    elif command == "--version":
-        print(f"distrinews {version('distrinews')}")
-    else:
-        print(
-            f"distrinews: error: no command is called {command!r}; the commands are {', '.join(_COMMANDS)}",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
+class Entry(NamedTuple):
+    target: "str | dict[str, Entry]"
+    """The command's class, as module:Class, or the commands below this one."""
+
+    meaning: str
+    extra: str = ""
+    """The optional dependencies without which the command cannot work, as pip names them."""
 
 
-def _help() -> str:
-    commands = "\n".join(f"  {name:10}{text}" for name, (_, text) in _COMMANDS.items())
-    return f"usage: distrinews COMMAND [options]\n\ncommands:\n{commands}\n\ndistrinews COMMAND --help tells the options of each."
+COMMANDS = {
+    "run": Entry("pipelines.run:main", "run the whole pipeline on this machine, from labelled texts to a served model", "trainer,server,pipelines"),
+    "status": Entry("pipelines.status:Status", "show how far a run's training is, and what happened to it", "trainer"),
+    "serve": Entry("server.main:main", "serve a model over HTTP", "server"),
+    "fetch": Entry("server.fetch:Fetch", "copy a model from a bucket, a hub or a URL to where a server reads it", "server"),
+    "predict": Entry("pipelines.predict.command:main", "classify many texts by a model folder or a server", "server"),
+    "key": Entry("server.http.api_keys:main", "make an API key for a caller of the server"),
+    "job": Entry("pipelines.job.commands:main", "handle one training job on a cluster", "pipelines"),
+    "submit": Entry("pipelines.kubeflow.submit:main", "run the whole pipeline on a cluster, through Kubeflow Pipelines", "pipelines"),
+    "compile": Entry("pipelines.kubeflow.compile:main", "write the pipeline to a file that the Kubeflow UI uploads", "pipelines"),
+    "bench": Entry({
+        "scaling": Entry("trainer.bench.settings:ScalingConfig", "measure speed-up and efficiency of training with 1 to N processes", "trainer"),
+        "collectives": Entry("trainer.bench.settings:CollectivesConfig", "measure latency and bandwidth of collective operations", "trainer"),
+        "project": Entry("trainer.bench.settings:ProjectConfig", "project step time and efficiency to more processes than there are", "trainer"),
+    }, "measure how training scales, and project it"),
+}  # fmt: skip
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command that the first words name; ends with status 2 when there is none."""
+    words = list(sys.argv[1:] if words is None else words)
+    entry, prog = Entry(COMMANDS, "take a text classifier from a CSV file to a service"), "distrinews"
+    if words == ["--version"]:
+        from importlib.metadata import version  # 30 ms, which --help need not wait for
+
+        print(f"{prog} {version(prog)}")
+        return
+    while isinstance(entry.target, dict):
+        word = words.pop(0) if words else "--help"
+        if word in ("-h", "--help"):
+            print(_listing(prog, entry.meaning, entry.target))
+            return
+        if word not in entry.target:
+            _unknown(prog, word, entry.target)
+        entry, prog = entry.target[word], f"{prog} {word}"
+    try:
+        _run(entry.target, words, prog)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("server", "trainer", "pipelines"):
+            raise
+        _fail(f"{prog}: error: the package {error.name} is not installed: pip install 'distrinews[{entry.extra}]'", 1)
+
+
+def _run(target: str, words: list[str], prog: str) -> None:
+    module, _, name = target.partition(":")
+    command = getattr(import_module(module), name)
+    if name == "main":
+        command(words)
+        return
+    from server.cli import run_command  # a fifth of a second, which a listing need not wait for
+
+    run_command(command, words, prog=prog)
+
+
+def _listing(prog: str, meaning: str, commands: dict[str, Entry]) -> str:
+    lines = "\n".join(f"  {word:13}{entry.meaning}" for word, entry in commands.items())
+    head = f"usage: {prog} COMMAND [options]\n\n{meaning[0].upper()}{meaning[1:]}."
+    return f"{head}\n\ncommands:\n{lines}\n\n{prog} COMMAND --help lists the options of each."
+
+
+def _unknown(prog: str, word: str, known: dict[str, Entry]) -> NoReturn:
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(known)}"
+    _fail(f"{prog}: error: no command is called {word!r}; {hint}", 2)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    raise SystemExit(status)

@@ -1,44 +1,47 @@
-"""distrinews status: how far a run's training is, how fast it goes, and what happened to it; it reads files alone."""
+"""The command `distrinews status`: it reads the training log alone, so it needs no PyTorch and disturbs no run."""
 
-import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server.cli import fail
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from server.cli import Command
 from server.errors import UserError
 from trainer.monitoring.training_log import read_log
 
 _EVENTS_SHOWN = 12
 _SILENT_SECONDS = 120  # a run that trains has a line more often than this
+_FACTS = {"why", "norm", "in_a_row", "loss", "median", "world_size", "best_epoch", "samples", "unsent_lines"}
 
 
-def main(args: Sequence[str]) -> None:
-    made = argparse.ArgumentParser(
-        prog="distrinews status", description="How far a run's training is, and what happened to it."
-    )
-    made.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
-    made.add_argument("--json", action="store_true", help="the same as one JSON object")
-    given = made.parse_args(args)
-    try:
-        found = status(given.run, now=time.time())
-    except UserError as error:
-        fail("distrinews status", error)
-    print(json.dumps(found, ensure_ascii=False) if given.json else "\n".join(describe(found, now=time.time())))
+class Status(Command):
+    """Show how far a run's training is, how fast it trains, and its events."""
+
+    folder: CliPositionalArg[Path]
+    """The run's folder, such as runs/NAME."""
+
+    as_json: bool = Field(default=False, alias="json")
+    """Print one JSON object instead of lines."""
+
+    def run(self) -> None:
+        now = time.time()
+        found = read_status(self.folder, now=now)
+        print(json.dumps(found, ensure_ascii=False) if self.as_json else "\n".join(format_status(found, now=now)))
 
 
-def status(run: Path, *, now: float) -> dict[str, Any]:
-    """What the training log of a run says of it."""
+def read_status(run: Path, *, now: float) -> dict[str, Any]:
+    """Summarizes the training log of a run."""
     lines = read_log(run / "logs")
     starts = [line for line in lines if line["kind"] == "start"]
     if not starts:
-        raise UserError(f"{run}: training has not begun there: it has no logs/train.jsonl that tells of a start")
+        raise UserError(f"{run}: training has not begun there: it has no logs/train.jsonl with a start")
     trained = [line for line in lines if line["kind"] == "train"]
     last, total = (trained or starts)[-1], starts[-1]["total_samples"]
     speed = last.get("samples_per_second")
-    state = _state([line for line in lines if line["kind"] != "tracking"][-1], now)  # which may be said after the end
+    state = _state([line for line in lines if line["kind"] != "tracking"][-1], now)  # which may come after the end
     return {
         "run": str(run), "state": state, "step": last["step"], "samples": last["samples"], "total_samples": total,
         "epoch": sum(line["kind"] == "validation" for line in lines), "epochs": starts[-1]["epochs"],
@@ -61,8 +64,8 @@ def _state(last: dict[str, Any], now: float) -> str:
     return "running" if now - last["time"] < _SILENT_SECONDS else "silent"
 
 
-def describe(found: dict[str, Any], *, now: float) -> list[str]:
-    """The same in lines to read."""
+def format_status(found: dict[str, Any], *, now: float) -> list[str]:
+    """Formats a status as lines to read."""
     share = found["samples"] / found["total_samples"]
     lines = [
         f"{found['run']}: {found['state']}, last line {_ago(now - found['last_line'])}",
@@ -87,8 +90,7 @@ def describe(found: dict[str, Any], *, now: float) -> list[str]:
 
 
 def _event(event: dict[str, Any]) -> str:
-    told = {"why", "norm", "in_a_row", "loss", "median", "world_size", "best_epoch", "samples", "unsent_lines"}
-    facts = ", ".join(f"{name} {value}" for name, value in event.items() if name in told)
+    facts = ", ".join(f"{name} {value}" for name, value in event.items() if name in _FACTS)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
     return f"  {when}  step {event['step']:,}: {event['kind']}" + (f" ({facts})" if facts else "")
 

@@ -168,7 +168,8 @@ def describe(field: FieldInfo) -> str:
     ]
     facts = [" and ".join(bounds)] if bounds else []
     if not field.is_required() and not field.default_factory and field.default not in (None, (), ""):
-        facts.append(f"default {field.default}")
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        facts.append(f"default {default}")
     return f"{field.description}" + (f" ({'; '.join(facts)})" if facts else "")
 
 

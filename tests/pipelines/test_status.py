@@ -1,4 +1,4 @@
-"""distrinews status: what is known of a run from its files, without PyTorch."""
+"""The command `distrinews status`, which reads a run's files without PyTorch."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.status import describe, status
+from pipelines.status import format_status, read_status
 from server.errors import UserError
 from tests.conftest import distrinews
 from tests.trainer.checkpoint.test_resume import QUICK, stopped_at
@@ -17,20 +17,20 @@ from trainer.monitoring.training_log import append_event, read_log
 from trainer.train import train
 
 
-def test_a_run_tells_progress_eta_speed_checkpoint_and_events_while_it_runs_and_after(
+def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
     stopped_at(10, QUICK, dataset, tmp_path, process)
     now = read_log(tmp_path / "logs")[-1]["time"]
-    running = status(tmp_path, now=now)
+    running = read_status(tmp_path, now=now)
     assert (running["state"], running["step"], running["samples"]) == ("running", 9, 9 * 32)
     assert running["eta_seconds"] == pytest.approx((648 - 288) / running["samples_per_second"])
-    assert status(tmp_path, now=now + 600)["state"] == "silent"
+    assert read_status(tmp_path, now=now + 600)["state"] == "silent"
     append_event(tmp_path / "logs", "restart", why="process 1 was ended by SIGKILL")
     train(QUICK, dataset, tmp_path, process)
-    ended = status(tmp_path, now=now)
+    ended = read_status(tmp_path, now=now)
     assert (ended["state"], ended["samples"], ended["epoch"], ended["starts"]) == ("ended", 648, 2, 2)
-    said = "\n".join(describe(ended, now=now))
+    said = "\n".join(format_status(ended, now=now))
     for words in (
         "648 of 648 rows (100%), 2 of 2 epochs done",
         "samples/s",
@@ -44,9 +44,9 @@ def test_a_run_tells_progress_eta_speed_checkpoint_and_events_while_it_runs_and_
     assert json.loads(done.stdout)["samples"] == 648
 
 
-def test_where_nothing_was_trained_status_says_so(tmp_path: Path) -> None:
+def test_a_folder_where_training_has_not_begun_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training has not begun there"):
-        status(tmp_path, now=0)
+        read_status(tmp_path, now=0)
 
 
 def test_status_imports_no_torch() -> None:

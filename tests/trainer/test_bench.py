@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import bench
+from pipelines import cli
 from server.cli import build
 from server.errors import UserError
 from trainer.bench.collectives import OPERATIONS, Collectives, bus_factor
@@ -29,8 +29,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what both commands measured of two processes."""
     folder = tmp_path_factory.mktemp("bench")
     quick = ["--ranks", "1..2", "--steps", "2", "--warmup-steps", "2", "--rounds", "1", "--batch-size", "4"]
-    bench.main(["scaling", *quick, "--output", str(folder)])
-    bench.main(["collectives", "--ranks", "2", "--max-bytes", "1MB", "--repetitions", "3", "--output", str(folder)])
+    cli.main(["bench", "scaling", *quick, "--output", str(folder)])
+    cli.main(
+        ["bench", "collectives", "--ranks", "2", "--max-bytes", "1MB", "--repetitions", "3", "--output", str(folder)]
+    )
     return folder
 
 
@@ -71,7 +73,7 @@ def test_project_tells_its_error_on_the_measured_points(
 ) -> None:
     (tmp_path / "network.json").write_text(collectives(2).model_dump_json(), encoding="utf-8")
     given = ["--from", str(measured / "scaling.json"), "--collectives", str(tmp_path / "network.json")]
-    bench.main(["project", *given, "--world", "1..16", "--output", str(tmp_path)])
+    cli.main(["bench", "project", *given, "--world", "1..16", "--output", str(tmp_path)])
     assert "Error on the measured points" in capsys.readouterr().out
     found = json.loads((tmp_path / "project.json").read_text(encoding="utf-8"))
     assert [one["ranks"] for one in found["projected"]] == [1, 2, 4, 8, 16]
@@ -200,7 +202,7 @@ def test_ranges_double_and_sizes_have_units() -> None:
 )  # fmt: skip
 def test_a_wrong_setting_is_told_in_a_line(command: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        bench.main(command)
+        cli.main(["bench", *command])
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert said in error
@@ -217,9 +219,9 @@ def test_a_file_that_is_missing_or_another_is_named(measured: Path, tmp_path: Pa
 def test_help_comes_at_once_and_without_anything_heavy() -> None:
     code = (
         "import sys, time; started = time.perf_counter()\n"
-        "from pipelines import bench\n"
+        "from pipelines import cli\n"
         "for command in ([], ['scaling'], ['collectives'], ['project']):\n"
-        "    try: bench.main([*command, '--help'])\n"
+        "    try: cli.main(['bench', *command, '--help'])\n"
         "    except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'kfp', 'numpy', 'scipy'} & set(sys.modules)\n"
         "print(time.perf_counter() - started, sorted(heavy))"
@@ -228,7 +230,7 @@ def test_help_comes_at_once_and_without_anything_heavy() -> None:
     seconds, heavy = said.strip().splitlines()[-1].split(" ", 1)
     assert heavy == "[]"
     assert float(seconds) < 1
-    assert "--from FILE" in said
+    assert "--from FROM" in said
 
 
 def test_random_rows_have_the_vocabulary_and_tokenizer_of_a_folder(dataset: Dataset, tmp_path: Path) -> None:

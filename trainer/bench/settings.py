@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
 
-from server.cli import Settings
+from server.cli import Command, Settings
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "KB": 2**10, "M": 2**20, "MB": 2**20, "G": 2**30, "GB": 2**30}
 
@@ -39,24 +40,28 @@ def _bytes(value: object) -> object:
     return int(found[1]) * _UNITS[found[2]]
 
 
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_counts)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], NoDecode, BeforeValidator(_counts)]
 """Numbers of processes, written `1..8` or `1,2,3` on a command line."""
 
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 
 
-class BenchSettings(Settings):
+class BenchSettings(Command):
+    """Settings of every bench command."""
+
     output: Path = Path("runs/bench")
-    """Folder for what was measured: JSON to go on with, Markdown and SVG to read."""
+    """Folder for the results: JSON to continue with, Markdown and SVG to read."""
 
 
 class GroupSettings(Settings):
+    """Settings of the process group."""
+
     timeout_minutes: float = Field(default=10, gt=0)
     """Minutes after which a process that waits for another gives up."""
 
 
 class StepConfig(GroupSettings):
-    """What a process that is measured has to know of the step."""
+    """Settings of the step that is measured."""
 
     model: str = "tiny"
     """Encoder to train: a folder, a Hugging Face id, `tiny`, or `distilbert`: of DistilBERT's size (66 M parameters) with random weights."""
@@ -81,7 +86,9 @@ class StepConfig(GroupSettings):
 
 
 class ScalingConfig(StepConfig, BenchSettings):
-    ranks: Counts | None = None
+    """Measure speed-up and efficiency of training with 1 to N processes."""
+
+    ranks: Annotated[Counts | None, NoDecode] = None
     """Numbers of processes: 1..8 doubles, 1,2,3 is a list; 1 is among them. By default 1 to one a GPU, or two on a CPU."""
 
     dataset: Path | None = None
@@ -102,8 +109,15 @@ class ScalingConfig(StepConfig, BenchSettings):
             raise ValueError("ranks has to begin with 1, which the others are compared with")
         return self
 
+    def run(self) -> None:
+        from trainer.bench.scaling import bench_scaling
+
+        bench_scaling(self)
+
 
 class CollectivesConfig(GroupSettings, BenchSettings):
+    """Measure latency and bandwidth of the collective operations that processes exchange data with."""
+
     ranks: int | None = Field(default=None, ge=2, le=64)
     """Processes that exchange data. By default one for each GPU, or two on a CPU."""
 
@@ -125,12 +139,19 @@ class CollectivesConfig(GroupSettings, BenchSettings):
             )
         return self
 
+    def run(self) -> None:
+        from trainer.bench.collectives import bench_collectives
+
+        bench_collectives(self)
+
 
 class ProjectConfig(BenchSettings):
+    """Project step time and efficiency to more processes than there are here."""
+
     world: Counts = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     """Numbers of processes to project: 1..1024 doubles, 1,24,100 is a list."""
 
-    measured: Path | None = None
+    measured: Path | None = Field(default=None, alias="from")
     """scaling.json to project from. By default scaling and collectives are measured first, with their defaults."""
 
     collectives: Path | None = None
@@ -144,3 +165,8 @@ class ProjectConfig(BenchSettings):
 
     bandwidth_gigabytes: float | None = Field(default=None, gt=0)
     """Bus bandwidth in GB (10^9 bytes) a second, instead of the fitted one."""
+
+    def run(self) -> None:
+        from trainer.bench.project import bench_project
+
+        bench_project(self)
