@@ -1,4 +1,4 @@
-"""`distrinews bench`: what it measures, how it fits and projects, and what it says of settings that are wrong."""
+"""`distrinews bench`: measurements, fits and projections, and the refusal of wrong settings."""
 
 import json
 import subprocess
@@ -11,14 +11,12 @@ import pytest
 from pipelines import cli
 from server.cli import build
 from server.errors import UserError
-from trainer.bench.collectives import OPERATIONS, Collectives, bus_factor
-from trainer.bench.fit import Fit, fit
+from trainer.bench.collectives import OPERATIONS, Collectives, Fit, bus_factor, fit
 from trainer.bench.project import Network, all_reduce_seconds, find_network, network_of, project, step_seconds
 from trainer.bench.report import read, this_machine
-from trainer.bench.scaling import ScalingResult
+from trainer.bench.scaling import ScalingResult, write_random_dataset
 from trainer.bench.settings import CollectivesConfig, ProjectConfig, ScalingConfig
 from trainer.bench.step import StepPoint
-from trainer.bench.synthetic import write_synthetic
 from trainer.data.dataset import Dataset
 
 SIZES = [4096 * 2**power for power in range(17)]
@@ -68,7 +66,7 @@ def test_the_factors_of_bus_bandwidth_for_eight_processes() -> None:
     assert [bus_factor(operation, 8) for operation in OPERATIONS] == [1.75, 0.875, 0.875, 1.0]
 
 
-def test_project_tells_its_error_on_the_measured_points(
+def test_project_reports_its_error_on_the_measured_points(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "network.json").write_text(collectives(2).model_dump_json(), encoding="utf-8")
@@ -191,7 +189,7 @@ def test_ranges_double_and_sizes_have_units() -> None:
     ("command", "said"),
     [
         (["scaling", "--ranks", "2..4"], "ranks has to begin with 1"),
-        (["scaling", "--ranks", "1,3"], "batch_size = 32 cannot be shared out evenly among 3 ranks"),
+        (["scaling", "--ranks", "1,3"], "batch_size = 32 cannot be divided evenly among 3 ranks"),
         (["scaling", "--ranks", "one"], "--ranks 'one': write a range such as 1..8, which doubles, or a list such as 1,2,3"),
         (["collectives", "--ranks", "1"], "--ranks '1': input should be greater than or equal to 2"),
         (["collectives", "--max-bytes", "1TB"], "--max-bytes '1TB': write bytes as a whole number, or with KB, MB or GB"),
@@ -200,7 +198,9 @@ def test_ranges_double_and_sizes_have_units() -> None:
         (["project", "--overlap", "2"], "--overlap '2': input should be less than or equal to 1"),
     ],
 )  # fmt: skip
-def test_a_wrong_setting_is_told_in_a_line(command: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_is_refused_in_one_line(
+    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", *command])
     assert ended.value.code == 2
@@ -216,25 +216,22 @@ def test_a_file_that_is_missing_or_another_is_named(measured: Path, tmp_path: Pa
         read(measured / "collectives.json", ScalingResult)
 
 
-def test_help_comes_at_once_and_without_anything_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time; started = time.perf_counter()\n"
+        "import sys\n"
         "from pipelines import cli\n"
         "for command in ([], ['scaling'], ['collectives'], ['project']):\n"
         "    try: cli.main(['bench', *command, '--help'])\n"
         "    except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'kfp', 'numpy', 'scipy'} & set(sys.modules)\n"
-        "print(time.perf_counter() - started, sorted(heavy))"
+        "print(sorted({'torch', 'transformers', 'kfp', 'numpy', 'scipy'} & set(sys.modules)))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    seconds, heavy = said.strip().splitlines()[-1].split(" ", 1)
-    assert heavy == "[]"
-    assert float(seconds) < 1
-    assert "--from FROM" in said
+    help_text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert help_text.endswith("\n[]\n")
+    assert "--from" in help_text
 
 
 def test_random_rows_have_the_vocabulary_and_tokenizer_of_a_folder(dataset: Dataset, tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "made", model=str(dataset.tokenizer_folder), rows=300, seed=0)
+    write_random_dataset(tmp_path / "made", model=str(dataset.tokenizer_folder), rows=300, seed=0)
     made_rows = Dataset(tmp_path / "made")
     assert made_rows.info["tokenizer"] == dataset.info["tokenizer"]
     assert made_rows.vocabulary_size == dataset.vocabulary_size

@@ -1,4 +1,4 @@
-"""How long collectives take at each size, one process of a group.
+"""Latency and bandwidth of collectives at each size, measured by one process of a group.
 
 torchrun --nproc-per-node 2 -m trainer.bench.collectives --output runs/bench
 """
@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
+from scipy.optimize import least_squares
 
 from server.cli import as_flags, parse
 from server.errors import UserError
-from trainer.bench.fit import Fit, fit
 from trainer.bench.report import Machine, most_ranks, table, this_machine, write
 from trainer.bench.settings import CollectivesConfig
 from trainer.distributed.launch import launch, worker
@@ -25,7 +26,23 @@ OPERATIONS = ("all-reduce", "all-gather", "reduce-scatter", "broadcast")
 _BURST_SECONDS = 2e-3  # small messages are timed in bursts, so that the start of a burst is small beside it
 _SIZE_SECONDS = 1.0  # for the repetitions of one size
 _LEAST_REPETITIONS = 3
+_TYPICAL_ERROR = 0.05  # beyond it a point counts less and less: outliers do not bend the line
 _NEW_NAMES = hasattr(dist, "all_gather_single")  # since torch 2.13, which warns of the old ones
+
+
+class Fit(BaseModel):
+    """t = α + size/β."""
+
+    latency_seconds: float
+    """α."""
+
+    bytes_per_second: float
+    """β."""
+
+    median_error: float
+    """Half of the points are nearer to the line than this share of their time."""
+
+    worst_error: float
 
 
 class Point(BaseModel):
@@ -49,7 +66,7 @@ class Collectives(BaseModel):
 
 
 def bus_factor(operation: str, ranks: int) -> float:
-    """Bus bandwidth for each algorithm bandwidth (size/time), which makes it comparable with the speed of the links.
+    """Returns the bus bandwidth for each algorithm bandwidth (size/time), which makes it comparable with the speed of the links.
 
     All-reduce 2(n-1)/n, all-gather and reduce-scatter (n-1)/n, broadcast 1: NCCL-tests, doc/PERFORMANCE.md.
     """
@@ -58,7 +75,7 @@ def bus_factor(operation: str, ranks: int) -> float:
 
 
 def bench_collectives(config: CollectivesConfig) -> None:
-    """Start the processes that measure, and let the first of them write."""
+    """Starts the processes that measure; the first of them writes."""
     ranks = config.ranks or most_ranks()
     if ranks < 2:
         raise UserError("collectives need two processes, and this machine has one GPU or core: name --ranks 2 on a CPU")
@@ -66,7 +83,7 @@ def bench_collectives(config: CollectivesConfig) -> None:
 
 
 def measure(config: CollectivesConfig, process: Process) -> Collectives:
-    """Every operation at every size; the same on every process."""
+    """Measures every operation at every size; returns the same on every process."""
     sizes = [config.min_bytes * 2**power for power in range(64) if config.min_bytes * 2**power <= config.max_bytes]
     points = []
     for operation in OPERATIONS:
@@ -81,8 +98,36 @@ def measure(config: CollectivesConfig, process: Process) -> Collectives:
     )
 
 
+def fit(sizes: Sequence[int], seconds: Sequence[float]) -> Fit:
+    """Returns α and β of t = α + size/β, both ≥ 0, which minimise Σ L(((α + size/β - t) / t / 0.05)²) with L(z) = 2(√(1+z) - 1).
+
+    Errors are relative (weights 1/t²): 4 KB and 256 MB differ by 10⁴ in time, and without weights the largest alone
+    would decide. L is the soft L1 loss of scipy.optimize.least_squares: near the line squares, far from it absolute values.
+    """
+    size, time = np.asarray(sizes, dtype=float), np.asarray(seconds, dtype=float)
+    guess = np.array(
+        [time.min(), time.max() / size.max()]
+    )  # α, 1/β; they differ by 10⁴, so both are counted in guesses
+    columns = np.stack([guess[0] / time, guess[1] * size / time], axis=1)
+    found = least_squares(
+        lambda factors: columns @ factors - 1, x0=[0.5, 0.5], bounds=(0, np.inf), loss="soft_l1", f_scale=_TYPICAL_ERROR,
+        xtol=1e-12, ftol=1e-12, gtol=1e-12,
+    )  # fmt: skip
+    latency, seconds_per_byte = guess * found.x
+    if seconds_per_byte * (size.max() - size.min()) < 0.01 * time.max():
+        raise UserError(
+            f"the times do not grow with the size, from {size.min():,.0f} to {size.max():,.0f} bytes: "
+            "there is no bandwidth to find; measure larger messages with --max-bytes"
+        )
+    errors = np.abs(columns @ found.x - 1)
+    return Fit(
+        latency_seconds=float(latency), bytes_per_second=float(1 / seconds_per_byte),
+        median_error=float(np.median(errors)), worst_error=float(errors.max()),
+    )  # fmt: skip
+
+
 def _fit_all(points: Sequence[Point]) -> tuple[dict[str, Fit], dict[str, str]]:
-    """The line of each operation; where there is none, what was measured is worth keeping all the same."""
+    """Fits a line to each operation; an operation without one keeps its times."""
     fits, not_fitted = {}, {}
     for operation in OPERATIONS:
         own = [point for point in points if point.operation == operation]
@@ -108,7 +153,7 @@ def _measure_one(operation: str, size_bytes: int, repetitions: int, process: Pro
 
 
 def _prepare(operation: str, size_bytes: int, process: Process) -> tuple[Callable[[], object], int]:
-    """The operation on fp32 buffers of its own, and their true size: a multiple of what all ranks can share out."""
+    """Returns the operation on fp32 buffers of its own, and their true size: a multiple of the number of ranks."""
     share = max(1, size_bytes // (4 * process.world_size))
     whole = torch.zeros(share * process.world_size, device=process.device)
     part = torch.zeros(share, device=process.device)
@@ -124,7 +169,7 @@ def _prepare(operation: str, size_bytes: int, process: Process) -> tuple[Callabl
 
 
 def _burst(run: Callable[[], object], length: int, process: Process) -> float:
-    """Seconds of one of `length` operations, one after the other, begun by all processes together."""
+    """Returns the seconds of one of `length` operations in a row, started by all processes together."""
     _wait(process)
     dist.barrier()
     _wait(process)
@@ -141,7 +186,7 @@ def _wait(process: Process) -> None:
 
 
 def _slowest(seconds: list[float], process: Process) -> list[float]:
-    """Of each repetition the time of the process that took longest."""
+    """Returns the time of the slowest process in each repetition."""
     longest = torch.tensor(seconds, dtype=torch.float64, device=process.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
     return list(longest.tolist())

@@ -1,4 +1,4 @@
-"""What more processes would bring, from measured compute and two numbers of the network."""
+"""Project training to more processes, from measured compute and the latency and bandwidth of the network."""
 
 from pathlib import Path
 from statistics import fmean, median
@@ -16,7 +16,7 @@ from trainer.monitoring.console import print0
 
 
 class Network(BaseModel):
-    """What one hop of a ring costs: α' + bytes/β."""
+    """Costs of one hop of a ring: α' + bytes/β."""
 
     latency_seconds: float
     bytes_per_second: float
@@ -51,7 +51,7 @@ class Projection(BaseModel):
 
 
 def all_reduce_seconds(ranks: int, *, size_bytes: int, messages: int, network: Network) -> float:
-    """A ring all-reduce: messages · 2(n-1)·α' + 2(n-1)/n · bytes/β.
+    """Returns the time of a ring all-reduce: messages · 2(n-1)·α' + 2(n-1)/n · bytes/β.
 
     Reduce-scatter and all-gather are n-1 hops each, and send (n-1)/n of the bytes each (Patarasuk and Yuan 2009,
     Bandwidth optimal all-reduce algorithms for clusters of workstations). Each of DDP's messages pays the hops' latency.
@@ -61,7 +61,7 @@ def all_reduce_seconds(ranks: int, *, size_bytes: int, messages: int, network: N
 
 
 def step_seconds(compute: float, *, backward: float, exchange: float, overlap: float) -> float:
-    """Compute + max(0, exchange - overlap · backward): the exchange hides behind a share of the backward pass, not more.
+    """Returns compute + max(0, exchange - overlap · backward): the exchange hides behind a share of the backward pass, not more.
 
     A slow rank among many, which all others wait for, is not in it, nor is a network that many jobs share.
     """
@@ -69,7 +69,7 @@ def step_seconds(compute: float, *, backward: float, exchange: float, overlap: f
 
 
 def find_network(config: ProjectConfig, collectives: Path) -> Network:
-    """The network as set, or else as measured."""
+    """Returns the network as set, or else as measured."""
     latency, bandwidth = config.latency_microseconds, config.bandwidth_gigabytes
     if latency is not None and bandwidth is not None:
         return Network(latency_seconds=latency / 1e6, bytes_per_second=bandwidth * 1e9, source="as set")
@@ -77,7 +77,7 @@ def find_network(config: ProjectConfig, collectives: Path) -> Network:
 
 
 def network_of(collectives: Collectives, config: ProjectConfig) -> Network:
-    """The fitted all-reduce t = α + size/β of n ranks as hops of a ring: α' = α / 2(n-1), and β times 2(n-1)/n."""
+    """Reads the fitted all-reduce t = α + size/β of n ranks as hops of a ring: α' = α / 2(n-1), and β times 2(n-1)/n."""
     latency, bandwidth, ranks = config.latency_microseconds, config.bandwidth_gigabytes, collectives.ranks
     if "all-reduce" not in collectives.fits:
         raise UserError(
@@ -98,7 +98,7 @@ def network_of(collectives: Collectives, config: ProjectConfig) -> Network:
 
 
 def measured_overlap(scaling: ScalingResult, network: Network) -> float:
-    """The share of the backward pass that hid communication, by weak scaling: (exchange - (step - compute)) / backward.
+    """Returns the share of the backward pass that hid communication, by weak scaling: (exchange - (step - compute)) / backward.
 
     The median over the numbers of ranks, each within 0 to 1. Below 0 it would mean that the exchange cost more than the
     network alone explains, as on CPUs, whose cores it takes from the computation.
@@ -116,10 +116,10 @@ def measured_overlap(scaling: ScalingResult, network: Network) -> float:
 
 
 def project(scaling: ScalingResult, network: Network, config: ProjectConfig) -> Projection:
-    """Weak scaling to each number of ranks: compute is that of as many measured ranks, or else of the most measured.
+    """Projects weak scaling to each number of ranks: compute is that of as many measured ranks, or else of the most measured.
 
     Efficiency is tokens/s of a rank beside those of one rank alone, computed in the same way. Errors compare the same formula, with each
-    point's own compute, with the measured step: they test what is said of the exchange.
+    point's own compute, with the measured step: they test the formula of the exchange.
     """
     chosen = config.overlap is not None
     overlap = config.overlap if config.overlap is not None else measured_overlap(scaling, network)
@@ -162,7 +162,7 @@ def _error(point: StepPoint, scaling: ScalingResult, network: Network, overlap: 
 
 
 def bench_project(config: ProjectConfig) -> Projection:
-    """Project from files, or from what is measured first."""
+    """Projects from files, or measures first."""
     if config.measured is None:
         print0("bench: nothing to project from is named with --from, so scaling and collectives are measured first")
         bench_scaling(ScalingConfig(output=config.output))

@@ -1,4 +1,4 @@
-"""What the measurements write: tables, the machine, and files."""
+"""Write measurements: tables, the machine, files and the plot of speed-up."""
 
 import platform
 import shlex
@@ -13,13 +13,25 @@ from pydantic import BaseModel, ValidationError
 from server.errors import UserError
 from server.files import write_json
 from server.hardware import available_cpus
+from trainer.evaluation.charts import HEIGHT, WIDTH, Point, Series, element, line_chart, note
 from trainer.monitoring.console import print0
+
+_STYLE = """
+svg { font: 12px system-ui, sans-serif; background: #fff; fill: #444 }
+.grid { stroke: #ddd } polyline { fill: none; stroke: #1d5f9e; stroke-width: 2 }
+polyline.raw { stroke: #999; stroke-width: 1; stroke-dasharray: 4 4 } polyline.validation { stroke: #b2520a }
+.dot { fill: #fff; stroke: #b2520a; stroke-width: 2 } .weak { fill: #1d5f9e } .strong { fill: #b2520a }
+@media (prefers-color-scheme: dark) {
+  svg { background: #15181c; fill: #bbb } .grid { stroke: #333 } polyline { stroke: #74b2f0 }
+  polyline.validation, .dot { stroke: #f0a460 } .dot { fill: #15181c } .weak { fill: #74b2f0 } .strong { fill: #f0a460 }
+}
+"""
 
 M = TypeVar("M", bound=BaseModel)
 
 
 class Machine(BaseModel):
-    """Where something was measured."""
+    """The machine on which something was measured."""
 
     device: str
     backend: str
@@ -53,7 +65,7 @@ def _processor() -> str:
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Markdown whose columns also line up on a terminal, to the right."""
+    """Returns Markdown whose columns also line up on a terminal, to the right."""
     header = list(rows[0])
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in header]
     rule = [f"{'-' * (width - 1)}:" for width in widths]
@@ -64,7 +76,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def write(folder: Path, name: str, *, flags: Sequence[str], result: BaseModel, parts: Sequence[str]) -> None:
-    """Print `parts`; keep them in <name>.md with the command that made them, and the result in <name>.json."""
+    """Prints `parts`; keeps them in <name>.md with the command that made them, and the result in <name>.json."""
     folder.mkdir(parents=True, exist_ok=True)
     print0("\n" + "\n\n".join(parts) + "\n")
     command = shlex.join(["distrinews", "bench", name, *flags])
@@ -75,7 +87,7 @@ def write(folder: Path, name: str, *, flags: Sequence[str], result: BaseModel, p
 
 
 def read(path: Path, kind: type[M]) -> M:
-    """A result that `write` wrote."""
+    """Reads a result that `write` wrote."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -84,3 +96,15 @@ def read(path: Path, kind: type[M]) -> M:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: is no result of distrinews bench {path.stem}: {place}: {first['msg']}") from error
+
+
+def speedup_plot(weak: Sequence[Point], strong: Sequence[Point], *, most: int) -> str:
+    """Draws weak and strong scaling beside the ideal, a straight line to `most`, as an SVG file that stands alone."""
+    series = [Series("raw", [(1, 1), (most, most)]), Series("train", weak), Series("validation", strong)]
+    label = "Speed-up in tokens/s against the number of processes"
+    chart = line_chart(series, label=label, x_name="processes")
+    words = (("weak scaling", "weak"), ("strong scaling", "strong"), ("ideal (dashed)", "ideal"))
+    legend = [note(70 + 130 * place, 14, text, "start", class_=name) for place, (text, name) in enumerate(words)]
+    size = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "width": WIDTH, "height": HEIGHT}
+    whole = element("svg", element("style", _STYLE), chart, *legend, xmlns="http://www.w3.org/2000/svg", **size)
+    return str(whole) + "\n"

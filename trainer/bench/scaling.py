@@ -5,40 +5,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from pydantic import BaseModel
+import numpy as np
 
 from server.cli import as_flags
+from server.files import write_json
 from server.hardware import available_cpus
-from trainer.bench.plot import speedup_plot
-from trainer.bench.report import Machine, most_ranks, read, table, this_machine, write
+from trainer.bench.report import Machine, most_ranks, read, speedup_plot, table, this_machine, write
 from trainer.bench.settings import ScalingConfig, StepConfig, doubling
-from trainer.bench.step import Measured, StepArguments, StepPoint
-from trainer.bench.synthetic import write_synthetic
+from trainer.bench.step import Facts, Measured, StepArguments, StepPoint
+from trainer.data.dataset import FORMAT, SPLITS, RaggedWriter
+from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
 from trainer.distributed.launch import launch
 from trainer.monitoring.console import print0
 
+_VOCABULARIES = {"tiny": 8192, "distilbert": 30522}
+_MEDIAN_LENGTH, _SIGMA = 50.0, 0.28  # log-normal, with the percentiles 5/50/95 of AG News: 31/50/79 tokens
+_MAX_LENGTH = 128
+_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
+_FIRST_WORD = 5  # ids below are [PAD] and the other special tokens
 
-class ScalingResult(BaseModel):
+
+class ScalingResult(Facts):
     """`points` are the medians of `rounds`."""
 
     machine: Machine
     config: ScalingConfig
-    gradient_bytes: int
-    parameters: int
-    buckets: int
-    precision: str
-    threads: int
     points: list[StepPoint]
     rounds: list[StepPoint]
 
     def point(self, ranks: int, scaling: str) -> StepPoint | None:
-        """Of one process weak and strong scaling are the same."""
+        """Returns a point; with one process weak and strong scaling are the same."""
         wanted = (ranks, "weak" if ranks == 1 else scaling)
         return next((point for point in self.points if (point.ranks, point.scaling) == wanted), None)
 
 
 def bench_scaling(config: ScalingConfig) -> ScalingResult:
-    """Train with each number of processes in turn, several rounds, and write what was measured."""
+    """Trains with each number of processes in turn, several rounds, and writes the medians."""
     ranks = config.ranks or doubling(1, most_ranks())
     threads = config.threads or max(1, available_cpus() // max(ranks))
     config = ScalingConfig.model_validate({**config.model_dump(), "ranks": ranks, "threads": threads})
@@ -46,18 +48,40 @@ def bench_scaling(config: ScalingConfig) -> ScalingResult:
         dataset = config.dataset or Path(scratch) / "dataset"
         if config.dataset is None:
             rows = config.batch_size * max(ranks) * (config.steps + config.warmup_steps)
-            write_synthetic(dataset, model=config.model, rows=rows, seed=config.seed)
+            write_random_dataset(dataset, model=config.model, rows=rows, seed=config.seed)
         rounds = [
             _launch(config, dataset, Path(scratch) / "result.json", number, number_of_round)
             for number_of_round in range(config.rounds)
             for number in ranks
         ]
     result = _gather(config, rounds)
-    folder = config.output
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scaling.svg").write_text(_plot(result), encoding="utf-8")
-    write(folder, "scaling", flags=as_flags(config), result=result, parts=[_introduce(result), table(rows_of(result)), "![Speed-up against processes](scaling.svg)"])  # fmt: skip
+    config.output.mkdir(parents=True, exist_ok=True)
+    plotted = ([(float(point.ranks), speed) for point, speed in _speedups(result) if point.ranks == 1 or point.scaling == kind] for kind in ("weak", "strong"))  # fmt: skip
+    (config.output / "scaling.svg").write_text(speedup_plot(*plotted, most=max(ranks)), encoding="utf-8")
+    parts = [_introduce(result), table(_rows(result)), "![Speed-up against processes](scaling.svg)"]
+    write(config.output, "scaling", flags=as_flags(config), result=result, parts=parts)
     return result
+
+
+def write_random_dataset(folder: Path, *, model: str, rows: int, seed: int) -> None:
+    """Writes training rows that are random but for their lengths; the same for the same seed."""
+    tokenizer = None if model in _VOCABULARIES else load_tokenizer(model)
+    vocabulary = len(tokenizer) if tokenizer else _VOCABULARIES[model]
+    random = np.random.default_rng(seed)
+    lengths = np.clip(random.lognormal(np.log(_MEDIAN_LENGTH), _SIGMA, rows).round(), 8, _MAX_LENGTH).astype(int)
+    folder.mkdir(parents=True)
+    with RaggedWriter(folder, "texts", np.uint8) as texts, RaggedWriter(folder, "tokens", np.int32) as tokens:
+        texts.append([b""] * rows)
+        tokens.append([random.integers(_FIRST_WORD, vocabulary, size=length).tolist() for length in lengths])
+    random.integers(len(_CLASSES), size=rows, dtype=np.int32).tofile(folder / "labels.bin")
+    np.arange(rows).tofile(folder / "lines.bin")
+    np.full(rows, SPLITS.index("train"), dtype=np.uint8).tofile(folder / "splits.bin")
+    info = {
+        "format": FORMAT, "classes": _CLASSES, "fingerprint": f"random-{seed}", "max_length": _MAX_LENGTH,
+        "pad_token_id": tokenizer.pad_token_id if tokenizer else 0, "vocabulary_size": vocabulary, "token_dtype": "int32",
+        "tokenizer": tokenizer_digest(tokenizer) if tokenizer else None,
+    }  # fmt: skip
+    write_json(folder / "dataset.json", info)
 
 
 def _launch(config: ScalingConfig, dataset: Path, result: Path, ranks: int, number_of_round: int) -> Measured:
@@ -70,29 +94,30 @@ def _launch(config: ScalingConfig, dataset: Path, result: Path, ranks: int, numb
 
 
 def _gather(config: ScalingConfig, rounds: Sequence[Measured]) -> ScalingResult:
-    every = [point for measured in rounds for point in measured.points]
-    keys = dict.fromkeys((point.ranks, point.scaling) for point in every)
-    points = [_middle([point for point in every if (point.ranks, point.scaling) == key]) for key in keys]
-    shared = rounds[-1].model_dump(exclude={"points"})
-    return ScalingResult(machine=this_machine(), config=config, points=points, rounds=every, **shared)
-
-
-def _middle(points: Sequence[StepPoint]) -> StepPoint:
+    grouped: dict[tuple[int, str], list[StepPoint]] = {}
+    for measured in rounds:
+        for point in measured.points:
+            grouped.setdefault((point.ranks, point.scaling), []).append(point)
     names = ("seconds", "compute_seconds", "backward_seconds", "tokens_per_second")
-    return points[0].model_copy(update={name: median(getattr(point, name) for point in points) for name in names})
+    medians = [
+        seen[0].model_copy(update={name: median(getattr(point, name) for point in seen) for name in names})
+        for seen in grouped.values()
+    ]
+    every = [point for seen in grouped.values() for point in seen]
+    facts = rounds[-1].model_dump(exclude={"points"})
+    return ScalingResult(machine=this_machine(), config=config, points=medians, rounds=every, **facts)
 
 
-def rows_of(result: ScalingResult) -> list[dict[str, str]]:
-    """The table: speed-up is in tokens/s, since samples differ in length."""
-    one = result.points[0].tokens_per_second
+def _speedups(result: ScalingResult) -> list[tuple[StepPoint, float]]:
+    """Returns each point with its speed-up in tokens/s, since samples differ in length."""
+    return [(point, point.tokens_per_second / result.points[0].tokens_per_second) for point in result.points]
+
+
+def _rows(result: ScalingResult) -> list[dict[str, str]]:
     rows = []
-    for point in result.points:
-        speeds = [
-            seen.tokens_per_second
-            for seen in result.rounds
-            if (seen.ranks, seen.scaling) == (point.ranks, point.scaling)
-        ]
-        speedup = point.tokens_per_second / one
+    for point, speedup in _speedups(result):
+        same = [seen for seen in result.rounds if (seen.ranks, seen.scaling) == (point.ranks, point.scaling)]
+        speeds = [seen.tokens_per_second for seen in same]
         rows.append(
             {
                 "ranks": str(point.ranks),
@@ -117,15 +142,3 @@ def _introduce(result: ScalingResult) -> str:
         f"{result.machine}. Medians of {config.rounds} rounds of {config.steps} steps. "
         "Weak scaling: the same batch for each process; strong: the same for all together."
     )
-
-
-def _plot(result: ScalingResult) -> str:
-    one = result.points[0].tokens_per_second
-    counts = result.config.ranks or ()
-    lines = {
-        scaling: [
-            (float(ranks), point.tokens_per_second / one) for ranks in counts if (point := result.point(ranks, scaling))
-        ]
-        for scaling in ("weak", "strong")
-    }
-    return speedup_plot(lines["weak"], lines["strong"], most=max(counts))

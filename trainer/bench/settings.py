@@ -13,12 +13,12 @@ _UNITS = {"": 1, "B": 1, "K": 2**10, "KB": 2**10, "M": 2**20, "MB": 2**20, "G": 
 
 
 def doubling(first: int, last: int) -> tuple[int, ...]:
-    """1 to 6: 1, 2, 4, 6."""
+    """Doubles up to the last number: 1 to 6 is 1, 2, 4, 6."""
     return (*(first * 2**power for power in range(64) if first * 2**power < last), last)
 
 
 def _counts(value: object) -> object:
-    """`1..8` doubles: 1, 2, 4, 8, and ends with the last number; `1,2,3` is a list."""
+    """Reads `1..8`, which doubles to 1, 2, 4, 8 and ends with the last number, or a list such as `1,2,3`."""
     if not isinstance(value, str):
         return value
     if found := re.fullmatch(r"\s*(\d+)\s*\.\.\s*(\d+)\s*", value):
@@ -79,7 +79,7 @@ class StepConfig(GroupSettings):
     """Steps before them, in which buffers are made and kernels chosen."""
 
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """Threads of each process, the same for any number of them. By default the cores shared out among the most processes."""
+    """Threads of each process, the same for any number of them. By default the cores divided by the largest number of processes."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of weights and rows."""
@@ -102,7 +102,7 @@ class ScalingConfig(StepConfig, BenchSettings):
         for ranks in self.ranks or ():
             if self.batch_size % ranks:
                 raise ValueError(
-                    f"batch_size = {self.batch_size} cannot be shared out evenly among {ranks} ranks, "
+                    f"batch_size = {self.batch_size} cannot be divided evenly among {ranks} ranks, "
                     "as strong scaling does: make it a multiple, or leave that number of ranks out"
                 )
         if self.ranks and self.ranks[0] != 1:
@@ -158,7 +158,7 @@ class ProjectConfig(BenchSettings):
     """collectives.json of the network to project. By default the one beside scaling.json."""
 
     overlap: float | None = Field(default=None, ge=0, le=1)
-    """Share of the backward pass that hides communication. By default what the measured steps show."""
+    """Share of the backward pass that hides communication. By default that of the measured steps."""
 
     latency_microseconds: float | None = Field(default=None, gt=0)
     """Latency of one hop of the ring, instead of the fitted one: to project another network."""

@@ -1,10 +1,9 @@
-"""How long the trainer's step takes, with and without exchange of gradients, one process of a group.
+"""The trainer's own step, timed with and without exchange of gradients, by one process of a group.
 
 torchrun --nproc-per-node 2 -m trainer.bench.step --dataset runs/x/dataset --result points.json
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -36,6 +35,7 @@ from trainer.train import train_step, update
 _BLOCK_STEPS = 5
 
 Scaling = Literal["weak", "strong"]
+_Moment = float | torch.cuda.Event
 
 
 class StepArguments(StepConfig):
@@ -59,24 +59,27 @@ class StepPoint(BaseModel):
     compute_seconds: float
     """The same steps on the same ranks without exchange of gradients, though all wait for the slowest at each step."""
     backward_seconds: float
-    """Of a step without exchange."""
+    """Backward pass in a step without exchange."""
     tokens_per_second: float
     """Real tokens, without padding, of all processes."""
 
 
-class Measured(BaseModel):
+class Facts(BaseModel):
     parameters: int
     gradient_bytes: int
     buckets: int
-    """Messages of one exchange; 0 of a single process."""
+    """Messages of one exchange; 0 with a single process."""
     precision: str
     threads: int
+
+
+class Measured(Facts):
     points: list[StepPoint]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """All that a step of `trainer.train` works on."""
+    """Everything that a step of `trainer.train` works on."""
 
     bare: PreTrainedModel
     model: nn.Module
@@ -88,14 +91,12 @@ class Trained:
 
 
 def measure(arguments: StepArguments, dataset: Dataset, process: Process) -> Measured:
-    """Weak and strong scaling; of one process, where they are the same, weak alone."""
+    """Measures weak and strong scaling; with one process, where they are the same, weak alone."""
     trained = _set_up(arguments, dataset, process)
     points = [_measure_one("weak", arguments.batch_size, trained, arguments)]
     if process.world_size > 1:
         if arguments.batch_size % process.world_size:
-            raise UserError(
-                f"--batch-size {arguments.batch_size} cannot be shared out among {process.world_size} ranks"
-            )
+            raise UserError(f"--batch-size {arguments.batch_size} cannot be divided among {process.world_size} ranks")
         points.append(_measure_one("strong", arguments.batch_size // process.world_size, trained, arguments))
     gradients = [parameter for parameter in trained.model.parameters() if parameter.requires_grad]
     return Measured(
@@ -162,20 +163,19 @@ def _measure_one(scaling: Scaling, batch_size: int, trained: Trained, arguments:
 
 
 def _run(steps: list[Step], trained: Trained, progress: Progress, *, exchange: bool) -> tuple[float, float]:
-    """Seconds of these steps, and of their backward passes, of the slowest process."""
-    clock = _Clock(trained.process)
-    forwards: list[Callable[[], float]] = []
-    hook = trained.model.register_forward_hook(lambda *_: forwards.append(clock.mark()))
-    backwards: list[Callable[[], float]] = []
-    meter = Meter(trained.process.device)
-    beat = torch.zeros(1, device=trained.process.device)
+    """Runs these steps; returns the seconds of all of them and of their backward passes, of the slowest process."""
+    device = trained.process.device
+    forwards: list[_Moment] = []
+    backwards: list[_Moment] = []
+    hook = trained.model.register_forward_hook(lambda *_: forwards.append(_now(device)))
+    meter, beat = Meter(device), torch.zeros(1, device=device)
     dist.barrier()
-    clock.wait()
+    _wait(device)
     begin = time.perf_counter()
     for number, step in enumerate(steps):
         with gradient_sync(trained.model, when=exchange):
             train_step(trained.model, step, trained.dataset, trained.process, trained.precision, meter)
-        backwards.append(clock.mark())
+        backwards.append(_now(device))
         if not exchange:
             dist.all_reduce(beat)
         learning_rate = schedule(number, len(steps), trained.config)
@@ -183,38 +183,33 @@ def _run(steps: list[Step], trained: Trained, progress: Progress, *, exchange: b
             trained.model, trained.optimizer, learning_rate=learning_rate, max_grad_norm=trained.config.max_grad_norm
         )
         progress.advance()
-    clock.wait()
+    _wait(device)
     whole = time.perf_counter() - begin
     hook.remove()
-    backward = sum(end() - start() for start, end in zip(forwards, backwards, strict=True))
-    slowest = torch.tensor([whole, backward], dtype=torch.float64, device=trained.process.device)
+    backward = sum(_seconds(start, end) for start, end in zip(forwards, backwards, strict=True))
+    slowest = torch.tensor([whole, backward], dtype=torch.float64, device=device)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return float(slowest[0]), float(slowest[1])
 
 
-class _Clock:
-    """Marks moments of the device's work, which on a GPU are known only later, without waiting for it."""
+def _now(device: torch.device) -> _Moment:
+    """Marks a moment of the device's work, on a GPU without waiting for it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    def __init__(self, process: Process) -> None:
-        self._device = process.device
-        self._first = self._event() if process.device.type == "cuda" else None
 
-    def mark(self) -> Callable[[], float]:
-        """A function that tells the seconds of now, once the device has been waited for."""
-        if self._first is None:
-            moment = time.perf_counter()
-            return lambda: moment
-        first, event = self._first, self._event()
-        return lambda: first.elapsed_time(event) / 1000
+def _seconds(start: _Moment, end: _Moment) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return cast("float", end) - cast("float", start)
+    return float(start.elapsed_time(end)) / 1000
 
-    def wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
-    def _event(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def main() -> None:
