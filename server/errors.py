@@ -19,3 +19,7 @@ class QueueFullError(Exception):
 
 class DeadlineExceededError(Exception):
     """The answer was not ready in time."""
+
+
+class IssuerUnavailableError(Exception):
+    """A token cannot be checked: its issuer's keys cannot be fetched."""

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NoReturn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from server.errors import ModelFolderError
-from server.observability.logs import start_logs
-from server.observability.record import Record
+from server.errors import UserError
+from server.observability.logs import RequestRecord, start_logs
 from server.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
+    from server.http.auth import Auth
     from server.inference.classifier import Classifier
 
 _PROGRAM = "distrinews serve"
@@ -36,7 +36,7 @@ class Serve(Settings):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; ends with status 0 then, 1 when it cannot serve, 2 when a setting is wrong."""
+    """Serves until SIGTERM or SIGINT; ends with status 0 then, 1 if it cannot serve, 2 if a setting is wrong."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     settings = _read_settings(args)
@@ -44,30 +44,48 @@ def main(args: list[str] | None = None) -> None:
     with ThreadPoolExecutor(1) as threads:
         loading = threads.submit(_load, settings)
         # The libraries take half a second to import, and the model as long to compile: side by side.
-        from server.http.server import CannotListenError, listen
+        from server.http.api_keys import ApiKeysError
+        from server.http.auth import Auth
 
         try:
+            auth = Auth.from_settings(settings)
             classifier = loading.result()
-        except (ModelFolderError, OSError) as error:  # OSError: a file that may not be read, which it names
+        except ApiKeysError as error:
+            _fail(str(error), status=2)
+        except (UserError, OSError) as error:  # OSError: a file that may not be read, which it names
             _fail(str(error), status=1)
     try:
-        with _traces(settings) as tell:
-            listen(classifier, settings, model_folder=settings.model_folder, tell=tell)
-    except CannotListenError as error:
+        with _traces(settings) as on_request_end:
+            _serve(classifier, auth, settings, on_request_end)
+    except UserError as error:
         _fail(str(error), status=1)
     finally:
         classifier.close()
 
 
-def _load(settings: "Serve") -> "Classifier":
+def _load(settings: Serve) -> "Classifier":
     from server.inference.backends import choose
     from server.inference.classifier import Classifier
 
     return Classifier(choose(settings.model_folder, settings.engine, workers=settings.workers), settings)
 
 
+def _serve(
+    classifier: "Classifier", auth: "Auth", settings: Serve, on_request_end: list[Callable[[RequestRecord], None]]
+) -> None:
+    from server.app import create_app
+    from server.http.server import run
+    from server.lifecycle import Lifecycle
+
+    lifecycle = Lifecycle(classifier, drain_seconds=settings.drain_seconds)
+    app = create_app(classifier, lifecycle, settings, auth, on_request_end=on_request_end)
+    folder = classifier.folder
+    model = f"{folder.variant} on {classifier.backend.name}, {classifier.choice.reason}; model {folder.sha256[:12]}"
+    run(app, lifecycle, settings, folder=str(settings.model_folder), model=model)
+
+
 @contextmanager
-def _traces(settings: Serve) -> Iterator[list[Callable[[Record], None]]]:
+def _traces(settings: Serve) -> Iterator[list[Callable[[RequestRecord], None]]]:
     if not settings.traces:
         yield []
         return
@@ -75,10 +93,10 @@ def _traces(settings: Serve) -> Iterator[list[Callable[[Record], None]]]:
 
     with ExitStack() as stack:
         try:
-            spans_of = stack.enter_context(traced())
+            make_spans = stack.enter_context(traced())
         except ValueError as error:
             _fail(f"--traces cannot be set up as the OTEL_ variables say: {error}", status=2)
-        yield [spans_of]
+        yield [make_spans]
 
 
 def _read_settings(args: list[str] | None) -> Serve:

@@ -1,20 +1,20 @@
-"""Every setting of the server: its meaning, unit and range. Variables, flags and `--help` derive from here."""
+"""Every setting of the server with its meaning, unit and range; variables, flags and `--help` derive from here."""
 
 import difflib
+import ipaddress
 import os
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliImplicitFlag, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliImplicitFlag, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from server.addresses import HttpUrl, NamedOrigins, Networks, Origins
 from server.hardware import available_cpus
-from server.http.api_keys import parse_api_keys, read_api_keys
-from server.http.connections import most_connections, with_open_files
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32", "torch"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -23,6 +23,50 @@ _NOT_OURS = {"DISTRINEWS_TERMINAL", "DISTRINEWS_API_KEY"}  # read by the command
 _SERVICE_LINK = re.compile(
     r"DISTRINEWS_(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT=\w+://.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*)"
 )
+
+
+RATE_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+_RATE = re.compile(rf"[1-9]\d{{0,8}}/({'|'.join(RATE_UNITS)})")
+_BYTES_PER_CHARACTER = 12  # of JSON at most: an escaped surrogate pair, such as \ud83d\ude00
+_SPARE_FILES = 100  # of our own: the model, the log, Prometheus, an issuer of tokens
+_MOST_CONNECTIONS = 2000  # some times as many as the texts of a full queue
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if value != "*" and not _ORIGIN.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is no origin, such as https://news.example or http://localhost:3000, in small letters and without a path"
+            )
+    return values
+
+
+def _named_origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in values:
+        raise ValueError("origins are named one by one here, such as https://huggingface.co")
+    return _origins(values)
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            ipaddress.ip_network(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no address or network, such as 10.0.0.7 or 10.0.0.0/8") from None
+    return values
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError("should be a URL, such as https://accounts.example/realms/news")
+    return value
 
 
 def above_port(data: dict[str, Any]) -> int:
@@ -34,16 +78,31 @@ def by_log_format(data: dict[str, Any]) -> LogLevel:
     return "info" if data["log_format"] == "json" else "warning"
 
 
-def _with_keys(file: Path) -> Path:
-    read_api_keys(file)
-    return file
-
-
-def _with_rate(expression: str) -> str:
-    from server.http.rate_limit import RateLimit
-
-    RateLimit(expression)
+def _rate(expression: str) -> str:
+    if not all(_RATE.fullmatch(part.strip()) for part in expression.split(";")):
+        raise ValueError("should be a number of requests and a time, such as 600/minute or 20/second;600/minute")
     return expression
+
+
+def most_connections() -> int:
+    """Returns the number of connections that this process has open files for, up to a number that is enough."""
+    return max(1, min(_MOST_CONNECTIONS, _open_files() - _SPARE_FILES))
+
+
+def _within_open_files(connections: int) -> int:
+    room = max(1, _open_files() - _SPARE_FILES)
+    if connections > room:
+        raise ValueError(f"this process has open files for {room:,} connections: choose fewer, or raise ulimit -n")
+    return connections
+
+
+def _open_files() -> int:
+    if sys.platform == "win32":
+        return _MOST_CONNECTIONS + _SPARE_FILES  # it counts no sockets
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _installed(*modules: str) -> bool:
@@ -51,6 +110,12 @@ def _installed(*modules: str) -> bool:
         return all(find_spec(module) for module in modules)
     except ModuleNotFoundError:  # not even what they are part of
         return False
+
+
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)]
+NamedOrigins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_named_origins)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class _Secrets(BaseSettings):
@@ -91,10 +156,13 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(default=32_768, ge=64, le=100_000_000)
     """Tokens of waiting texts, 64 to 100,000,000; a request for which there is no room is refused with 429, unless nothing waits."""
 
-    max_connections: Annotated[int, AfterValidator(with_open_files)] = Field(
+    max_connections: Annotated[int, AfterValidator(_within_open_files)] = Field(
         default_factory=most_connections, ge=1, le=100_000
     )
     """Connections at a time, up to 100,000. For one more, the one that has waited longest without a request is closed. By default 2,000, or what the limit on open files (ulimit -n) has room for."""
+
+    keep_alive_seconds: int = Field(default=75, ge=1, le=3600)
+    """Seconds for which a connection stays open without a request, 1 to 3600: longer than a load balancer before the server keeps its own, 60 s for most."""
 
     timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Seconds that a request may take, up to 3600, where its header X-Request-Timeout-Ms says nothing else."""
@@ -120,7 +188,7 @@ class Settings(BaseSettings):
     traces: CliImplicitFlag[bool] = False
     """Whether spans of each request are sent by OTLP over HTTP, to http://localhost:4318 unless OTEL_EXPORTER_OTLP_ENDPOINT says another; the standard variables OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and so on count too."""
 
-    api_keys_file: Annotated[Path, AfterValidator(_with_keys)] | None = None
+    api_keys_file: Path | None = None
     """File with a line NAME:SHA256 for each key that may call in the header X-API-Key, as distrinews key NAME prints it; read again when it changes. The variable DISTRINEWS_API_KEYS may hold such lines instead; it is no flag, since others could read that."""
 
     oidc_issuer: HttpUrl | None = None
@@ -132,7 +200,7 @@ class Settings(BaseSettings):
     oidc_jwks_url: HttpUrl | None = None
     """URL of the issuer's public keys, where its discovery document is not to be asked for it."""
 
-    rate_limit: Annotated[str, AfterValidator(_with_rate)] | None = None
+    rate_limit: Annotated[str, AfterValidator(_rate)] | None = None
     """Requests that a caller may make, such as 600/minute or 20/second;600/minute; more get 429. A batch is one request. Without keys and tokens a caller is an address. Each process counts for itself."""
 
     forwarded_allow_ips: Networks = ()
@@ -163,27 +231,29 @@ class Settings(BaseSettings):
         return self._secrets.api_keys
 
     @property
-    def asks_who_calls(self) -> bool:
-        return bool(self.api_keys_file or self.api_keys or self.oidc_issuer)
+    def max_body_bytes(self) -> int:
+        return _BYTES_PER_CHARACTER * self.max_batch_texts * self.max_text_characters + 4096
+
+    def timeout_of(self, milliseconds: int | None) -> float:
+        """Returns the seconds that a request may take whose header sets so many milliseconds, or none."""
+        return self.timeout_seconds if milliseconds is None else milliseconds / 1000
 
     @model_validator(mode="after")
-    def _it_is_clear_who_may_call(self) -> Self:
+    def _authentication_is_consistent(self) -> Self:
         if self.api_keys is not None and self.api_keys_file:
             raise ValueError("--api-keys-file and DISTRINEWS_API_KEYS are both set; one of them should hold all keys")
-        if self.api_keys is not None:  # an empty one is a mistake, and must not open the server
-            parse_api_keys(self.api_keys.get_secret_value(), where="DISTRINEWS_API_KEYS")
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError("--oidc-issuer needs --oidc-audience: without it, tokens made for others would be taken")
         if not self.oidc_issuer and (self.oidc_audience or self.oidc_jwks_url):
             raise ValueError("--oidc-audience and --oidc-jwks-url mean nothing without --oidc-issuer")
         if self.oidc_issuer and not (find_spec("jwt") and find_spec("cryptography")):
             raise ValueError("--oidc-issuer needs a package that is not installed: pip install 'distrinews[oidc]'")
-        if "*" in self.cors_origins and self.asks_who_calls:
+        if "*" in self.cors_origins and (self.api_keys_file or self.api_keys or self.oidc_issuer):
             raise ValueError("--cors-origins * lets every page call; with keys or tokens, name the origins that may")
         return self
 
     @model_validator(mode="after")
-    def _the_queue_has_room_for_a_request(self) -> Self:
+    def _the_queue_holds_a_request(self) -> Self:
         if self.max_batch_texts > self.max_queued_texts:
             raise ValueError(
                 f"--max-batch-texts is {self.max_batch_texts}, more than --max-queued-texts, {self.max_queued_texts}: "

@@ -1,152 +1,214 @@
-"""Who may call: every route is guarded, except those that are open. Nothing is installed that no setting asks for."""
+"""Authentication: API keys, tokens, and a rate limit for each caller. Every route needs it that is not public."""
 
+import hmac
 import ipaddress
+import logging
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import sha256
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
-from fastapi import FastAPI
+from fastapi import Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http.api_keys import ApiKeys, parse_api_keys
-from server.http.problems import IssuerSilentError, documented, problem
-from server.settings import Settings
+from server.errors import IssuerUnavailableError
+from server.http.api_keys import ApiKeysError, Keys, parse_api_keys, read_api_keys
+from server.http.problems import problem
+from server.observability.logs import CURRENT
+from server.settings import RATE_UNITS, Settings
 
-if TYPE_CHECKING:  # imported when they are asked for: PyJWT is an extra
-    from server.http.oidc import Tokens
-    from server.http.rate_limit import RateLimit
+if TYPE_CHECKING:  # PyJWT is an extra
+    from server.http.oidc import OidcVerifier
 
-# What computes nothing: probes, and pages with what they load. A new route is guarded until it is named here.
-_OPEN = frozenset({"/", "/livez", "/readyz", "/health", "/docs", "/openapi.json", "/ui"})
-_OPEN_BELOW = ("/docs/", "/ui/", "/v2/health/")
-_V2_FAILURE = {
-    "application/json": {"schema": {"$ref": "#/components/schemas/Failure"}}
-}  # as server.routes.open_inference tells problems
-_ALLOW_HEADERS = ("X-API-Key", "Authorization", "X-Request-Timeout-Ms", "X-Request-ID", "traceparent", "tracestate")
-_EXPOSE_HEADERS = ("Retry-After", "Server-Timing", "WWW-Authenticate", "X-Request-ID")
+# Routes that compute nothing: probes and pages. A new route needs authentication until it is named here.
+_PUBLIC = frozenset({"/", "/livez", "/readyz", "/health", "/docs", "/openapi.json", "/ui"})
+_PUBLIC_BELOW = ("/docs/", "/ui/", "/v2/health/")
+_CHECK_SECONDS = 1.0  # between two checks of whether the file of keys has changed
+_log = logging.getLogger(__name__)
 
 
-def is_open(path: str) -> bool:
-    return path in _OPEN or path.startswith(_OPEN_BELOW)
+def is_public(path: str) -> bool:
+    return path in _PUBLIC or path.startswith(_PUBLIC_BELOW)
 
 
-def guard(app: FastAPI, settings: Settings) -> None:
-    """Ask for keys or tokens, count requests and answer other origins, as far as the settings say."""
-    keys, tokens, rate = _api_keys(settings), _tokens(settings), _rate(settings)
-    if keys or tokens or rate:
-        app.add_middleware(_Guard, keys=keys, tokens=tokens, rate=rate)
-        _document(app, keys=keys is not None, tokens=tokens is not None)
-    if settings.cors_origins:  # outside: a browser asks first without a key, and has to be able to read a refusal
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=_ALLOW_HEADERS,
-            expose_headers=_EXPOSE_HEADERS,
-        )
+@dataclass(frozen=True)
+class Auth:
+    """Holds the checks that the settings ask for; without any, nothing is installed."""
+
+    keys: "ApiKeys | None" = None
+    tokens: "OidcVerifier | None" = None
+    rate: "RateLimit | None" = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Reads the keys; raises ApiKeysError if that fails."""
+        keys = tokens = None
+        if settings.api_keys_file:
+            keys = ApiKeys.from_file(settings.api_keys_file)
+        elif settings.api_keys is not None:  # an empty one is a mistake, and must not open the server
+            keys = ApiKeys(parse_api_keys(settings.api_keys.get_secret_value(), where="DISTRINEWS_API_KEYS"))
+        if settings.oidc_issuer and settings.oidc_audience:
+            from server.http.oidc import OidcVerifier
+
+            tokens = OidcVerifier(
+                issuer=settings.oidc_issuer, audience=settings.oidc_audience, jwks_url=settings.oidc_jwks_url
+            )
+        return cls(keys, tokens, RateLimit(settings.rate_limit) if settings.rate_limit else None)
+
+    def middleware(self) -> list[Middleware]:
+        return [Middleware(Authentication, auth=self)] if self.keys or self.tokens or self.rate else []
+
+    def dependencies(self) -> list[Any]:
+        """Documents in OpenAPI what a call needs; the middleware has checked it before."""
+        key = APIKeyHeader(name="X-API-Key", scheme_name="key", auto_error=False)
+        token = HTTPBearer(bearerFormat="JWT", scheme_name="token", auto_error=False)
+        return [Security(key)] * bool(self.keys) + [Security(token)] * bool(self.tokens)
+
+    def refusals(self) -> list[HTTPStatus]:
+        """Statuses with which a call may be refused."""
+        refusals = [HTTPStatus.UNAUTHORIZED] * bool(self.keys or self.tokens)
+        refusals += [HTTPStatus.SERVICE_UNAVAILABLE] * bool(self.tokens)
+        return refusals + [HTTPStatus.TOO_MANY_REQUESTS] * bool(self.rate)
 
 
-def _api_keys(settings: Settings) -> ApiKeys | None:
-    if settings.api_keys_file:
-        return ApiKeys.of_file(settings.api_keys_file)
-    lines = settings.api_keys
-    return ApiKeys(parse_api_keys(lines.get_secret_value(), where="DISTRINEWS_API_KEYS")) if lines else None
+class Authentication:
+    """Refuses a request without a valid key or token, before its body is read."""
 
-
-def _tokens(settings: Settings) -> "Tokens | None":
-    if not settings.oidc_issuer or not settings.oidc_audience:
-        return None
-    from server.http.oidc import Tokens
-
-    return Tokens(issuer=settings.oidc_issuer, audience=settings.oidc_audience, jwks_url=settings.oidc_jwks_url)
-
-
-def _rate(settings: Settings) -> "RateLimit | None":
-    if not settings.rate_limit:
-        return None
-    from server.http.rate_limit import RateLimit
-
-    return RateLimit(settings.rate_limit)
-
-
-class _Guard:
-    """Decides before the body is read; puts the caller's name, or None, into `request.state.caller`."""
-
-    def __init__(
-        self, app: ASGIApp, *, keys: ApiKeys | None, tokens: "Tokens | None", rate: "RateLimit | None"
-    ) -> None:
-        self._app, self._keys, self._tokens, self._rate = app, keys, tokens, rate
-        ways = ["a key in the header X-API-Key"] * bool(keys) + ["a token as Authorization: Bearer"] * bool(tokens)
-        self._asked_for = " or ".join(ways)
-        challenges = ['ApiKey realm="distrinews"'] * bool(keys) + ['Bearer realm="distrinews"'] * bool(tokens)
+    def __init__(self, app: ASGIApp, *, auth: Auth) -> None:
+        self._app, self._auth = app, auth
+        keys, tokens = bool(auth.keys), bool(auth.tokens)
+        ways = ["a key in the header X-API-Key"] * keys + ["a token as Authorization: Bearer"] * tokens
+        self._needed = " or ".join(ways)
+        challenges = ['ApiKey realm="distrinews"'] * keys + ['Bearer realm="distrinews"'] * tokens
         self._challenge = ", ".join(challenges)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        open_to_all = scope["type"] != "http" or is_open(scope["path"])
-        refusal = None if open_to_all else await self._refusal(scope)
+        public = scope["type"] != "http" or is_public(scope["path"])
+        refusal = None if public else await self._refusal(scope)
         await (refusal or self._app)(scope, receive, send)
 
     async def _refusal(self, scope: Scope) -> Response | None:
         try:
             caller = await self._caller(Headers(scope=scope))
-        except IssuerSilentError:
-            detail = "The token cannot be checked now: the issuer's keys cannot be had; try again later"
+        except IssuerUnavailableError:
+            detail = "The token cannot be checked now: the issuer's keys cannot be fetched; try again later"
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "10"})
-        scope.setdefault("state", {})["caller"] = caller[1] if caller else None
-        # Whoever is refused is counted too, by address.
-        if self._rate and (seconds := self._rate.seconds_to_wait(*(caller or ("address", _address(scope))))):
+        CURRENT.get().caller = caller[1] if caller else None
+        # Refused callers are counted too, by address.
+        rate = self._auth.rate
+        if rate and (seconds := rate.seconds_to_wait(*(caller or ("address", _address(scope))))):
             detail = f"This caller makes too many requests; try again in {seconds} s"
             return problem(HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": str(seconds)})
-        if caller is None and self._asked_for:
-            # The same for all that could be wrong: what is absent, unknown, expired or for others is nobody's to learn.
+        if caller is None and self._needed:
+            # The same for every reason: a stranger must not learn which keys exist, have expired or are for others.
             headers = {"WWW-Authenticate": self._challenge}
-            return problem(HTTPStatus.UNAUTHORIZED, f"This needs {self._asked_for}, and a valid one", headers=headers)
+            return problem(HTTPStatus.UNAUTHORIZED, f"This needs {self._needed}, and a valid one", headers=headers)
         return None
 
     async def _caller(self, headers: Headers) -> tuple[str, str] | None:
-        """What the caller showed, a key or a token, and whose it is."""
-        if self._keys and (key := headers.get("x-api-key")) and (name := self._keys.name_of(key.encode("latin-1"))):
+        """Returns the kind of credential that is valid, and the name of its owner."""
+        keys, tokens = self._auth.keys, self._auth.tokens
+        if keys and (key := headers.get("x-api-key")) and (name := keys.name_of(key.encode("latin-1"))):
             return "key", name
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        if self._tokens and scheme.lower() == "bearer" and (subject := await self._tokens.subject_of(token.strip())):
+        if tokens and scheme.lower() == "bearer" and (subject := await tokens.verify(token.strip())):
             return "token", subject
         return None
 
 
 def _address(scope: Scope) -> str:
-    """Of the client; of IPv6 the network of 64 bits, of which one client has all addresses."""
+    """Returns the client's address; of IPv6 the network of 64 bits, since one client has all of its addresses."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:  # a socket file, or what a trusted proxy wrote
         return host
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
-def _document(app: FastAPI, *, keys: bool, tokens: bool) -> None:
-    """Say in OpenAPI what a call needs, and which answers it may get for want of it."""
-    schemes: dict[str, Any] = {}
-    if keys:
-        schemes["key"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-    if tokens:
-        schemes["token"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-    statuses = [HTTPStatus.UNAUTHORIZED] * bool(schemes) + [HTTPStatus.SERVICE_UNAVAILABLE] * tokens
-    refusals = documented(*statuses, HTTPStatus.TOO_MANY_REQUESTS)
-    plain = app.openapi
+class RateLimit:
+    """Counts requests of each caller in windows of fixed length that begin with the caller's first request.
 
-    def described() -> dict[str, Any]:
-        document = plain()
-        if schemes:
-            document.setdefault("components", {})["securitySchemes"] = schemes
-        guarded = ((path, item) for path, item in document["paths"].items() if not is_open(path))
-        for path, operation in ((path, operation) for path, item in guarded for operation in item.values()):
-            if schemes:
-                operation["security"] = [{scheme: []} for scheme in schemes]
-            for status, refusal in refusals.items():
-                told = {**refusal, "content": _V2_FAILURE} if path.startswith("/v2") else refusal
-                operation["responses"].setdefault(str(status), told)
-        return document
+    Around the end of a window twice the rate may pass. Each process counts for itself.
+    """
 
-    app.openapi = described  # type: ignore[method-assign]  # as FastAPI's documentation extends OpenAPI
+    def __init__(self, expression: str) -> None:
+        limits = [part.strip().split("/") for part in expression.split(";")]
+        self._windows = [_Windows(int(amount), RATE_UNITS[unit]) for amount, unit in limits]
+
+    def seconds_to_wait(self, *caller: str) -> int:
+        """Counts a request; returns 0 if the caller may make it."""
+        return max(math.ceil(windows.hit(caller)) for windows in self._windows)
+
+
+class _Windows:
+    def __init__(self, amount: int, seconds: int) -> None:
+        self._amount, self._seconds = amount, seconds
+        self.by_caller: OrderedDict[tuple[str, ...], tuple[int, float]] = (
+            OrderedDict()
+        )  # hits and end; first ends first
+
+    def hit(self, caller: tuple[str, ...]) -> float:
+        """Counts a request; returns the seconds until the window ends if it is full."""
+        now = time.monotonic()
+        while self.by_caller and next(iter(self.by_caller.values()))[1] <= now:
+            self.by_caller.popitem(last=False)
+        hits, end = self.by_caller.get(caller, (0, now + self._seconds))
+        self.by_caller[caller] = hits + 1, end
+        return end - now if hits >= self._amount else 0.0
+
+
+class ApiKeys:
+    """Knows the owner of each key. A file is read again when it changes; if that fails, the keys stay and a warning is logged."""
+
+    def __init__(self, keys: Keys, *, file: Path | None = None) -> None:
+        self._keys, self._file = keys, file
+        self._version = _version(file) if file else None
+        self._check_at = time.monotonic() + _CHECK_SECONDS
+
+    @classmethod
+    def from_file(cls, file: Path) -> Self:
+        return cls(read_api_keys(file), file=file)
+
+    def name_of(self, key: bytes) -> str | None:
+        self._reread_if_changed()
+        digest, found = sha256(key).digest(), None
+        for known, name in self._keys.items():  # all of them: the time taken does not depend on the key
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+    def _reread_if_changed(self) -> None:
+        now = time.monotonic()
+        if self._file is None or now < self._check_at:
+            return
+        self._check_at = now + _CHECK_SECONDS
+        version = _version(self._file)  # before reading: a later change is seen at the next check
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._keys = read_api_keys(self._file)
+        except ApiKeysError as error:
+            _log.warning("%s; the keys read before stay", error)
+        else:
+            _log.info("%s: read again, %d keys", self._file, len(self._keys))
+
+
+def _version(file: Path) -> tuple[int, int, int] | None:
+    """Changes when the file changes or is replaced, as in a mounted Secret."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino

@@ -1,4 +1,4 @@
-"""Tokens (JWT) of an OpenID Connect issuer, checked with its public keys. Needs the extra `oidc`."""
+"""Verifies tokens (JWT) of an OpenID Connect issuer with its public keys. Needs the extra `oidc`."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 import jwt
 
-from server.http.problems import IssuerSilentError
+from server.errors import IssuerUnavailableError
 
 # Signatures by a private key that only the issuer has: with HS256 whoever can check a token could make one, and its public
 # key would be taken for the secret.
@@ -16,22 +16,22 @@ _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "E
 _LEEWAY_SECONDS = 30  # that clocks may differ
 _MAX_TOKEN_CHARACTERS = 16_384
 _MAX_SUBJECT_CHARACTERS = 255  # as OpenID Connect says
-_RENEW_SECONDS = 300  # so that a key which the issuer withdraws is soon not taken any more
-_ASK_AGAIN_SECONDS = 10  # at the soonest, for a key that is not known: anyone can name one
-_TRUST_SECONDS = 3600  # in keys, while the issuer does not answer
+_RENEW_SECONDS = 300  # so that a key which the issuer withdraws is soon refused
+_RETRY_SECONDS = 10  # for a key that is not known: anyone can name one
+_TRUST_SECONDS = 3600  # in keys while the issuer does not answer
 _FETCH_SECONDS = 5
 _log = logging.getLogger(__name__)
 
 
-class Tokens:
-    """Says whose a token is: one that the issuer signed for this audience and that is valid now."""
+class OidcVerifier:
+    """Accepts tokens that the issuer signed for this audience and that are valid now."""
 
     def __init__(self, *, issuer: str, audience: str, jwks_url: str | None = None) -> None:
         self._issuer, self._audience = issuer, audience
         self._keys = _IssuerKeys(issuer, jwks_url)
 
-    async def subject_of(self, token: str) -> str | None:
-        """Raises IssuerSilentError when it cannot be known, for want of keys."""
+    async def verify(self, token: str) -> str | None:
+        """Returns the subject of a valid token; raises IssuerUnavailableError without keys to check it."""
         if len(token) > _MAX_TOKEN_CHARACTERS:
             return None
         try:
@@ -56,13 +56,13 @@ class Tokens:
             },  # nbf and iat count where they stand; few issuers give nbf
         )
         subject = claims["sub"]
-        # It will stand in logs.
+        # It is written to logs.
         fits = isinstance(subject, str) and 0 < len(subject) <= _MAX_SUBJECT_CHARACTERS and subject.isprintable()
         return subject if fits else None
 
 
 class _IssuerKeys:
-    """The issuer's public keys by their id: fetched on a thread, one fetch at a time, renewed while the old ones serve."""
+    """Fetches the issuer's public keys on a thread, once at a time, and renews them while the old ones serve."""
 
     def __init__(self, issuer: str, jwks_url: str | None) -> None:
         self._issuer, self._jwks_url = issuer, jwks_url
@@ -74,14 +74,14 @@ class _IssuerKeys:
         now = time.monotonic()
         if now - self._fetched > _TRUST_SECONDS:
             self._keys = {}
-        wait = _RENEW_SECONDS if kid in self._keys else _ASK_AGAIN_SECONDS
+        wait = _RENEW_SECONDS if kid in self._keys else _RETRY_SECONDS
         if self._fetching is None and now - self._tried > wait:
             self._tried = now
             self._fetching = asyncio.create_task(self._fetch())
         if kid not in self._keys and self._fetching:
             await asyncio.shield(self._fetching)  # shield: others wait for it too
         if not self._keys:
-            raise IssuerSilentError
+            raise IssuerUnavailableError
         return self._keys.get(kid)
 
     async def _fetch(self) -> None:
@@ -108,7 +108,7 @@ def _fetch_keys(issuer: str, jwks_url: str | None) -> Mapping[str, jwt.PyJWK]:
 
 def _discover(issuer: str) -> str:
     document = _fetch_json(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
-    if document.get("issuer") != issuer:  # as OpenID Connect Discovery 1.0 asks, in 4.3
+    if document.get("issuer") != issuer:  # as OpenID Connect Discovery 1.0 requires, in 4.3
         raise ValueError(f"the issuer calls itself {document.get('issuer')!r}; --oidc-issuer should be just that")
     return str(document.get("jwks_uri"))
 

@@ -1,7 +1,8 @@
-"""What Prometheus is told: every name with its meaning and labels, and where the numbers come from."""
+"""Metrics for Prometheus: every name with its meaning and labels, and the source of its values."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from typing import get_args
 
 from prometheus_client import (
@@ -12,13 +13,12 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
 )
 
 from server.inference.classifier import Classifier, ClassifierEvents, Prediction, Request
 from server.inference.queue import Dropped, QueueEntry
 from server.lifecycle import Lifecycle
-from server.observability.record import Record, Rejection
+from server.observability.logs import Rejection, RequestRecord
 from server.settings import Settings
 
 PREFIX = "distrinews_"
@@ -64,9 +64,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside ea
 
 
 class Metrics(ClassifierEvents):
-    """The numbers of one server, in a registry of their own; what a gauge says is looked up when it is asked for."""
+    """Holds the metrics of one server in a registry of its own; gauges are computed at each scrape."""
 
-    def __init__(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings, *, version: str) -> None:
+    def __init__(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> None:
         self.registry = CollectorRegistry()
         self.in_flight = 0
         ProcessCollector(registry=self.registry)
@@ -79,12 +79,15 @@ class Metrics(ClassifierEvents):
             name: Histogram(PREFIX + name, meaning, labels, buckets=buckets, registry=self.registry)
             for name, (meaning, labels, buckets) in HISTOGRAMS.items()
         }
-        self._look_up(classifier, lifecycle, settings, version=version)
+        self._add_gauges(classifier, lifecycle, settings)
         self._begin_at_zero(classifier.folder.labels)
         classifier.events = self
 
-    def answered(self, record: Record) -> None:
-        """A request is over."""
+    def request_started(self) -> None:
+        self.in_flight += 1
+
+    def request_ended(self, record: RequestRecord) -> None:
+        self.in_flight -= 1
         self._counted("http_requests_total", record.route, record.status).inc()
         self._observed("http_request_duration_seconds", record.route).observe(record.seconds)
         if record.rejected:
@@ -123,7 +126,7 @@ class Metrics(ClassifierEvents):
     def _observed(self, name: str, *labels: object) -> Histogram:
         return self._histograms[name].labels(*labels)
 
-    def _look_up(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings, *, version: str) -> None:
+    def _add_gauges(self, classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> None:
         gauges = {
             name: Gauge(PREFIX + name, meaning, labels, registry=self.registry)
             for name, (meaning, labels) in GAUGES.items()
@@ -137,7 +140,7 @@ class Metrics(ClassifierEvents):
         gauges["workers_busy"].set_function(lambda: classifier.busy_workers)
         gauges["ready"].set_function(lambda: lifecycle.not_ready_reason() is None)
         model = classifier.folder
-        gauges["model_info"].labels(version, classifier.backend.name, model.variant, model.sha256).set(1)
+        gauges["model_info"].labels(version("distrinews"), classifier.backend.name, model.variant, model.sha256).set(1)
 
     def _begin_at_zero(self, labels: Sequence[str]) -> None:
         """A series that appears with its first event hides that event from rate()."""
@@ -149,16 +152,3 @@ class Metrics(ClassifierEvents):
             self._counters["rejected_requests_total"].labels(reason)
         for dropped in _DROPPED.values():
             self._counters["dropped_texts_total"].labels(dropped)
-
-
-class Exporter:
-    """Answers Prometheus on threads of its own, so that the event loop is not disturbed."""
-
-    def __init__(self, metrics: Metrics, *, host: str, port: int) -> None:
-        self._server, self._thread = start_http_server(port, host, metrics.registry)
-        self.port = self._server.server_port
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()

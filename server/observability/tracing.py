@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry, made of a request's record when it is over. Imported only with --traces."""
+"""OpenTelemetry spans, made from the record of a request that has ended. Imported only with --traces."""
 
 import logging
 import threading
@@ -25,18 +25,18 @@ from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from server.observability.record import PROBES, UNMATCHED, Record
+from server.observability.logs import PROBES, UNMATCHED, RequestRecord
 
-_FLUSH_SECONDS = 3.0  # for the last spans: the server stops in time even when nobody takes them
+_FLUSH_SECONDS = 3.0  # for the last spans: the server stops in time even if no collector takes them
 _KNOWN_METHODS = frozenset(method.value for method in HttpRequestMethodValues)
 _W3C = TraceContextTextMapPropagator()
 
 
 @contextmanager
-def traced() -> Iterator[Callable[[Record], None]]:
-    """What makes spans of records; a thread sends them where OTEL_EXPORTER_OTLP_ENDPOINT says, the last ones at the end.
+def traced() -> Iterator[Callable[[RequestRecord], None]]:
+    """Yields a function that makes spans of a record; a thread sends them, the last ones at the end.
 
-    The library reads this and the other OTEL_ variables, such as OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER, itself.
+    The library itself reads the OTEL_ variables, such as OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER.
     """
     ours = Resource.create({SERVICE_NAME: "distrinews", SERVICE_VERSION: version("distrinews")})
     provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
@@ -52,12 +52,12 @@ def traced() -> Iterator[Callable[[Record], None]]:
 
 
 class _SpansOf:
-    """One span for a request, and one in it for each stage that its texts went through."""
+    """Makes one span for a request, and one inside for each stage that its texts went through."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         if record.route in PROBES:
             return
         clock = time.time_ns() - time.monotonic_ns()  # of this moment: the clock may be set while the server runs
@@ -73,17 +73,17 @@ class _SpansOf:
             record.trace_id = format_trace_id(ours.trace_id)
         if record.status >= 500:
             request.set_status(StatusCode.ERROR)
-        if request.is_recording() and record.answered:
+        if request.is_recording() and record.answer:
             within = set_span_in_context(request)
-            for stage, (began, ended) in record.answered.stages.items():
+            for stage, (began, ended) in record.answer.stages.items():
                 span = self._tracer.start_span(stage, context=within, start_time=_nanoseconds(began) + clock)
                 span.end(_nanoseconds(ended) + clock)
         request.end(_nanoseconds(record.started + record.seconds) + clock)
 
 
-def _attributes(record: Record) -> dict[str, Any]:
-    """By the semantic conventions, except that the path is left out: whoever misses a route may have put a text there."""
-    done = record.answered
+def _attributes(record: RequestRecord) -> dict[str, Any]:
+    """Follows the semantic conventions, but leaves the path out: a client that misses a route may have put a text there."""
+    answer = record.answer
     known: dict[str, Any] = {
         HTTP_REQUEST_METHOD: record.method if record.method in _KNOWN_METHODS else "_OTHER",
         HTTP_REQUEST_METHOD_ORIGINAL: None if record.method in _KNOWN_METHODS else record.method,
@@ -94,8 +94,8 @@ def _attributes(record: Record) -> dict[str, Any]:
         "distrinews.caller": record.caller,
         "distrinews.rejected": record.rejected,
         "distrinews.texts": len(record.texts),
-        "distrinews.tokens": done and done.tokens,
-        "distrinews.truncated": done and sum(prediction.truncated for prediction in done.predictions),
+        "distrinews.tokens": answer and answer.tokens,
+        "distrinews.truncated": answer and sum(prediction.truncated for prediction in answer.predictions),
     }
     return {name: value for name, value in known.items() if value is not None}
 

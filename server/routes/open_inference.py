@@ -1,18 +1,20 @@
-"""The Open Inference Protocol v2 beside our own routes, as KServe's and Triton's clients speak it."""
+"""The Open Inference Protocol v2, which the clients of KServe and Triton speak."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.problems import CLIENT_LEFT, MEDIA_TYPE, TimeoutHeader, in_one_piece, problem
-from server.inference.classifier import Answer, Classifier, Prediction, visible_text
+from server.http.problems import MEDIA_TYPE, TimeoutHeader, inline_schema, problem
+from server.inference.classifier import Classifier, Prediction, visible_text
 from server.lifecycle import Lifecycle
+from server.routes.predict import text_limits, while_connected
 from server.routes.tensors import (
     JSON_LENGTH,
     InferRequest,
@@ -28,17 +30,15 @@ from server.routes.tensors import (
 )
 from server.settings import Settings
 
-Ask = Callable[[Request, Response, Sequence[str], int | None], Awaitable[Answer | None]]
-"""Classifies texts for a request within milliseconds; None when its client left."""
-
+_TAGS: list[Any] = ["Open Inference Protocol v2"]
 _BINARY = "application/octet-stream"
-_STATUS = {422: 400}  # the protocol's word for a request that cannot be understood
+_STATUS = {422: 400}  # the protocol's status for a request that cannot be understood
 _BINARY_CONTENT = {_BINARY: {"schema": {"type": "string", "format": "binary"}}}
 
 
 class Failure(BaseModel):
     error: str
-    """What is wrong, and what would be right."""
+    """The fault and the fix."""
 
 
 class Server(BaseModel):
@@ -78,23 +78,44 @@ class Model(BaseModel):
     """labels: the classes, in the order of probabilities."""
 
 
-def add_open_inference(
-    app: FastAPI, ask: Ask, classifier: Classifier, lifecycle: Lifecycle, settings: Settings
-) -> None:
-    """Add the protocol's routes, and its form of every error under /v2."""
-    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
-    app.add_middleware(tell_errors_as_v2)
-    _add_health(router, app, lifecycle)
+def router(classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+    """Returns the routes that describe the model and run it."""
+    routes = APIRouter(prefix="/v2", tags=_TAGS)
+    server = Server(
+        name="distrinews", version=version("distrinews"), extensions=["binary_tensor_data", "classification"]
+    )
+
+    @routes.get("", summary="Describe the server")
+    async def v2_server() -> Server:
+        return server
+
     for path, dependencies in _model_paths(settings):
         on_path = APIRouter(prefix=path, dependencies=dependencies)
         _add_model(on_path, classifier, lifecycle, settings)
-        _add_infer(on_path, ask, classifier, settings)
-        router.include_router(on_path)
-    app.include_router(router)
+        _add_infer(on_path, classifier, settings)
+        routes.include_router(on_path)
+    return routes
+
+
+def health_router(lifecycle: Lifecycle) -> APIRouter:
+    """Returns the probes, which are public."""
+    routes = APIRouter(prefix="/v2/health", tags=_TAGS)
+
+    @routes.get("/live", summary="As /livez", response_model=Live, responses=failures(503))
+    async def v2_live() -> Live | Response:
+        reason = lifecycle.not_alive_reason()
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else Live(live=True)
+
+    @routes.get("/ready", summary="As /readyz", response_model=Ready, responses=failures(503))
+    async def v2_ready() -> Ready | Response:
+        reason = lifecycle.not_ready_reason()
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else Ready(live=True, ready=True)
+
+    return routes
 
 
 def _model_paths(settings: Settings) -> list[tuple[str, list[Any]]]:
-    """With and without a version, and what checks that this server has what they name."""
+    """Returns the paths with and without a version, and the dependencies that check the names in them."""
     name, version = settings.model_name, settings.model_version
 
     async def known_model(model_name: Annotated[str, Path(json_schema_extra={"enum": [name]})]) -> None:
@@ -113,25 +134,7 @@ def _model_paths(settings: Settings) -> list[tuple[str, list[Any]]]:
     ]
 
 
-def _add_health(router: APIRouter, app: FastAPI, lifecycle: Lifecycle) -> None:
-    server = Server(name="distrinews", version=app.version, extensions=["binary_tensor_data", "classification"])
-
-    @router.get("", summary="Which server this is")
-    async def v2_server() -> Server:
-        return server
-
-    @router.get("/health/live", summary="As /livez", response_model=Live, responses=_failures(503))
-    async def v2_live() -> Live | Response:
-        reason = lifecycle.not_alive_reason()
-        return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else Live(live=True)
-
-    @router.get("/health/ready", summary="As /readyz", response_model=Ready, responses=_failures(503))
-    async def v2_ready() -> Ready | Response:
-        reason = lifecycle.not_ready_reason()
-        return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else Ready(live=True, ready=True)
-
-
-def _add_model(router: APIRouter, classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> None:
+def _add_model(routes: APIRouter, classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> None:
     labels = list(classifier.folder.labels)
     model = Model(
         name=settings.model_name,
@@ -145,36 +148,36 @@ def _add_model(router: APIRouter, classifier: Classifier, lifecycle: Lifecycle, 
         parameters={"labels": labels},
     )
 
-    @router.get("", summary="What goes in and comes out", responses=_failures(404))
+    @routes.get("", summary="Describe the inputs and outputs", responses=failures(404))
     async def v2_model() -> Model:
         return model
 
-    @router.get("/ready", summary="Whether to send texts", response_model=ModelReady, responses=_failures(404, 503))
+    @routes.get(
+        "/ready", summary="Check that the model takes texts", response_model=ModelReady, responses=failures(404, 503)
+    )
     async def v2_model_ready() -> ModelReady | Response:
         reason = lifecycle.not_ready_reason()
         return problem(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else ModelReady(name=model.name, ready=True)
 
 
-def _add_infer(router: APIRouter, ask: Ask, classifier: Classifier, settings: Settings) -> None:
-    text = Annotated[str, Field(min_length=1, max_length=settings.max_text_characters), AfterValidator(visible_text)]
+def _add_infer(routes: APIRouter, classifier: Classifier, settings: Settings) -> None:
+    text = Annotated[str, text_limits(settings), AfterValidator(visible_text)]
     texts_type = TypeAdapter[list[str]](Annotated[list[text], Field(min_length=1, max_length=settings.max_batch_texts)])
     labels = classifier.folder.labels
     json_length = Annotated[
         Annotated[int, Field(ge=1)] | SkipJsonSchema[None],
         Header(alias=JSON_LENGTH, description="Bytes of JSON; binary tensors follow."),
     ]
-    content = {"application/json": {"schema": in_one_piece(InferRequest)}} | _BINARY_CONTENT
+    content = {"application/json": {"schema": inline_schema(InferRequest)}} | _BINARY_CONTENT
 
-    @router.post(
+    @routes.post(
         "/infer",
         summary="Classify texts",
         response_class=Response,
-        responses={200: {"model": InferResponse, "content": _BINARY_CONTENT}, **_failures(400, 404, 413, 429, 504)},
+        responses={200: {"model": InferResponse, "content": _BINARY_CONTENT}, **failures(400, 404, 413, 429, 504)},
         openapi_extra={"requestBody": {"required": True, "content": content}},
     )
-    async def v2_infer(
-        request: Request, response: Response, timeout_ms: TimeoutHeader = None, head: json_length = None
-    ) -> Response:
+    async def v2_infer(request: Request, timeout_ms: TimeoutHeader = None, head: json_length = None) -> Response:
         try:
             wanted, texts = read_request(await request.body(), head)
             texts = texts_type.validate_python(texts)
@@ -184,13 +187,13 @@ def _add_infer(router: APIRouter, ask: Ask, classifier: Classifier, settings: Se
             return problem(HTTPStatus.BAD_REQUEST, explain(error, "inputs/0/data"))
         if timeout_ms is None and wanted.parameters.timeout:
             timeout_ms = max(1, wanted.parameters.timeout // 1000)
-        done = await ask(request, response, texts, timeout_ms)
-        if done is None:
-            return Response(status_code=CLIENT_LEFT)
+        seconds = settings.timeout_of(timeout_ms)
+        answer = await while_connected(request, classifier, texts, timeout_seconds=seconds)
         facts = {"model_name": settings.model_name, "model_version": settings.model_version}
         facts |= {} if wanted.id is None else {"id": wanted.id}
-        body, head_bytes = write_response(facts, _wanted_outputs(wanted, _tensors(done.predictions, labels), labels))
-        headers = dict(response.headers) | ({} if head_bytes is None else {JSON_LENGTH: str(head_bytes)})
+        body, head_bytes = write_response(facts, _wanted_outputs(wanted, _tensors(answer.predictions, labels), labels))
+        headers = {"Server-Timing": answer.server_timing()}
+        headers |= {} if head_bytes is None else {JSON_LENGTH: str(head_bytes)}
         return Response(body, headers=headers, media_type="application/json" if head_bytes is None else _BINARY)
 
 
@@ -217,22 +220,24 @@ def _wanted_outputs(
     return chosen
 
 
-def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Failure, "description": HTTPStatus(status).phrase} for status in statuses}
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documents for /docs the answers that are errors of the protocol."""
+    return {int(status): {"model": Failure, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-def tell_errors_as_v2(app: ASGIApp) -> ASGIApp:
-    """Under /v2 a problem, whoever found it, is told as the protocol says: {"error": ...}."""
+class OpenInferenceErrors:
+    """Rewrites each problem under /v2 into the protocol's form, {"error": ...}."""
 
-    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start: Message | None = None
 
-        async def told(message: Message) -> None:
+        async def send_error(message: Message) -> None:
             nonlocal start
-            if (
-                message["type"] == "http.response.start"
-                and (b"content-type", MEDIA_TYPE.encode()) in message["headers"]
-            ):
+            problem_type = (b"content-type", MEDIA_TYPE.encode())
+            if message["type"] == "http.response.start" and problem_type in message["headers"]:
                 start = message
             elif start is not None:
                 body = Failure(error=json.loads(message["body"])["detail"]).model_dump_json().encode()
@@ -245,7 +250,5 @@ def tell_errors_as_v2(app: ASGIApp) -> ASGIApp:
             else:
                 await send(message)
 
-        ours = scope["type"] == "http" and (scope["path"] + "/").startswith("/v2/")
-        await app(scope, receive, told if ours else send)
-
-    return wrapped
+        under_v2 = scope["type"] == "http" and (scope["path"] + "/").startswith("/v2/")
+        await self._app(scope, receive, send_error if under_v2 else send)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from server.app import create_app
 from server.errors import ModelFolderError
+from server.http.auth import Auth
 from server.inference.backends import Choice, candidates, load_backend
 from server.inference.backends.onnx import OnnxBackend
 from server.inference.classifier import Classifier
@@ -234,7 +235,8 @@ def watched(folder: Path, *, workers: int) -> Iterator[tuple[Watched, httpx.Asyn
     engine = Watched(folder)
     settings = Settings(workers=workers)
     classifier = Classifier(Choice(read_model_folder(folder, candidates("onnx-fp32")), engine), settings)
-    transport = httpx.ASGITransport(create_app(classifier, Lifecycle(classifier, drain_seconds=0), settings))
+    app = create_app(classifier, Lifecycle(classifier, drain_seconds=0), settings, Auth())
+    transport = httpx.ASGITransport(app)
     yield engine, httpx.AsyncClient(transport=transport, base_url="http://test")
     classifier.close()
 

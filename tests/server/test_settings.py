@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from server.hardware import available_cpus
-from server.http import connections
 from server.main import Serve, _read_settings
 from server.settings import Settings
 
@@ -140,9 +139,9 @@ def test_a_request_may_have_as_many_texts_as_may_wait() -> None:
 def test_there_are_no_more_connections_than_open_files_have_room_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(connections, "_open_files", lambda: 1_000_000)
+    monkeypatch.setattr("server.settings._open_files", lambda: 1_000_000)
     assert Settings().max_connections == 2000
-    monkeypatch.setattr(connections, "_open_files", lambda: 1024)
+    monkeypatch.setattr("server.settings._open_files", lambda: 1024)
     assert Settings().max_connections == 924
     assert Settings(max_connections=924).max_connections == 924
     assert "open files for 924 connections: choose fewer, or raise ulimit -n" in refusal(

@@ -17,7 +17,8 @@ import uvicorn
 from numpy.typing import NDArray
 
 from server.app import create_app
-from server.http.http_protocol import bounded
+from server.http.auth import Auth
+from server.http.server import uvicorn_config
 from server.inference.backends import Choice
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
@@ -116,8 +117,8 @@ async def gated(
     classifier = Classifier(Choice(read_model_folder(folder, ("int8",)), engine, 1_000_000 if gpu else 0), chosen)
     engine.open.clear()
     lifecycle = Lifecycle(classifier, drain_seconds=0)
-    app = create_app(classifier, lifecycle, chosen)
-    server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_connections), log_level="error"))
+    app = create_app(classifier, lifecycle, chosen, Auth.from_settings(chosen))
+    server = uvicorn.Server(uvicorn_config(app, chosen))
     listener = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve([listener]))
     limits = httpx.Limits(max_connections=None)

@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -17,14 +19,14 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 
 from server.app import create_app
-from server.http.api_keys import ApiKeys, ApiKeysError, parse_api_keys, read_api_keys
-from server.http.auth import is_open
-from server.http.rate_limit import RateLimit
+from server.http.api_keys import ApiKeysError, parse_api_keys, read_api_keys
+from server.http.auth import ApiKeys, Auth, RateLimit, is_public
 from server.inference.backends import Choice
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
 from server.main import _read_settings
 from server.model_folder import read_model_folder
+from server.observability.logs import RequestRecord
 from server.routes.pages import page_headers
 from server.settings import Settings
 from tests.conftest import DISTRINEWS
@@ -53,7 +55,8 @@ def key_file(tmp_path: Path) -> Path:
 
 
 def app_of(classifier: Classifier, **settings: Any) -> FastAPI:  # noqa: ANN401 - whatever Settings takes
-    return create_app(classifier, Lifecycle(classifier, drain_seconds=0), Settings(**settings))
+    chosen = Settings(**settings)
+    return create_app(classifier, Lifecycle(classifier, drain_seconds=0), chosen, Auth.from_settings(chosen))
 
 
 def ask(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers: str) -> httpx.Response:
@@ -71,7 +74,7 @@ def ask(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers
 def test_without_settings_nothing_is_asked_counted_or_installed(classifier: Classifier) -> None:
     app = app_of(classifier)
     assert ask(app).status_code == 200
-    assert not {"_Guard", "CORSMiddleware"} & {getattr(one.cls, "__name__", "") for one in app.user_middleware}
+    assert not {"Authentication", "CORSMiddleware"} & {getattr(one.cls, "__name__", "") for one in app.user_middleware}
     assert "securitySchemes" not in app.openapi()["components"]
     assert "401" not in app.openapi()["paths"]["/predict"]["post"]["responses"]
 
@@ -134,7 +137,7 @@ def test_every_route_is_guarded_that_is_not_known_to_be_open(classifier: Classif
 
 @pytest.mark.parametrize("path", ["/predict/", "//predict", "/livez/", "/health/../predict", "/PREDICT", "/livez/x"])
 def test_a_path_that_only_looks_open_is_guarded(path: str) -> None:
-    assert not is_open(path)
+    assert not is_public(path)
 
 
 def test_a_new_route_is_guarded_from_the_start(classifier: Classifier, key_file: Path) -> None:
@@ -144,16 +147,12 @@ def test_a_new_route_is_guarded_from_the_start(classifier: Classifier, key_file:
 
 
 def test_the_name_of_the_caller_is_there_for_logs(classifier: Classifier, key_file: Path) -> None:
-    app = app_of(classifier, api_keys_file=key_file)
-    scopes: list[Any] = []
-
-    async def outside(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - as ASGI calls it
-        scopes.append(scope)
-        await app(scope, receive, send)
-
-    ask(outside, X_API_Key=OTHER_KEY)  # type: ignore[arg-type]  # an ASGI app as well
-    ask(outside)  # type: ignore[arg-type]
-    assert [scope["state"]["caller"] for scope in scopes] == ["search", None]
+    settings, ended = Settings(api_keys_file=key_file), list[RequestRecord]()
+    lifecycle, auth = Lifecycle(classifier, drain_seconds=0), Auth.from_settings(settings)
+    app = create_app(classifier, lifecycle, settings, auth, on_request_end=[ended.append])
+    ask(app, X_API_Key=OTHER_KEY)
+    ask(app)
+    assert [record.caller for record in ended] == ["search", None]
 
 
 def test_openapi_says_what_a_call_needs(classifier: Classifier, key_file: Path) -> None:
@@ -174,14 +173,14 @@ def test_openapi_says_what_a_call_needs(classifier: Classifier, key_file: Path) 
 def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_taken(
     key_file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = ApiKeys.of_file(key_file)
+    keys = ApiKeys.from_file(key_file)
     new = "dn_new"
     replacement = key_file.with_name("next")
     replacement.write_text(f"fresh:{sha256(new.encode()).hexdigest()}\n")
     replacement.replace(key_file)
     assert keys.name_of(new.encode()) is None, "the file is looked at once a second at most"
-    monkeypatch.setattr("server.http.api_keys._LOOK_SECONDS", 0.0)
-    keys._look_at = 0
+    monkeypatch.setattr("server.http.auth._CHECK_SECONDS", 0.0)
+    keys._check_at = 0
     assert (keys.name_of(new.encode()), keys.name_of(KEY.encode())) == ("fresh", None)
     for spoil in (lambda: key_file.write_text(f"fresh:{new}\n"), lambda: key_file.write_text(""), key_file.unlink):
         spoil()
@@ -198,7 +197,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_ta
         ("billing dn_secret", "line 1: should be NAME:SHA256"),
         ("# first\nbilling:dn_secret", "line 2: should be NAME:SHA256"),
         ("bill ing:" + "a" * 64, "line 1: should be"),
-        (f"dn_secret:{'a' * 64}\nother:{'A' * 64}", "line 2: this key stands there already"),
+        (f"dn_secret:{'a' * 64}\nother:{'A' * 64}", "line 2: this key has a line already"),
         ("# dn_secret\n", "has no key"),
         (b"\xff\xfe", "is no text in UTF-8"),
     ],
@@ -221,7 +220,7 @@ def test_all_keys_are_compared_so_that_time_tells_nothing(monkeypatch: pytest.Mo
         compared.append(known)
         return known == given
 
-    monkeypatch.setattr("server.http.api_keys.hmac.compare_digest", counted)
+    monkeypatch.setattr("server.http.auth.hmac.compare_digest", counted)
     assert ApiKeys(parse_api_keys(LINES, where="here")).name_of(KEY.encode()) == "billing"
     assert len(compared) == 2
 
@@ -267,14 +266,14 @@ def test_without_keys_the_rate_is_that_of_an_address(classifier: Classifier) -> 
 
 def test_a_window_ends_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("server.http.rate_limit.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("server.http.auth.time.monotonic", lambda: now[0])
     rate = RateLimit("2/second;3/minute")
     assert [rate.seconds_to_wait("a") for _ in range(3)] == [0, 0, 1]
     now[0] += 1
     assert 58 <= rate.seconds_to_wait("a") <= 60, "the longer window counts as well"
     now[0] += 59
     assert rate.seconds_to_wait("b") == 0
-    assert [windows.storage.reset() for _, windows in rate._limits] == [1, 1], "a is forgotten"
+    assert [list(windows.by_caller) for windows in rate._windows] == [[("b",)], [("b",)]], "a is forgotten"
     assert rate.seconds_to_wait("a") == 0
 
 
@@ -325,7 +324,6 @@ def test_a_page_may_stand_in_the_frames_that_are_named() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--api-keys-file", "nowhere"], "nowhere: cannot be read: No such file or directory"),
         (["--api-keys", LINES], "--api-keys"),
         (["--rate-limit", "many"], "should be a number of requests and a time, such as 600/minute"),
         (["--rate-limit", "0/minute"], "should be a number of requests"),
@@ -348,16 +346,23 @@ def test_a_wrong_setting_is_refused_at_the_start(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "billing:dn_secret"])
+@pytest.mark.parametrize("lines", [None, "", "billing:dn_secret"])
+def test_keys_that_cannot_be_read_end_the_program_with_one_line_and_2(folder: Path, lines: str | None) -> None:
+    flags = ["--api-keys-file", "nowhere"] if lines is None else []
+    variables = {} if lines is None else {"DISTRINEWS_API_KEYS": lines}
+    command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", *flags]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **variables}
+    )
+    (line,) = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ("nowhere: cannot be read: No such file" if lines is None else "error: DISTRINEWS_API_KEYS") in line
+    assert "dn_secret" not in line
+
+
 def test_keys_in_a_variable_are_never_shown(
-    content: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("DISTRINEWS_API_KEYS", content)
-    with pytest.raises(SystemExit):
-        _read_settings(["folder"])
-    said = capsys.readouterr().err
-    assert "error: DISTRINEWS_API_KEYS" in said
-    assert "dn_secret" not in said
     monkeypatch.setenv("DISTRINEWS_API_KEYS", LINES)
     settings = _read_settings(["folder"])
     assert LINES[10:40] not in repr(settings) + str(settings.model_dump()) + repr(settings.api_keys)
@@ -408,7 +413,7 @@ def test_a_named_proxy_says_who_the_client_is(folder: Path) -> None:
 
 
 def test_checking_a_key_and_a_rate_costs_little(key_file: Path) -> None:
-    keys, rate = ApiKeys.of_file(key_file), RateLimit("1000000/minute")
+    keys, rate = ApiKeys.from_file(key_file), RateLimit("1000000/minute")
     started = time.process_time()
     for caller in range(2000):
         assert keys.name_of(KEY.encode())

@@ -17,9 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import FastAPI
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from starlette.middleware import Middleware
 
-from server.http.auth import guard
-from server.http.oidc import Tokens
+from server.http.auth import Auth
+from server.http.middleware import RequestContext
+from server.http.oidc import OidcVerifier
 from server.settings import Settings
 
 AUDIENCE = "news"
@@ -59,8 +61,8 @@ class Issuer:
         self._server.shutdown()
         self._server.server_close()
 
-    def checker(self, **more: str) -> Tokens:
-        return Tokens(issuer=self.url, audience=AUDIENCE, **more)
+    def checker(self, **more: str) -> OidcVerifier:
+        return OidcVerifier(issuer=self.url, audience=AUDIENCE, **more)
 
 
 @pytest.fixture
@@ -83,9 +85,9 @@ def signed(issuer: Issuer, key: Any = FIRST, kid: str = "first", algorithm: str 
     return jwt.encode(given, key, algorithm=algorithm, headers={"kid": kid})
 
 
-def subjects(tokens: Tokens, *given: str) -> list[str | None]:
+def subjects(tokens: OidcVerifier, *given: str) -> list[str | None]:
     async def asked() -> list[str | None]:
-        return [await tokens.subject_of(token) for token in given]
+        return [await tokens.verify(token) for token in given]
 
     return asyncio.run(asked())
 
@@ -174,7 +176,7 @@ def test_a_new_key_is_fetched_when_it_is_met_and_a_withdrawn_one_is_soon_refused
     rotated = signed(issuer, SECOND, "second", sub="bob")
     assert subjects(tokens, rotated, rotated) == [None, None]
     assert len(issuer.asked) == 1, "unknown ids make the issuer be asked once in a while, not at each request"
-    monkeypatch.setattr("server.http.oidc._ASK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("server.http.oidc._RETRY_SECONDS", 0)
     assert subjects(tokens, rotated, signed(issuer)) == ["bob", None]
 
 
@@ -185,11 +187,11 @@ def test_keys_are_renewed_while_the_old_ones_serve(issuer: Issuer, monkeypatch: 
     issuer.keys = [public(SECOND, "second")]
 
     async def asked() -> list[str | None]:
-        answers = [await tokens.subject_of(token)]
+        answers = [await tokens.verify(token)]
         renewal = tokens._keys._fetching
         assert renewal, "the answer did not wait for the renewal"
         await renewal
-        return [*answers, await tokens.subject_of(token)]
+        return [*answers, await tokens.verify(token)]
 
     assert asyncio.run(asked()) == ["alice", None]
 
@@ -198,16 +200,16 @@ def test_many_at_once_wait_for_one_fetch(issuer: Issuer) -> None:
     tokens, token = issuer.checker(), signed(issuer)
 
     async def asked() -> list[str | None]:
-        return await asyncio.gather(*[tokens.subject_of(token) for _ in range(20)])
+        return await asyncio.gather(*[tokens.verify(token) for _ in range(20)])
 
     assert asyncio.run(asked()) == ["alice"] * 20
     assert len(issuer.asked) == 2
 
 
 def app_of(issuer: Issuer, **more: Any) -> FastAPI:  # noqa: ANN401 - whatever Settings takes
-    app = FastAPI()
-    app.add_api_route("/predict", lambda: "computed", methods=["POST"])
-    guard(app, Settings(oidc_issuer=issuer.url, oidc_audience=AUDIENCE, **more))
+    auth = Auth.from_settings(Settings(oidc_issuer=issuer.url, oidc_audience=AUDIENCE, **more))
+    app = FastAPI(middleware=[Middleware(RequestContext, on_start=lambda: None, on_end=()), *auth.middleware()])
+    app.add_api_route("/predict", lambda: "computed", methods=["POST"], dependencies=auth.dependencies())
     return app
 
 
@@ -238,7 +240,7 @@ def test_a_token_or_a_key_is_enough_and_openapi_names_both(issuer: Issuer, monke
 def test_a_silent_issuer_is_not_the_caller_s_fault(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("server.http.oidc._ASK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("server.http.oidc._RETRY_SECONDS", 0)
     app, token = app_of(issuer), f"Bearer {signed(issuer)}"
     issuer.up = False
     silent = post(app, Authorization=token)

@@ -1,4 +1,4 @@
-"""What goes over the socket besides whole requests: bodies and headers without end, silence, and HEAD."""
+"""The server on the socket: endless bodies and headers, silence, upgrades, garbage and HEAD."""
 
 import asyncio
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.settings import Settings
 from tests.support.servers import gated, serving
 
 
@@ -19,6 +20,14 @@ from tests.support.servers import gated, serving
 def client(folder: Path) -> Iterator[httpx.Client]:
     with serving(folder) as (_, client):
         yield client
+
+
+ANSWERED = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+CLOSES = (
+    b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b'Content-Length: 15\r\n\r\n{"text":"goal"}'
+)
+CHUNKED = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @contextmanager
@@ -29,7 +38,7 @@ def connected(client: httpx.Client) -> Iterator[socket.socket]:
 
 
 def answer_to_endless(connection: socket.socket, start: bytes, piece: bytes, *, at_most: int) -> tuple[bytes, int]:
-    """What comes back while pieces are sent without end, and how many bytes were sent until then."""
+    """Sends pieces without end; returns the answer and how many bytes were sent until then."""
     connection.sendall(start)
     connection.setblocking(False)
     sent, waiting, deadline = 0, memoryview(piece), time.monotonic() + 5
@@ -118,11 +127,85 @@ def test_a_body_in_small_chunks_is_read(client: httpx.Client) -> None:
     assert answer.status_code == 200
 
 
-def test_what_is_not_http_is_told_so(client: httpx.Client) -> None:
+def test_what_is_not_http_is_refused(client: httpx.Client) -> None:
     with connected(client) as connection:
-        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # TLS, on a port without
+        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n")  # TLS, on a port without
         assert problem_on(connection)["detail"] == "Invalid HTTP request received."
         assert connection.recv(1) == b""
+
+
+JAVA = {
+    "/predict": b'{"text": "goal"}',
+    "/v2/models/distrinews/infer": b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["goal"]}]}',
+}
+
+
+@pytest.mark.parametrize("packets", [1, 2])
+@pytest.mark.parametrize(("path", "body"), JAVA.items(), ids=JAVA)
+def test_clients_that_offer_http_2_are_answered_in_http_1_again_and_again(
+    client: httpx.Client, path: str, body: bytes, packets: int
+) -> None:
+    head = (
+        f"POST {path} HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: {len(body)}\r\nHost: a\r\n"
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUpgrade: h2c\r\n"
+        "User-Agent: Java-http-client/17.0.9\r\nContent-Type: application/json\r\n\r\n"
+    ).encode()
+    with connected(client) as connection:
+        for _ in range(2):
+            if packets == 1:
+                connection.sendall(head + body)
+            else:
+                connection.sendall(head)
+                time.sleep(0.05)
+                connection.sendall(body)
+            with HTTPResponse(connection) as answer:
+                answer.begin()
+                assert (answer.status, b"label" in answer.read()) == (200, True)
+
+
+@pytest.mark.parametrize("request_", [CLOSES, CHUNKED], ids=["a whole one", "half of one"])
+def test_garbage_behind_a_request_closes_the_connection_without_an_error(
+    folder: Path, caplog: pytest.LogCaptureFixture, request_: bytes
+) -> None:
+    async def check() -> None:
+        async with gated(folder) as served, asyncio.timeout(4):
+            url = served.client.base_url
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(request_)
+            await asyncio.sleep(0.05)
+            writer.write(b"garbage\r\n\r\n")
+            assert await read_all(reader) == b""
+            served.engine.open.set()
+            assert (await served.predict()).status_code == 200
+            writer.close()
+
+    asyncio.run(check())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_idle_connection_stays_open_for_the_seconds_that_are_set(folder: Path) -> None:
+    async def check() -> None:
+        async with gated(folder, keep_alive_seconds=1) as served, asyncio.timeout(4):
+            url = served.client.base_url
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            for _ in range(2):
+                writer.write(ANSWERED)
+                assert b"200 OK" in await reader.readuntil(b"}")
+                await asyncio.sleep(0.5)
+            assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(check())
+    assert Settings().keep_alive_seconds > 60, "as long as load balancers keep theirs"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_server_on_all_ipv6_addresses_is_reached_by_ipv4_too(folder: Path) -> None:
+    with serving(folder, "--host", "::", "--rate-limit", "1/minute") as (_, client):
+        port = client.base_url.port
+        assert client.post("/predict", json={"text": "goal"}).status_code == 200
+        answers = [httpx.post(f"http://127.0.0.{n}:{port}/predict", json={"text": "goal"}) for n in (1, 1)]
+        assert [answer.status_code for answer in answers] == [200, 429]
 
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/v2/health/ready"])
@@ -133,12 +216,13 @@ def test_head_is_answered_as_get_without_the_body(client: httpx.Client, path: st
     assert client.head("/predict").status_code == 405
 
 
-ANSWERED = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 SILENT = {
     "nothing": (b"", b""),
     "half a head": (b"", b"POST /predict HTTP/1.1\r\nHost"),
-    "half a body": (b"", b"POST /predict HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"),
-    "an empty line after an answer": (ANSWERED, b"\r\n"),
+    "half a body": (
+        b"",
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+    ),
     "half a second request": (ANSWERED, b"GET /li"),
 }
 
@@ -147,10 +231,10 @@ SILENT = {
 def test_a_connection_on_which_no_whole_request_comes_is_closed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, then: bytes
 ) -> None:
-    monkeypatch.setattr("server.http.http_protocol._RECEIVE_SECONDS", 0.2)
+    monkeypatch.setattr("server.http.server._REQUEST_SECONDS", 0.2)
 
     async def check() -> None:
-        async with gated(folder) as served, asyncio.timeout(4):  # uvicorn closes idle connections after 5
+        async with gated(folder) as served, asyncio.timeout(4):
             url = served.client.base_url
             reader, writer = await asyncio.open_connection(url.host, url.port)
             if first:
@@ -165,8 +249,15 @@ def test_a_connection_on_which_no_whole_request_comes_is_closed(
     asyncio.run(check())
 
 
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
 async def ended(reader: asyncio.StreamReader) -> bool:
-    """Whether the server has closed it, soon."""
+    """Returns whether the server closes it soon."""
     try:
         return await asyncio.wait_for(reader.read(), 0.05) == b""
     except (TimeoutError, ConnectionResetError) as error:
@@ -199,7 +290,7 @@ def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_l
     assert caplog.text.count("all 4 connections of --max-connections are taken") == 1, "not one for each"
 
 
-def test_where_all_connections_have_requests_in_work_one_more_is_told_so(folder: Path) -> None:
+def test_where_all_connections_have_requests_in_work_one_more_is_refused(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, max_connections=2) as served:
             asked = [served.predict(), served.predict()]
@@ -219,7 +310,7 @@ def test_where_all_connections_have_requests_in_work_one_more_is_told_so(folder:
 def test_a_client_that_does_not_read_its_answers_does_not_stay(
     folder: Path, monkeypatch: pytest.MonkeyPatch, read_seconds: float, connections: int
 ) -> None:
-    monkeypatch.setattr("server.http.http_protocol._READ_SECONDS", read_seconds)
+    monkeypatch.setattr("server.http.server._READ_SECONDS", read_seconds)
 
     async def check() -> None:
         async with gated(folder, max_connections=connections) as served, asyncio.timeout(4):
@@ -245,7 +336,7 @@ def test_a_client_that_does_not_read_its_answers_does_not_stay(
 def test_a_request_that_takes_long_to_answer_is_not_one_that_takes_long_to_come(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.http.http_protocol._RECEIVE_SECONDS", 0.1)
+    monkeypatch.setattr("server.http.server._REQUEST_SECONDS", 0.1)
 
     async def check() -> None:
         async with gated(folder) as served:

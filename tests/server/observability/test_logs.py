@@ -10,8 +10,7 @@ from typing import Any
 
 import httpx
 
-from server.observability.logs import JsonForm, TextForm
-from server.observability.record import CURRENT, Record
+from server.observability.logs import CURRENT, JsonFormatter, RequestRecord, TextFormatter
 from tests.support.servers import log_lines
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -29,7 +28,7 @@ def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path
     first, lines = log_lines(folder, "--log-format", "json", send=ask_three)
     assert json.loads(first)["message"].startswith("distrinews ")
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    assert {"uvicorn.error", "distrinews.requests"} <= {record["logger"] for record in records}
+    assert {"server.lifecycle", "distrinews.requests"} == {record["logger"] for record in records}
     assert all(record["time"].endswith("Z") and record["level"] == "info" for record in records)
     one, two, three = (record for record in records if record["logger"] == "distrinews.requests")
     assert one["message"] == "POST /predict/batch 200"
@@ -72,12 +71,12 @@ def test_the_line_of_a_request_names_its_caller_and_never_shows_the_key(folder: 
 
 def test_what_goes_wrong_while_a_request_is_answered_is_logged_with_its_id_on_one_line() -> None:
     def fail() -> str:
-        CURRENT.set(Record("one", "POST"))
+        CURRENT.set(RequestRecord("one", "POST"))
         try:
             json.loads("not\nJSON")
         except ValueError:
             failed = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "failed\n", None, sys.exc_info())
-            return JsonForm().format(failed)
+            return JsonFormatter().format(failed)
         return ""
 
     line = contextvars.copy_context().run(fail)
@@ -90,6 +89,6 @@ def test_what_goes_wrong_while_a_request_is_answered_is_logged_with_its_id_on_on
 def test_a_name_cannot_make_a_second_line_of_a_log_to_read() -> None:
     record = logging.LogRecord("distrinews.requests", logging.INFO, "", 0, "POST /predict 200", None, None)
     record.facts = {"caller": "me\n2026 info forged", "request_id": "a:1"}
-    line = TextForm().format(record)
+    line = TextFormatter().format(record)
     assert "\n" not in line
     assert line.endswith(r'POST /predict 200 caller="me\n2026 info forged" request_id=a:1')

@@ -1,14 +1,17 @@
 """What Prometheus reads of a server, and the id that every request has."""
 
 import re
+import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,6 +30,7 @@ Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Scraped(NamedTuple):
     client: httpx.Client
     metrics_url: str
+    pid: int
 
     def scrape(self) -> Series:
         text = httpx.get(self.metrics_url).text
@@ -39,10 +43,10 @@ class Scraped(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Scraped]:
-    with started(folder, "--engine", "onnx") as (_, line):
+    with started(folder, "--engine", "onnx") as (process, line):
         url, metrics_url = re.findall(r"http://[^\s;]+", line)[:2]
         with httpx.Client(base_url=url, timeout=30) as client:
-            yield Scraped(client, metrics_url)
+            yield Scraped(client, metrics_url, process.pid)
 
 
 def value(series: Series, name: str, **labels: str) -> float:
@@ -139,13 +143,22 @@ def test_a_metrics_port_that_is_taken_is_said_in_one_line(folder: Path, server: 
     )
 
 
+def test_silent_connections_to_the_metrics_port_take_few_threads_and_keep_no_scraper_out(server: Scraped) -> None:
+    port = httpx.URL(server.metrics_url).port or 0
+    with ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert "distrinews_ready" in httpx.get(server.metrics_url).text
+        assert value(server.scrape(), "process_open_fds") < 60
+        assert psutil.Process(server.pid).num_threads() < 40
+
+
 def test_two_servers_of_a_process_count_apart_and_gauges_are_looked_up_when_asked_for(folder: Path) -> None:
     settings = Settings(workers=1)
     classifiers = [Classifier(choose(folder, "onnx", workers=1), settings) for _ in range(2)]
     lifecycles = [Lifecycle(classifier, drain_seconds=0) for classifier in classifiers]
     one, other = (
-        Metrics(classifier, lifecycle, settings, version="1")
-        for classifier, lifecycle in zip(classifiers, lifecycles, strict=True)
+        Metrics(classifier, lifecycle, settings) for classifier, lifecycle in zip(classifiers, lifecycles, strict=True)
     )
     request = Request(["a text"] * 2, deadline=0, reserved_tokens=0, future=None)  # type: ignore[arg-type]
     one.computed([QueueEntry([5] * 4, request), QueueEntry([5] * 16, request)], started=0, seconds=0.1)

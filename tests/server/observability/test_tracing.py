@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from server.main import _read_settings, _traces
 from server.observability import tracing
-from server.observability.record import Record
+from server.observability.logs import RequestRecord
 from tests.support.model_folder import write_model_folder
 from tests.support.servers import log_lines
 
@@ -76,9 +76,9 @@ def values(attributes: Any) -> dict[str, Any]:  # noqa: ANN401 - a repeated fiel
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}
 
 
-def record(status: int, *, route: str = "/predict", sampled: bool = True) -> Record:
+def record(status: int, *, route: str = "/predict", sampled: bool = True) -> RequestRecord:
     parent = f"00-{TRACE}-{PARENT}-0{int(sampled)}"
-    return Record("one", "POST", parent, started=time.monotonic() - 1, seconds=0.5, route=route, status=status)
+    return RequestRecord("one", "POST", parent, started=time.monotonic() - 1, seconds=0.5, route=route, status=status)
 
 
 def ask_some(client: httpx.Client) -> None:

@@ -252,7 +252,7 @@ def test_a_failure_of_the_engine_is_told_in_the_protocol_s_form_too(folder: Path
 
             served.engine.run = fails  # type: ignore[method-assign,assignment]
             answer = await served.client.post("/v2/models/distrinews/infer", json=ask())
-            said = "The server failed; its log says why"
+            said = "The server failed; its log has the error"
             assert (answer.status_code, answer.json()) == (500, {"error": said})
             answer = await served.predict()
             assert (answer.json()["status"], answer.json()["detail"]) == (500, said)
