@@ -122,8 +122,7 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
         if name in fields and options["help"] != CLI_SUPPRESS:
             options["help"] = describe(fields[name]).replace("%", "%%")
             if "dest" in options and "metavar" in options:
-                allowed = choices(fields[name])
-                options["metavar"] = f"{{{','.join(allowed)}}}" if allowed else re.split("[._]", name)[-1].upper()
+                options["metavar"] = _placeholder(fields[name], name)
             if heading := _heading(settings, name):
                 parser = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
         parser.add_argument(*names, **options)
@@ -156,6 +155,13 @@ def _heading(settings: type[BaseModel], name: str) -> str:
     """The heading of a field in --help: the docstring of the class that settings have it from."""
     owners = [kind for kind in settings.__mro__[1:] if name in vars(kind).get("__annotations__", {})]
     return (owners[-1].__doc__ or "").rstrip(".") if owners else ""
+
+
+def _placeholder(field: FieldInfo, name: str) -> str:
+    """Names the value of a flag in --help: the choices, PATH, or the last word of the flag."""
+    if allowed := choices(field):
+        return f"{{{','.join(allowed)}}}"
+    return "PATH" if Path in (field.annotation, *get_args(field.annotation)) else re.split("[._]", name)[-1].upper()
 
 
 def describe(field: FieldInfo) -> str:

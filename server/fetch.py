@@ -1,57 +1,91 @@
-"""A model folder from where models are kept to where a server reads it: `python -m server.fetch URI --to FOLDER`.
+"""The command `distrinews fetch`: copies a model folder to where a server reads it; the server itself only reads folders."""
 
-On a cluster, before the server starts; the server itself only reads folders.
-"""
-
-import argparse
 import re
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import HTTPStore, ObjectStore, from_url
-from pydantic import SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from server.errors import ModelFolderError
+from server.cli import Command, build, run_command
+from server.errors import ModelFolderError, UserError
 from server.inference.backends import candidates
 from server.model_folder import TORCH_FILES, Manifest, files_to_fetch
 from server.settings import Settings
 
-_PROGRAM = "python -m server.fetch"
 _HUB = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _MODEL_JSON = "onnx/model.json"
 _CHUNK_BYTES = 8 << 20
 
 
-class FetchError(RuntimeError):
-    """What could not be fetched, and why."""
+class FetchError(UserError):
+    """A file cannot be fetched; the message names it and the reason."""
 
 
 class _Hub(BaseSettings):
-    """Of the Hugging Face hub, in the variables that its own library reads."""
+    """The Hugging Face hub, in the variables that its own library reads."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="HF_")
+    model_config = SettingsConfigDict(frozen=True, case_sensitive=True)
 
-    endpoint: str = "https://huggingface.co"
-    """A mirror, where there is one."""
-    token: SecretStr | None = None
-    """For repositories that are not public."""
+    endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")
+    """The hub, or a mirror of it."""
+    token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    """A token for repositories that are not public."""
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError("should be 64 hexadecimal digits, as sha256sum prints them")
+    return text
+
+
+class Fetch(Command):
+    """Copy a model folder here, complete and as it was exported; or check one that is here."""
+
+    uri: CliPositionalArg[str]
+    """The model: s3://, gs://, hf://OWNER/NAME[@REVISION], https:// or file:///."""
+
+    to: Path | None = None
+    """Folder for the model, whose present model is replaced. Without it, a file:/// is checked in its place."""
+
+    sha256: Annotated[str, AfterValidator(_digest)] | None = None
+    """SHA-256 of onnx/manifest.json; another model is refused."""
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        if not self.to and not self.uri.startswith("file:///"):
+            raise ValueError(f"{self.uri} needs --to FOLDER; only a file:/// can be checked in its place")
+        return self
+
+    def run(self) -> None:
+        started = time.monotonic()
+        try:
+            if self.to:
+                variants = candidates(build(Settings, {}).engine)
+                size = fetch(self.uri, self.to, sha256=self.sha256, variants=variants)
+                print(f"fetched {self.uri}: {size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s", flush=True)
+            else:
+                check(Path(url2pathname(urlsplit(self.uri).path)), sha256=self.sha256)
+                print(f"checked {self.uri}", flush=True)
+        except OSError as error:  # a full disk, or a folder that may not be written, which it names
+            raise FetchError(str(error)) from error
 
 
 def fetch(uri: str, folder: Path, *, sha256: str | None, variants: Sequence[str]) -> int:
-    """Bring the model in the first of these variants that it has; returns its bytes. The model that stands there is replaced.
+    """Replaces the folder's model by the one at `uri`, in the first of these variants that it has; returns its bytes.
 
-    Only what a server reads of it is taken, and only as the manifest lists it; `sha256` is that of the manifest.
+    It copies only what a server reads, and only as the manifest lists it; `sha256` is that of the manifest.
     """
     store, staging = _store(uri), folder / ".fetching"
-    shutil.rmtree(staging, ignore_errors=True)  # what an attempt before this one left
+    shutil.rmtree(staging, ignore_errors=True)  # of an earlier attempt
     (staging / "onnx").mkdir(parents=True)
     try:
         _download(store, "onnx/manifest.json", staging, uri)
@@ -69,7 +103,7 @@ def fetch(uri: str, folder: Path, *, sha256: str | None, variants: Sequence[str]
 
 
 def _replace(folder: Path, staging: Path) -> None:
-    """onnx/ goes first and comes last: without it, nothing in the folder counts."""
+    """Removes onnx/ first and adds it last: without it, nothing in the folder counts."""
     shutil.rmtree(folder / "onnx", ignore_errors=True)
     for name in TORCH_FILES:
         (folder / name).unlink(missing_ok=True)
@@ -79,12 +113,12 @@ def _replace(folder: Path, staging: Path) -> None:
 
 
 def check(folder: Path, *, sha256: str | None) -> None:
-    """ModelFolderError unless the folder has the manifest with this digest; its files are compared when they are loaded."""
+    """Raises ModelFolderError unless the folder has the manifest with this digest; its files are checked when they are loaded."""
     _compare(Manifest(folder), sha256, str(folder))
 
 
 def _store(uri: str) -> ObjectStore:
-    """Credentials come from the variables that each store's own tools read, or from the machine's identity."""
+    """Opens the store of a URI, with credentials from the variables that its own tools read, or of the machine's identity."""
     try:
         if uri.startswith("hf://"):
             return _hub_store(uri)
@@ -127,35 +161,5 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _sha256(text: str) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} should be 64 hexadecimal digits, as sha256sum prints them")
-    return text
-
-
-def main(args: list[str] | None = None) -> None:
-    """Fetch or check; status 1 when the model cannot be had or is another one."""
-    parser = argparse.ArgumentParser(
-        prog=_PROGRAM, description="Bring a model folder here, whole and as it was exported."
-    )
-    parser.add_argument("uri", metavar="URI", help="s3://, gs://, hf://OWNER/NAME[@REVISION], https:// or file:///")
-    parser.add_argument("--to", metavar="FOLDER", type=Path, help="without it, a file:/// is checked where it is")
-    parser.add_argument("--sha256", type=_sha256, help="of onnx/manifest.json; another model is refused")
-    given = parser.parse_args(args)
-    if not given.to and not given.uri.startswith("file:///"):
-        parser.error(f"{given.uri} needs --to FOLDER; only a file:/// can be checked where it is")
-    started = time.monotonic()
-    try:
-        if given.to:
-            size = fetch(given.uri, given.to, sha256=given.sha256, variants=candidates(Settings().engine))
-            print(f"fetched {given.uri}: {size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s", flush=True)
-        else:
-            check(Path(url2pathname(urlsplit(given.uri).path)), sha256=given.sha256)
-            print(f"checked {given.uri}", flush=True)
-    except (FetchError, ModelFolderError, OSError) as error:
-        print(f"{_PROGRAM}: error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
-
-
 if __name__ == "__main__":
-    main()
+    run_command(Fetch, prog="python -m server.fetch")

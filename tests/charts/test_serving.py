@@ -19,6 +19,7 @@ from server.http.server import _ANSWER_SECONDS
 from server.settings import Settings
 from tests.support.chart_files import HELM
 from tests.support.charts import RELEASES, HelmError, only, run_helm, template
+from tests.support.fetching import fetch_model
 from tests.support.model_folder import write_model_folder
 from tests.support.tools import Release
 
@@ -211,8 +212,8 @@ def test_of_a_claim_only_the_model_s_folder_is_mounted_and_its_checksum_compared
     assert step["args"][0] == "file:///model"
     write_model_folder(tmp_path)
     with pytest.raises(SystemExit):  # the digest of the values is of another model
-        fetch.main([tmp_path.as_uri(), *step["args"][1:]])
-    fetch.main([tmp_path.as_uri()])
+        fetch_model([tmp_path.as_uri(), *step["args"][1:]])
+    fetch_model([tmp_path.as_uri()])
 
 
 @pytest.mark.parametrize("uri", ["s3://models/news/1", "gs://models/news", "hf://someone/news@v1", "https://host/news"])
@@ -228,7 +229,7 @@ def test_a_model_elsewhere_is_fetched_before_the_server_starts(uri: str, monkeyp
     monkeypatch.setattr(fetch, "fetch", noted)
     for entry in step["env"]:
         monkeypatch.setenv(entry["name"], entry["value"])
-    fetch.main(step["args"])
+    fetch_model(step["args"])
     assert called == [((uri, Path("/model")), {"sha256": None, "variants": ("int8", "fp32")})]
     assert step["envFrom"] == [{"secretRef": {"name": "s3-credentials"}}]
     assert "envFrom" not in server_of(spec), "the server needs no key of the store"

@@ -16,10 +16,11 @@ from threading import Thread
 
 import pytest
 
-from server import fetch, smoke
+from server import smoke
 from server.inference import backends as engine
 from server.model_folder import read_model_folder, write_manifest
 from server.settings import Settings
+from tests.support.fetching import fetch_model
 from tests.support.model_folder import write_model_folder
 from tests.support.servers import serving
 
@@ -70,7 +71,7 @@ def digest(model: Path) -> str:
 
 def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
-        fetch.main(args)
+        fetch_model(args)
     assert stop.value.code == 1
     said = capsys.readouterr()
     assert said.out == ""
@@ -79,7 +80,7 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_fetched_folder_is_served(model: Path, tmp_path: Path) -> None:
-    fetch.main([model.as_uri(), "--to", str(tmp_path / "to"), "--sha256", digest(model)])
+    fetch_model([model.as_uri(), "--to", str(tmp_path / "to"), "--sha256", digest(model)])
     assert read_model_folder(tmp_path / "to", ["int8"]).sha256 == digest(model)
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["onnx"], "nothing else is left there"
 
@@ -89,7 +90,7 @@ def test_only_the_variant_that_is_served_is_fetched(
 ) -> None:
     for chosen, file in (("onnx", "model_int8.onnx"), ("onnx-fp32", "model.onnx")):
         monkeypatch.setenv("DISTRINEWS_ENGINE", chosen)
-        fetch.main([model.as_uri(), "--to", str(tmp_path / chosen)])
+        fetch_model([model.as_uri(), "--to", str(tmp_path / chosen)])
         there = {path.name for path in (tmp_path / chosen / "onnx").iterdir()}
         assert there == {"manifest.json", "model.json", "tokenizer.json", file}
 
@@ -106,7 +107,7 @@ def test_the_trained_model_comes_along_for_pytorch_alone_and_goes_with_the_next_
     beside = {"config.json", "model.safetensors"}
     for chosen, more in (("torch", beside), ("onnx", {"onnx/model_int8.onnx"}), ("auto", beside)):
         monkeypatch.setenv("DISTRINEWS_ENGINE", chosen)
-        fetch.main([model.as_uri(), "--to", str(tmp_path / "to")])
+        fetch_model([model.as_uri(), "--to", str(tmp_path / "to")])
         there = {str(file.relative_to(tmp_path / "to")) for file in (tmp_path / "to").rglob("*") if file.is_file()}
         assert there == files | more
         read = read_model_folder(tmp_path / "to", engine.candidates(Settings().engine))
@@ -131,7 +132,7 @@ def test_weights_that_are_not_the_manifest_s_or_not_listed_are_refused_by_name(
 
 def test_a_web_server_is_enough(model: Path, tmp_path: Path) -> None:
     with files_over_http(model) as kept:
-        fetch.main([kept.url, "--to", str(tmp_path / "to")])
+        fetch_model([kept.url, "--to", str(tmp_path / "to")])
     assert digest(tmp_path / "to") == digest(model)
 
 
@@ -144,7 +145,7 @@ def test_an_object_store_is_asked_with_the_key_of_its_variables(
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unguessable")
         monkeypatch.setenv("AWS_REGION", "eu-north-1")
-        fetch.main(["s3://bucket/models/news", "--to", str(tmp_path / "to")])
+        fetch_model(["s3://bucket/models/news", "--to", str(tmp_path / "to")])
     assert digest(tmp_path / "to") == digest(model)
     for path, authorization in kept.requests:
         assert path.startswith("/bucket/models/news/onnx/")
@@ -164,7 +165,7 @@ def test_google_s_store_is_asked_with_the_key_of_its_variable(
             "private_key_id": "",
         }
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
-        fetch.main(["gs://bucket/models/news", "--to", str(tmp_path / "to")])
+        fetch_model(["gs://bucket/models/news", "--to", str(tmp_path / "to")])
     assert digest(tmp_path / "to") == digest(model)
 
 
@@ -175,7 +176,7 @@ def test_the_hub_is_asked_for_the_revision_with_the_token(
     with files_over_http(tmp_path / "hub") as kept:
         monkeypatch.setenv("HF_ENDPOINT", kept.url)
         monkeypatch.setenv("HF_TOKEN", "hf_unguessable")
-        fetch.main(["hf://someone/news@v1", "--to", str(tmp_path / "to")])
+        fetch_model(["hf://someone/news@v1", "--to", str(tmp_path / "to")])
     assert digest(tmp_path / "to") == digest(model)
     assert {authorization for _, authorization in kept.requests} == {"Bearer hf_unguessable"}
 
@@ -183,7 +184,7 @@ def test_the_hub_is_asked_for_the_revision_with_the_token(
 def test_a_model_with_another_digest_is_refused_and_the_one_there_stays(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fetch.main([model.as_uri(), "--to", str(tmp_path / "to")])
+    fetch_model([model.as_uri(), "--to", str(tmp_path / "to")])
     before = sorted((tmp_path / "to").rglob("*"))
     capsys.readouterr()
     said = refusal([model.as_uri(), "--to", str(tmp_path / "to"), "--sha256", "0" * 64], capsys)
@@ -208,7 +209,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(model: Path, tmp_path: Path) ->
     entry = {"bytes": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}
     listed["files"] |= {"onnx/../evil": entry, "onnx/../../evil": entry, "evil": entry, "/evil": entry}
     manifest.write_text(json.dumps(listed), encoding="utf-8")
-    fetch.main([model.as_uri(), "--to", str(tmp_path / "to")])
+    fetch_model([model.as_uri(), "--to", str(tmp_path / "to")])
     assert not list((tmp_path / "to").rglob("evil"))
     assert not (tmp_path / "evil").exists()
 
@@ -229,7 +230,7 @@ def test_what_cannot_be_fetched_is_named(
 
 
 def test_a_folder_can_be_checked_where_it_is(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fetch.main([model.as_uri(), "--sha256", digest(model)])
+    fetch_model([model.as_uri(), "--sha256", digest(model)])
     capsys.readouterr()
     assert "holds another model" in refusal([model.as_uri(), "--sha256", "0" * 64], capsys)
     shutil.rmtree(model)
