@@ -34,11 +34,13 @@ class Change:
 class Watch(threading.Thread):
     """Puts each change of the objects at a path into a queue: lists, watches, and lists again after 410 Gone."""
 
-    def __init__(self, cluster: Cluster, what: str, path: str, query: Query, changes: "queue.Queue[Change]") -> None:
+    def __init__(
+        self, cluster: Cluster, what: str, path: str, query: Query, changes: "queue.Queue[Change]", *, known: Object | None = None
+    ) -> None:  # fmt: skip
         super().__init__(name=f"watch {what}", daemon=True)
         self._cluster, self._what, self._path, self._query, self._changes = cluster, what, path, list(query), changes
         self._stopped = threading.Event()
-        self._known: dict[str, Object] = {}
+        self._known = {known["metadata"]["uid"]: known} if known else dict[str, Object]()
         self._version = ""
         self._refused_since: float | None = None
 
@@ -125,14 +127,17 @@ class Changes:
 
     def __init__(
         self, cluster: Cluster, what: str, name: str, *, path: str, pods: str, owns: Callable[[str], bool], since: str,
-        on_event: Callable[[str], None],
+        on_event: Callable[[str], None], known: Object | None = None,
     ) -> None:  # fmt: skip
-        """Takes events of objects whose names `owns` accepts, no older than a time as Kubernetes writes it."""
+        """Takes events of objects whose names `owns` accepts, no older than a time as Kubernetes writes it.
+
+        An object that is `known` already is gone when the first list does not hold it.
+        """
         self._owns, self._since, self._on_event = owns, since, on_event
         self._tick_seconds = min(_TICK_SECONDS, cluster.polling.interval_seconds)
         self._queue: queue.Queue[Change] = queue.Queue(_QUEUE)
         self._watches = [
-            Watch(cluster, what, path, [("fieldSelector", f"metadata.name={name}")], self._queue),
+            Watch(cluster, what, path, [("fieldSelector", f"metadata.name={name}")], self._queue, known=known),
             Watch(cluster, "pod", cluster.path("v1", "pods"), [("labelSelector", pods)], self._queue),
             Watch(cluster, "event", cluster.path("v1", "events"), [], self._queue),
         ]

@@ -11,7 +11,7 @@ from trainer.config import TrainConfig
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.cluster.client import Cluster
+    from pipelines.job.reconcile import Jobs
     from pipelines.job.settings import Object
 
 _PROGRAM = "distrinews job"
@@ -56,10 +56,12 @@ def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument("--context", default=None, help="context of kubeconfig (default: the current one)")
 
 
-def _connect(given: argparse.Namespace) -> "Cluster":
+def _connect(given: argparse.Namespace) -> "Jobs":
     from pipelines.cluster.client import connect
+    from pipelines.job.backends import backend
+    from pipelines.job.reconcile import Jobs
 
-    return connect(given.namespace, context=given.context)
+    return Jobs(connect(given.namespace, context=given.context), backend("pytorchjob"))
 
 
 @_command("render", "write the PyTorchJob of a run as YAML, for kubectl apply")
@@ -115,20 +117,20 @@ def _logs(program: str, args: list[str]) -> int:
 
 @_command("delete", "delete a job and its pods; the run's folder stays")
 def _delete(program: str, args: list[str]) -> int:
-    from pipelines.job.drive import remove
+    from pipelines.job.drive import delete
 
     command = argparse.ArgumentParser(prog=program, description=_describe(program), allow_abbrev=False)
     command.add_argument("job", help="name of the job")
     command.add_argument("--dry-run", action="store_true", default=False, help="only tell")
     _add_place(command)
     given = command.parse_args(args)
-    remove(_connect(given), given.job, dry_run=given.dry_run)
+    delete(_connect(given), given.job, dry_run=given.dry_run)
     return 0
 
 
 @_command("reap", "delete jobs that runs left: finished, or without a launcher")
 def _reap(program: str, args: list[str]) -> int:
-    from pipelines.job.reap import reap
+    from pipelines.job.drive import reap
 
     command = argparse.ArgumentParser(prog=program, description=_describe(program), allow_abbrev=False)
     command.add_argument(
@@ -167,7 +169,7 @@ def _settings_parser(program: str) -> argparse.ArgumentParser:
 
 def _manifest(command: argparse.ArgumentParser, args: list[str]) -> "tuple[Object, argparse.Namespace]":
     """The job that a command line describes."""
-    from pipelines.job.pod import render
+    from pipelines.job.backends import backend, manifest_of_run
     from pipelines.job.settings import JobConfig
 
     given = command.parse_args(args)
@@ -180,4 +182,5 @@ def _manifest(command: argparse.ArgumentParser, args: list[str]) -> "tuple[Objec
         command.exit(2, f"{command.prog}: error: {error}\n")
     assert isinstance(job, JobConfig)  # noqa: S101 - told to mypy
     assert isinstance(train, TrainConfig)  # noqa: S101
-    return render(job, train, run=given.run, namespace=getattr(given, "namespace", None)), given
+    namespace = getattr(given, "namespace", None)
+    return manifest_of_run(backend("pytorchjob"), job, train, run=given.run, namespace=namespace), given

@@ -1,202 +1,197 @@
-"""The PyTorchJob of a run: the manifest that `kubectl apply` takes, with what a run sets filled in."""
+"""The pod of a training process, of no kind of job: settings of the run and of the Kubeflow task, merged into a pod template."""
 
-import hashlib
+import copy
 import json
-import re
 from collections.abc import Sequence
-from typing import Any
 
-import yaml
-from kubernetes.client import V1Container, V1EnvVar, V1LocalObjectReference, V1OwnerReference, V1PodSpec
+from kubernetes.utils import parse_quantity
+from pydantic import Field
 
-from pipelines import data_folder
-from pipelines.job.backends import pytorchjob as kind
-from pipelines.job.document import Document
-from pipelines.job.patches import apply_patch
-from pipelines.job.schema import check_schema
-from pipelines.job.settings import JobConfig, Object, PodExtras, StepPod
-from server.cli import as_flags
+from pipelines.job.settings import JobConfig, Object
+from server.cli import Settings, as_flags
 from server.errors import UserError
 from trainer.config import TrainConfig
 
-MANAGED_BY = ("app.kubernetes.io/managed-by", "distrinews")
 RUN_LABEL = "distrinews.io/run"
-STEP_POD = "distrinews.io/step-pod"
-"""Annotation with the name and uid of the pod whose launcher made the job."""
-
 _CLAIM_VOLUME = "workspace"
-_SLUG = 32
 
 
-def render(
-    job: JobConfig,
-    train: TrainConfig,
-    *,
-    run: str,
-    step: str = "train",
-    namespace: str | None = None,
-    extras: PodExtras | None = None,
-    owner: StepPod | None = None,
-) -> Object:
-    """The manifest of the job that trains this run, whose folder is <mount_path>/<run>."""
-    extras = extras or PodExtras()
-    name = job_name(run, step, job, train, extras)
-    job = _with_gpus(job, extras)
-    model = kind.read(_base(job))
-    model.metadata.name = name
-    model.metadata.namespace = namespace
-    model.metadata.labels |= dict([MANAGED_BY]) | {RUN_LABEL: _slug(run, 63)}
-    if job.queue:
-        model.metadata.labels[kind.QUEUE_LABEL] = job.queue
-    if owner and owner.pod_uid:
-        own(model, owner)
-    kind.shape(
-        model,
-        nodes=job.nodes,
-        at_least=1 if train.allow_changed_world else job.nodes,  # others would refuse the checkpoint
-        processes=job.gpus or job.processes,
-        elastic=job.elastic,
-        backoff_limit=job.backoff_limit,
-    )
+class TaskOverrides(Settings):
+    """Fragments of a pod's spec that a user has set on the Kubeflow task."""
+
+    resources: Object | None = None
+    tolerations: tuple[Object, ...] = ()
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    affinity: Object | None = None
+    env: tuple[Object, ...] = ()
+    volumes: tuple[Object, ...] = ()
+    volume_mounts: tuple[Object, ...] = ()
+
+
+class PodOverrides(Settings):
+    """Everything that a run sets on a pod template."""
+
+    image: str
+    args: tuple[str, ...]
+    processes: int
+    gpus: int = 0
+    requests: dict[str, str] = Field(default_factory=dict)
+    limits: dict[str, str] = Field(default_factory=dict)
+    env: tuple[Object, ...] = ()
+    claim: str | None = None
+    mount_path: str = "/workspace"
+    volumes: tuple[Object, ...] = ()
+    volume_mounts: tuple[Object, ...] = ()
+    tolerations: tuple[Object, ...] = ()
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    affinity: Object | None = None
+    service_account: str | None = None
+    priority_class: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+def passed_through(task_config: object | None) -> TaskOverrides:
+    """Reads a `kfp.dsl.TaskConfig`; under kfp.local, where there is none, nothing is overridden."""
+    values = {name: getattr(task_config, name, None) for name in TaskOverrides.model_fields}
+    return TaskOverrides(**{name: value for name, value in values.items() if value})
+
+
+def pod_overrides(
+    job: JobConfig, train: TrainConfig, *, run: str, task: TaskOverrides, labels: dict[str, str]
+) -> PodOverrides:
+    """Combines the settings of the job and of the task; the task's count where both set one."""
+    gpus, gpu_resource = _gpus(job, task)
+    of_task = {part: _as_text((task.resources or {}).get(part)) for part in ("requests", "limits")}
+    of_job = {name: amount for name, amount in (("cpu", job.cpu), ("memory", job.memory)) if amount}
     folder = f"{job.mount_path}/{run}"
-    args = ["--module", "trainer.train", f"--dataset={folder}/dataset", f"--output={folder}", *as_flags(train)]
-    for template in kind.pod_templates(model):
-        template.metadata.labels |= {RUN_LABEL: _slug(run, 63)}
-        _fill(template.spec, job, args)
-        _add(template.spec, extras)
-    manifest: Object = kind.plain(model)
-    _check(manifest)
-    return manifest
+    task_env = {variable["name"] for variable in task.env}
+    job_env = [{"name": name, "value": value} for name, value in job.env.items() if name not in task_env]
+    return PodOverrides(
+        image=job.image,
+        args=("--module", "trainer.train", f"--dataset={folder}/dataset", f"--output={folder}", *as_flags(train)),
+        processes=gpus or job.processes, gpus=gpus,
+        requests=of_job | of_task["requests"],
+        limits=of_job | ({gpu_resource: str(gpus)} if gpus else {}) | of_task["limits"],
+        env=(*job_env, *task.env), claim=job.claim, mount_path=job.mount_path,
+        volumes=task.volumes, volume_mounts=task.volume_mounts, tolerations=(*job.tolerations, *task.tolerations),
+        node_selector=job.node_selector | task.node_selector, affinity=task.affinity, service_account=job.service_account,
+        priority_class=job.priority_class, image_pull_secrets=job.image_pull_secrets, labels=labels,
+    )  # fmt: skip
 
 
-def job_name(run: str, step: str, job: JobConfig, train: TrainConfig, extras: PodExtras) -> str:
-    """The same for the same run, step and settings, another for any other; a name that services may bear."""
-    spec = job.model_dump(mode="json", exclude={"keep_failed"})  # what does not reach the cluster makes no other job
-    how = [run, step, spec, train.model_dump(mode="json"), extras.model_dump(mode="json")]
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
-    room = kind.MAX_NAME - len(digest) - 1
-    return f"{_slug(f'{step}-{run}', min(room, _SLUG))}-{digest}"
+def merged(template: Object, pod: PodOverrides, *, container: str) -> Object:
+    """Returns a copy of a pod template with the overrides; UserError where the two contradict each other."""
+    template = copy.deepcopy(template)
+    template["metadata"]["labels"] |= pod.labels
+    spec = template["spec"]
+    trainer = next(entry for entry in spec["containers"] if entry["name"] == container)
+    trainer |= {"image": pod.image, "args": list(pod.args), "resources": _resources(trainer["resources"], pod)}
+    names = {variable["name"] for variable in pod.env}
+    trainer["env"] = [entry for entry in trainer.get("env", []) if entry["name"] not in names] + list(pod.env)
+    _merge_volumes(spec, trainer, pod)
+    added = {
+        "serviceAccountName": pod.service_account or spec.get("serviceAccountName"),
+        "priorityClassName": pod.priority_class,
+        "nodeSelector": {**spec.get("nodeSelector", {}), **pod.node_selector},
+        "tolerations": [*spec.get("tolerations", []), *pod.tolerations],
+        "imagePullSecrets": [*spec.get("imagePullSecrets", []), *({"name": name} for name in pod.image_pull_secrets)],
+        "affinity": pod.affinity,
+    }
+    return template | {"spec": spec | {name: value for name, value in added.items() if value}}
 
 
-def own(model: kind.Job, owner: StepPod) -> None:
-    """Let the job go when the step's pod goes, and note who follows it."""
-    model.metadata.owner_references = [
-        V1OwnerReference(api_version="v1", kind="Pod", name=owner.pod_name, uid=owner.pod_uid)
-    ]
-    model.metadata.annotations = {**(model.metadata.annotations or {}), STEP_POD: f"{owner.pod_name}/{owner.pod_uid}"}
+def gpus_of(resources: object) -> int:
+    """Returns the GPUs, of any vendor, that a container's limits ask for."""
+    limits = resources.get("limits") if isinstance(resources, dict) else None
+    counts = [str(count) for name, count in limits.items() if _is_gpu(name)] if isinstance(limits, dict) else []
+    return sum(int(count) for count in counts if count.isdigit())
 
 
-def task_extras(task_config: object | None) -> PodExtras:
-    """What a `kfp.dsl.TaskConfig` passes through from the task; under kfp.local, where there is none, nothing."""
-    if task_config is None:
-        return PodExtras()
-    values = {name: getattr(task_config, name, None) for name in PodExtras.model_fields}
-    return PodExtras(**{name: value for name, value in values.items() if value})
+def _is_gpu(resource: str) -> bool:
+    return "gpu" in resource.rpartition("/")[2]
 
 
-def _with_gpus(job: JobConfig, extras: PodExtras) -> JobConfig:
-    """GPUs that are set on the Kubeflow task count as if they were set here: there is a process for each."""
-    limits = (extras.resources or {}).get("limits") or {}
-    names = [name for name, count in limits.items() if kind.gpus_of({"limits": {name: count}})]
+def _gpus(job: JobConfig, task: TaskOverrides) -> tuple[int, str]:
+    """Returns the number and the resource of GPUs: those of the task count as if they were settings of the job."""
+    limits = (task.resources or {}).get("limits") or {}
+    names = [name for name, count in limits.items() if _is_gpu(name) and str(count) != "0"]
     if not names:
-        return job
-    gpus = kind.gpus_of(extras.resources)
+        return job.gpus, job.gpu_resource
+    gpus = gpus_of(task.resources)
     if len(names) > 1 or job.gpus not in (0, gpus):
+        asked = ", ".join(f"{limits[name]} {name}" for name in names)
+        raise UserError(f"the task asks for {asked}, but gpus is {job.gpus}: set one of the two")
+    return gpus, names[0]
+
+
+def _as_text(amounts: Object | None) -> dict[str, str]:
+    return {name: str(amount) for name, amount in (amounts or {}).items()}
+
+
+def _resources(base: Object, pod: PodOverrides) -> Object:
+    requests = _as_text(base["requests"]) | pod.requests
+    kept = {name: amount for name, amount in _as_text(base["limits"]).items() if not _is_gpu(name)}
+    limits = kept | pod.limits
+    for name in requests.keys() & limits.keys():
+        if _quantity(name, requests[name]) > _quantity(name, limits[name]):
+            if name in pod.requests:
+                raise UserError(f"{name}: the request {requests[name]} is above the limit {limits[name]}: set both")
+            requests[name] = limits[name]  # as Kubernetes does where only a limit is set
+    return {"requests": requests, "limits": limits}
+
+
+def _quantity(name: str, text: str) -> float:
+    try:
+        return float(parse_quantity(text))
+    except ValueError as error:
+        raise UserError(f"{name}: {text!r} is no quantity: write it as 500m, 2 or 16Gi") from error
+
+
+def _merge_volumes(spec: Object, trainer: Object, pod: PodOverrides) -> None:
+    """Adds the task's volumes and mounts; one at a path of the template, such as /dev/shm, takes its place."""
+    claims = {volume["name"]: volume["persistentVolumeClaim"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume}  # fmt: skip
+    if pod.claim:
+        claims[_CLAIM_VOLUME]["claimName"] = pod.claim
+    for mount in trainer["volumeMounts"]:
+        if mount["name"] == _CLAIM_VOLUME:
+            mount["mountPath"] = pod.mount_path
+    given = {volume["name"]: volume for volume in pod.volumes}
+    mounts = [mount for mount in pod.volume_mounts if not _is_workspace(mount, given, claims, pod)]
+    paths = {mount["mountPath"] for mount in mounts}
+    replaced = [mount["name"] for mount in trainer["volumeMounts"] if mount["mountPath"] in paths]
+    trainer["volumeMounts"] = [mount for mount in trainer["volumeMounts"] if mount["mountPath"] not in paths] + mounts
+    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] not in replaced]
+    skipped = {mount["name"] for mount in pod.volume_mounts} - {mount["name"] for mount in mounts}
+    added = [volume for volume in pod.volumes if volume["name"] not in skipped]
+    names = {volume["name"] for volume in spec["volumes"]}
+    if taken := [volume["name"] for volume in added if volume["name"] in names]:
+        raise UserError(f"volume {taken[0]} of the task: the job's pods have a volume of this name; rename the task's")
+    spec["volumes"] += added
+
+
+def _is_workspace(mount: Object, given: dict[str, Object], claims: dict[str, Object], pod: PodOverrides) -> bool:
+    """Returns whether a mount is the step's own mount of the runs, which the template has; UserError if it is another volume."""
+    if mount["mountPath"] != pod.mount_path:
+        return False
+    claim = given.get(mount["name"], {}).get("persistentVolumeClaim", {}).get("claimName")
+    if claim != claims[_CLAIM_VOLUME]["claimName"]:
         raise UserError(
-            f"the task asks for {', '.join(f'{limits[name]} {name}' for name in names)}, but gpus is {job.gpus}: set one of the two"
+            f"the task mounts {json.dumps(given.get(mount['name'], mount['name']))[:200]} at {pod.mount_path}, but the pods of the job "
+            f"have the runs there, on claim {claims[_CLAIM_VOLUME]['claimName']}: set claim"
         )
-    return job.model_copy(update={"gpus": gpus, "gpu_resource": names[0], "processes": 1})
+    return True
 
 
-def _base(job: JobConfig) -> Object:
-    """The base manifest with the overlays that fit; Master and Worker, which an anchor makes one, are two from here on."""
-    base: Object = json.loads(json.dumps(_load(kind.BASE)))
-    for overlay in [name for name, wanted in (("gpu", job.gpus), ("elastic", job.elastic)) if wanted]:
-        before = list(kind.pod_specs(base)[0].get("tolerations", []))
-        apply_patch(base, json.loads(json.dumps(_load(f"overlays/{overlay}/patch.yaml"))))
-        for pod in kind.pod_specs(base):
-            pod["tolerations"] = [*before, *(new for new in pod.get("tolerations", []) if new not in before)]
-    return base
-
-
-def _load(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
-    file = data_folder("manifests") / name
-    if not file.is_file():
-        raise UserError(f"{file} is missing: the package was built without manifests/")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
-
-
-def _fill(pod: V1PodSpec, job: JobConfig, args: Sequence[str]) -> None:
-    container = _trainer(pod)
-    container.image, container.args = job.image, list(args)
-    _set_resources(container, job)
-    container.env = [variable for variable in container.env or [] if variable.name not in job.env]
-    container.env += [V1EnvVar(name=name, value=value) for name, value in job.env.items()]
-    for volume in pod.volumes:
-        if volume.name == _CLAIM_VOLUME and job.claim:
-            volume.persistent_volume_claim.claim_name = job.claim
-    for mount in container.volume_mounts:
-        if mount.name == _CLAIM_VOLUME:
-            mount.mount_path = job.mount_path
-    pod.service_account_name = job.service_account or pod.service_account_name
-    pod.priority_class_name = job.priority_class
-    pod.node_selector = {**(pod.node_selector or {}), **job.node_selector} or None
-    pod.tolerations = [*(pod.tolerations or []), *kind.typed(list(job.tolerations), "list[V1Toleration]")] or None
-    secrets = [V1LocalObjectReference(name=name) for name in job.image_pull_secrets]
-    pod.image_pull_secrets = [*(pod.image_pull_secrets or []), *secrets] or None
-
-
-def _set_resources(container: V1Container, job: JobConfig) -> None:
-    requests, limits = container.resources.requests, container.resources.limits
-    for name, wanted in (("cpu", job.cpu), ("memory", job.memory)):
-        if wanted:
-            requests[name] = limits[name] = wanted
-    for name in [name for name in limits if kind.gpus_of({"limits": {name: "1"}})]:
-        del limits[name]
-    if job.gpus:
-        limits[job.gpu_resource] = str(job.gpus)
-
-
-def _add(pod: V1PodSpec, extras: PodExtras) -> None:
-    container = _trainer(pod)
-    for name, values in (
-        (n, v) for part in ("requests", "limits") for n, v in [(part, (extras.resources or {}).get(part))] if v
-    ):
-        getattr(container.resources, name).update({key: str(value) for key, value in values.items()})
-    names = {variable["name"] for variable in extras.env}
-    container.env = [variable for variable in container.env if variable.name not in names]
-    container.env += _typed(extras.env, "V1EnvVar")
-    # The step's pod has the runs at the same place: that mount is passed through too, but is here already.
-    there = {mount.mount_path for mount in container.volume_mounts}
-    mounts = [mount for mount in extras.volume_mounts if mount["mountPath"] not in there]
-    container.volume_mounts += _typed(mounts, "V1VolumeMount")
-    used = {mount["name"] for mount in mounts}
-    unused = {mount["name"] for mount in extras.volume_mounts} - used
-    pod.volumes += _typed([volume for volume in extras.volumes if volume["name"] not in unused], "V1Volume")
-    pod.tolerations = [*(pod.tolerations or []), *_typed(extras.tolerations, "V1Toleration")] or None
-    pod.node_selector = {**(pod.node_selector or {}), **extras.node_selector} or None
-    if extras.affinity:
-        pod.affinity = _typed([extras.affinity], "V1Affinity")[0]
-
-
-def _typed(values: Sequence[Object], model: str) -> list[Any]:
-    """Typed models of what is passed through; what the client's models do not know is refused, not lost."""
-    models: list[Any] = kind.typed(list(values), f"list[{model}]")
-    for value, read in zip(values, models, strict=True):
-        if kind.plain(read) != value:
-            raise UserError(f"{json.dumps(value)[:200]}: has a field that no {model} of the Kubernetes client has")
-    return models
-
-
-def _trainer(pod: V1PodSpec) -> V1Container:
-    return next(container for container in pod.containers if container.name == kind.CONTAINER)
-
-
-def _check(manifest: Object) -> None:
-    finding = next(check_schema(Document(manifest, 1)), None)
-    if finding:
-        raise UserError(f"the job would be refused: {finding.message}; {finding.mend}")
-
-
-def _slug(text: str, longest: int) -> str:
-    return re.sub("[^a-z0-9]+", "-", text.lower())[:longest].strip("-")
+def lost_fields(given: object, kept: object, path: str = "") -> list[str]:
+    """Returns the paths of fields that are in one nested value and not in the other."""
+    if isinstance(given, dict):
+        kept = kept if isinstance(kept, dict) else {}
+        inner = [(f"{path}.{name}".lstrip("."), value, kept.get(name)) for name, value in given.items()]
+        missing = [f"{path}.{name}".lstrip(".") for name in given if name not in kept]
+        return missing or [found for name, one, other in inner for found in lost_fields(one, other, name)]
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        others = kept if isinstance(kept, list) else []
+        pairs = enumerate(zip(given, others, strict=False))
+        return [found for number, (one, other) in pairs for found in lost_fields(one, other, f"{path}[{number}]")]
+    return []

@@ -119,18 +119,6 @@ class Deadlines(Settings):
         return ", ".join(f"{minutes:g} min {what}" if minutes else f"no end {what}" for minutes, what in parts)
 
 
-class PodExtras(Settings):
-    """What is put on each pod besides, as fragments of its spec: what a user has set on the Kubeflow task."""
-
-    resources: Object | None = None
-    tolerations: tuple[Object, ...] = ()
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    affinity: Object | None = None
-    env: tuple[Object, ...] = ()
-    volumes: tuple[Object, ...] = ()
-    volume_mounts: tuple[Object, ...] = ()
-
-
 class StepPod(BaseSettings):
     """The pod that the launcher runs in, as Kubeflow tells it; empty elsewhere."""
 

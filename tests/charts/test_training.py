@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pipelines.cluster.permissions import Need
-from pipelines.job import preflight
+from pipelines.job.backends import backend
+from pipelines.job.reconcile import needs_of
 from tests.support.chart_files import HELM
 from tests.support.charts import RELEASES, VALUE_SETS, HelmError, only, run_helm, template
 from tests.support.tools import Release
@@ -43,7 +44,7 @@ def test_the_jobs_of_manifests_find_their_account_and_their_claim() -> None:
 
 def test_who_starts_jobs_may_do_that_and_no_more() -> None:
     objects = training()
-    needs = [*preflight._MAKE, Need("kueue.x-k8s.io", "localqueues", ("get",))]
+    needs = [*needs_of(backend("pytorchjob")), Need("kueue.x-k8s.io", "localqueues", ("get",))]
     wanted = {(need.group, need.resource): set(need.verbs) for need in needs}
     assert rights(only(objects, "Role", "distrinews-launcher")) == wanted
     (binding,) = (entry for entry in objects if entry["kind"] == "RoleBinding")
@@ -88,7 +89,9 @@ def test_pods_of_jobs_reach_each_other_on_every_port_and_names_and_the_hub() -> 
     assert spec["ingress"] == [{"from": [{"podSelector": spec["podSelector"]}]}]
     peers, dns, hub = spec["egress"]
     assert peers == {"to": [{"podSelector": spec["podSelector"]}]}
-    assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(53, "UDP"), (53, "TCP")}
+    assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {
+        (port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")
+    }
     assert hub == {"ports": [{"port": 443}]}
 
 

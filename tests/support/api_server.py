@@ -39,6 +39,10 @@ class Store:
         self.requests: list[tuple[float, str, str]] = []
         self.slow_deletion = self.short_watches = self.kueue = False
         self.tokens: set[str] = set()
+        self.on_create: Callable[[], object] = lambda: None
+        """Called before an object is stored."""
+        self.invalid: dict[str, str] = {}
+        """What validation finds in a dry run, by the plural of the kind."""
 
     # What a test does
 
@@ -194,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
             elif rest:
                 self.one(plural, rest[0], body)
             elif self.command == "POST":
-                self.create(plural, body)
+                self.create(plural, body, dry_run=query.get("dryRun") == "All")
             elif query.get("watch") == "true":
                 self.watch(plural, query)
             else:
@@ -208,11 +212,17 @@ class Handler(BaseHTTPRequestHandler):
         resources = [{"name": name} for name in kinds.get(group, [])]
         self.answer({"preferredVersion": {"groupVersion": versions[0]}, "resources": resources})
 
-    def create(self, plural: str, body: Object) -> None:
+    def create(self, plural: str, body: Object, *, dry_run: bool = False) -> None:
         store = self.server.store
         with store.changed:
+            if dry_run and (fault := store.invalid.get(plural)):
+                raise Failure(422, "Invalid", fault)
             if body["metadata"]["name"] in store.objects[plural]:
                 raise Failure(409, "AlreadyExists")
+            if dry_run:
+                self.answer(body, 201)
+                return
+            store.on_create()
             if store.kueue:  # its webhook holds back what has a queue
                 body["spec"]["runPolicy"]["suspend"] = True
             self.answer(store.put(plural, body), 201)

@@ -1,154 +1,151 @@
-"""All that knows the kind of job, a PyTorchJob of training operator 1.9: its names, fields, labels, and what its status means."""
+"""The PyTorchJob of training operator 1.9: everything that knows its names, fields and labels."""
 
 import json
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
+import jsonpatch
+import yaml
 from kubeflow.training.api_client import ApiClient
-from kubeflow.training.models import KubeflowOrgV1PyTorchJob
-from kubernetes.client import V1PodTemplateSpec
+from kubeflow.training.models import (
+    KubeflowOrgV1ElasticPolicy,
+    KubeflowOrgV1PyTorchJob,
+    KubeflowOrgV1PyTorchJobSpec,
+    KubeflowOrgV1ReplicaSpec,
+    KubeflowOrgV1RunPolicy,
+)
+from kubernetes.client import V1ObjectMeta, V1OwnerReference
 
-Object = dict[str, Any]
+from pipelines import data_folder
+from pipelines.job.backends import Backend, Meta, Pods, State
+from pipelines.job.pod import PodOverrides, lost_fields, merged
+from pipelines.job.settings import JobConfig, Object
+from server.errors import UserError
 
-GROUP, VERSION, PLURAL, KIND = "kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"
-API_VERSION = f"{GROUP}/{VERSION}"
-
-CONTAINER = "pytorch"
 REPLICAS = ("Master", "Worker")
-MAX_NAME = 52
-"""Characters: the services of the pods are called <job>-worker-N and may have 63."""
-GENERATED = 5
-"""Characters that the API server adds to a generateName."""
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-ISTIO = "sidecar.istio.io/inject"
-JOB_LABEL = "training.kubeflow.org/job-name"
-REPLICA_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index")
-
-BASE = "base/pytorchjob.yaml"
-"""The manifest that a run's job is made of, in manifests/."""
-
-Job: TypeAlias = KubeflowOrgV1PyTorchJob
-_MODELS = ApiClient()  # turns JSON into models and back; it asks no server
-
-OPERATOR_ENVIRONMENT = (
-    "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK",
-    "PET_MASTER_", "PET_NNODES", "PET_NODE_RANK", "PET_NPROC_PER_NODE", "PET_RDZV_", "PET_MAX_RESTARTS",
-)  # fmt: skip
-"""Variables, or beginnings of their names, that the operator sets in every container."""
+_JOB_LABEL = "training.kubeflow.org/job-name"
+_REPLICA_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index")
+_MODELS = ApiClient()  # converts JSON and models; it sends no request
 
 
-def gpus_of(resources: Any) -> int:  # noqa: ANN401 - whatever a manifest holds
-    """GPUs that a container's limits ask for, of any vendor."""
-    limits = resources.get("limits") if isinstance(resources, dict) else None
-    if not isinstance(limits, dict):
-        return 0
-    counts = [str(count) for name, count in limits.items() if "gpu" in name.rpartition("/")[2]]
-    return sum(int(count) for count in counts if count.isdigit())
+class PyTorchJob:
+    group, version, plural, kind = "kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"
+    container = "pytorch"
+    max_name = 52  # the services of the pods are called <job>-worker-N and may have 63 characters
+    install = "install the Kubeflow training operator 1.9"
+
+    def manifest(self, pod: PodOverrides, job: JobConfig, meta: Meta, *, min_nodes: int) -> Object:
+        """Fills manifests/ in, through the operator's own models."""
+        base = _base(gpu=pod.gpus > 0, elastic=job.elastic)
+        spec = base["spec"]
+        replica = spec["pytorchReplicaSpecs"]["Worker"]  # a Master's pods are the same
+        template = merged(replica["template"], pod, container=self.container)
+        counts = {"Worker": job.nodes} if job.elastic else {"Master": 1, "Worker": job.nodes - 1}
+        policy, elastic = spec["runPolicy"], spec.get("elasticPolicy")
+        if job.backoff_limit is not None:
+            policy["backoffLimit"] = job.backoff_limit
+        model = KubeflowOrgV1PyTorchJob(
+            api_version=f"{self.group}/{self.version}",
+            kind=self.kind,
+            metadata=V1ObjectMeta(
+                name=meta.name, namespace=meta.namespace, labels=base["metadata"]["labels"] | meta.labels,
+                annotations=meta.annotations or None, owner_references=[_reference(meta)] if meta.owner else None,
+            ),
+            spec=KubeflowOrgV1PyTorchJobSpec(
+                nproc_per_node=str(pod.processes),
+                run_policy=_typed(policy, KubeflowOrgV1RunPolicy),
+                elastic_policy=_typed(elastic | {"minReplicas": min_nodes, "maxReplicas": job.nodes}, KubeflowOrgV1ElasticPolicy) if elastic else None,
+                pytorch_replica_specs={
+                    name: _typed({"replicas": count, "restartPolicy": replica["restartPolicy"], "template": template}, KubeflowOrgV1ReplicaSpec)
+                    for name, count in counts.items()
+                    if count
+                },
+            ),
+        )  # fmt: skip
+        manifest: Object = _MODELS.sanitize_for_serialization(model)
+        if lost := lost_fields(template, self.template(manifest)):
+            raise UserError(f"{lost[0]} of the pod template: Kubernetes has no such field")
+        return manifest
+
+    def template(self, job: Object) -> Object:
+        """Returns the pod template of rank 0."""
+        specs = job["spec"]["pytorchReplicaSpecs"]
+        found: Object = next(specs[name] for name in REPLICAS if name in specs)["template"]
+        return found
+
+    def state(self, job: Object) -> State:
+        """Reads the conditions; a suspension by Kueue or a user is a kind of waiting."""
+        found = _conditions(job)
+        if "Succeeded" in found:
+            return State("succeeded", found["Succeeded"].get("reason", ""), found["Succeeded"].get("message", ""))
+        if "Failed" in found:
+            return State("failed", found["Failed"].get("reason", ""), found["Failed"].get("message", ""))
+        suspended = "Suspended" in found or bool((job["spec"].get("runPolicy") or {}).get("suspend"))
+        if "Running" in found and not suspended:
+            return State("running")
+        return State("waiting", suspended=suspended)
+
+    def finished_at(self, job: Object) -> str | None:
+        """Returns the completion time or, as some failures leave that unset, when the condition changed."""
+        if completed := (job.get("status") or {}).get("completionTime"):
+            return str(completed)
+        found = _conditions(job)
+        return next((found[name].get("lastTransitionTime") for name in ("Succeeded", "Failed") if name in found), None)
+
+    def pods(self, job: Object) -> Pods:
+        specs = (job["spec"].get("pytorchReplicaSpecs") or {}).values()
+        expected = sum(1 if spec.get("replicas") is None else int(spec["replicas"]) for spec in specs)
+        least = (job["spec"].get("elasticPolicy") or {}).get("minReplicas")
+        return Pods(expected, expected if least is None else int(least))
+
+    def selector(self, name: str) -> str:
+        return f"{_JOB_LABEL}={name}"
+
+    def rank(self, pod: Object) -> str:
+        """Returns the name of a pod within its job, such as master-0."""
+        labels = pod["metadata"].get("labels") or {}
+        return "-".join(str(labels.get(label, "?")) for label in _REPLICA_LABELS)
+
+    def owns(self, name: str, *, job: str) -> bool:
+        """Returns whether an object of this name is the job, one of its pods or services, or its workload in Kueue."""
+        prefixes = (*(f"{job}-{replica.lower()}-" for replica in REPLICAS), f"{self.kind.lower()}-{job}-")
+        return name == job or name.startswith(prefixes)
 
 
-def read(manifest: Object) -> Job:
-    """A manifest, or what the API server answers, as a typed model."""
-    return typed(manifest, "KubeflowOrgV1PyTorchJob")
+BACKEND: Backend = PyTorchJob()
 
 
-def typed(value: object, kind: str) -> Any:  # noqa: ANN401 - of the kind that is asked for
-    """Plain values as a typed model of Kubernetes or Kubeflow, such as V1Toleration or list[V1Volume]."""
-    return _MODELS.deserialize(SimpleNamespace(data=json.dumps(value)), kind)
+def _conditions(job: Object) -> dict[str, Object]:
+    entries = (job.get("status") or {}).get("conditions") or []
+    return {entry["type"]: entry for entry in entries if entry.get("status") == "True"}
 
 
-def plain(model: object) -> Any:  # noqa: ANN401 - whatever the model holds
-    """A typed model as the plain values of its JSON."""
-    return _MODELS.sanitize_for_serialization(model)
+def _reference(meta: Meta) -> V1OwnerReference:
+    assert meta.owner  # noqa: S101 - for mypy
+    return V1OwnerReference(api_version="v1", kind="Pod", name=meta.owner.pod_name, uid=meta.owner.pod_uid)
 
 
-def shape(job: Job, *, nodes: int, at_least: int, processes: int, elastic: bool, backoff_limit: int | None) -> None:
-    """Make it a job of so many pods, of so many processes each, and of so many restarts; where it is elastic, fewer pods may do."""
-    if backoff_limit is not None:
-        job.spec.run_policy.backoff_limit = backoff_limit
-    job.spec.nproc_per_node = str(processes)
-    specs = job.spec.pytorch_replica_specs
-    if elastic:
-        specs["Worker"].replicas = nodes
-        job.spec.elastic_policy.min_replicas, job.spec.elastic_policy.max_replicas = at_least, nodes
-    elif nodes == 1:
-        del specs["Worker"]
-    else:
-        specs["Worker"].replicas = nodes - 1
+def _typed(value: object, model: type) -> Any:  # noqa: ANN401 - a model
+    return _MODELS.deserialize(SimpleNamespace(data=json.dumps(value)), model)
 
 
-def pod_specs(manifest: Object) -> list[Object]:
-    """The specs of the pods in a manifest, to change."""
+def _base(*, gpu: bool, elastic: bool) -> Object:
+    """Returns the base manifest with the overlays that apply; tolerations of several overlays are joined."""
+    base: Object = json.loads(json.dumps(_load("base/pytorchjob.yaml")))  # an anchor makes Master and Worker one object
+    for overlay in [name for name, wanted in (("gpu", gpu), ("elastic", elastic)) if wanted]:
+        before = _pod_specs(base)[0].get("tolerations", [])
+        base = jsonpatch.apply_patch(base, _load(f"overlays/{overlay}/patch.yaml"))
+        for spec in _pod_specs(base):
+            spec["tolerations"] = [*before, *(new for new in spec.get("tolerations", []) if new not in before)]
+    return base
+
+
+def _pod_specs(manifest: Object) -> list[Object]:
     return [replica["template"]["spec"] for replica in manifest["spec"]["pytorchReplicaSpecs"].values()]
 
 
-def pod_templates(job: Job) -> list[V1PodTemplateSpec]:
-    return [spec.template for spec in job.spec.pytorch_replica_specs.values()]
-
-
-def pod_count(job: Job) -> int:
-    """Pods that the job has when all of them are there."""
-    return sum(spec.replicas or 1 for spec in job.spec.pytorch_replica_specs.values())
-
-
-def pods_needed(job: Job) -> int:
-    """Pods without which it does not train."""
-    policy = job.spec.elastic_policy
-    return (policy and policy.min_replicas) or pod_count(job)
-
-
-def rank_name(pod: Object) -> str:
-    """What a pod is called among those of its job, such as master-0."""
-    labels = pod["metadata"].get("labels") or {}
-    return "-".join(str(labels.get(label, "?")) for label in REPLICA_LABELS)
-
-
-def is_of_job(name: str, *, job: str) -> bool:
-    """Whether an object of this name is the job, one of its pods and services, or its workload in Kueue's queue."""
-    return name == job or name.startswith(
-        (*(f"{job}-{replica.lower()}-" for replica in REPLICAS), f"{KIND.lower()}-{job}-")
-    )
-
-
-@dataclass(frozen=True)
-class State:
-    """How a job stands, from its conditions."""
-
-    phase: Literal["waiting", "running", "succeeded", "failed"]
-    reason: str = ""
-    message: str = ""
-    suspended: bool = False
-
-    @property
-    def is_final(self) -> bool:
-        return self.phase in ("succeeded", "failed")
-
-
-def state(job: Object) -> State:
-    """How a job stands; Kueue's or a user's suspension is a kind of waiting."""
-    found = {
-        condition["type"]: condition
-        for condition in (job.get("status") or {}).get("conditions") or []
-        if condition.get("status") == "True"
-    }
-    for name, phase in (("Succeeded", "succeeded"), ("Failed", "failed")):
-        if name in found:
-            return State(phase, found[name].get("reason", ""), found[name].get("message", ""))  # type: ignore[arg-type]  # one of the two
-    suspended = "Suspended" in found or bool(job["spec"].get("runPolicy", {}).get("suspend"))
-    if "Running" in found and not suspended:
-        return State("running")
-    return State("waiting", suspended=suspended)
-
-
-def finished_at(job: Object) -> str | None:
-    """When the job ended: its completion or, as some failures leave that unset, when the condition changed."""
-    status = job.get("status") or {}
-    if status.get("completionTime"):
-        return str(status["completionTime"])
-    times = [
-        condition.get("lastTransitionTime")
-        for condition in status.get("conditions") or []
-        if condition.get("type") in ("Succeeded", "Failed") and condition.get("status") == "True"
-    ]
-    return times[0] if times else None
+def _load(name: str) -> Any:  # noqa: ANN401 - whatever the file holds
+    file = data_folder("manifests") / name
+    if not file.is_file():
+        raise UserError(f"{file} is missing: the package was built without manifests/")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -16,13 +16,12 @@ from pipelines import TRAINER, data_folder
 from pipelines.cluster.client import Polling
 from pipelines.deploy.settings import DeployConfig
 from pipelines.job import commands
-from pipelines.job.backends import pytorchjob as kind
-from pipelines.job.hints import hints
+from pipelines.job.backends import backend, manifest_of_run
+from pipelines.job.follow import hints
 from pipelines.job.lint import lint
 from pipelines.job.model_check import what_is_wrong
-from pipelines.job.patches import apply_patch
-from pipelines.job.pod import render, task_extras
-from pipelines.job.settings import JobConfig, PodExtras
+from pipelines.job.pod import TaskOverrides, passed_through
+from pipelines.job.settings import JobConfig
 from pipelines.kubeflow import parameters as form
 from pipelines.run_folder import RunFolder
 from pipelines.steps import run_step
@@ -35,6 +34,11 @@ from tests.support.tools import kubectl
 from trainer.config import TrainConfig
 
 TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
+KIND = backend("pytorchjob")
+
+
+def render(job: JobConfig, train: TrainConfig, **options: Any) -> Object:  # noqa: ANN401 - of manifest_of_run
+    return manifest_of_run(KIND, job, train, **options)
 
 
 def rendered(*, allow_changed_world: bool = False, **settings: Any) -> Object:  # noqa: ANN401 - settings of a job
@@ -54,11 +58,10 @@ def pod_of(job: Object, replica: str = "Worker") -> Object:
         {"nodes": 3, "elastic": True, "allow_changed_world": True}, {"nodes": 3, "gpus": 1, "elastic": True},
     ],
 )  # fmt: skip
-def test_a_rendered_job_has_no_finding_and_loses_nothing_to_the_typed_models(settings: dict[str, Any]) -> None:
+def test_a_rendered_job_has_no_finding_and_has_all_its_pods(settings: dict[str, Any]) -> None:
     job = rendered(**settings)
     assert lint(yaml.safe_dump(job)) == []
-    assert kind.plain(kind.read(job)) == job
-    assert kind.pod_count(kind.read(job)) == settings.get("nodes", 1)
+    assert KIND.pods(job).expected == settings.get("nodes", 1)
 
 
 def test_an_elastic_job_trains_with_fewer_pods_only_where_a_checkpoint_of_another_number_is_taken() -> None:
@@ -66,8 +69,8 @@ def test_an_elastic_job_trains_with_fewer_pods_only_where_a_checkpoint_of_anothe
         job = rendered(nodes=3, elastic=True, allow_changed_world=allowed)
         policy = job["spec"]["elasticPolicy"]
         assert (policy["minReplicas"], policy["maxReplicas"]) == (least, 3)
-        assert kind.pods_needed(kind.read(job)) == least
-    assert kind.pods_needed(kind.read(rendered(nodes=3))) == 3
+        assert KIND.pods(job).needed == least
+    assert KIND.pods(rendered(nodes=3)).needed == 3
 
 
 def test_the_base_manifest_comes_through_unchanged_but_for_what_is_filled_in() -> None:
@@ -148,29 +151,50 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("extras", "message"),
+    ("task", "message"),
     [
-        ({"volumes": [{"name": "x", "emptyDirr": {}}]}, "that no V1Volume"),
+        ({"volumes": [{"name": "x", "emptyDirr": {}}]}, "emptyDirr of the pod template"),
         ({"resources": {"limits": {"nvidia.com/gpu": "1", "amd.com/gpu": "1"}}}, "set one of the two"),
+        (
+            {"resources": {"limits": {"memory": "2Gi"}, "requests": {"memory": "3Gi"}}},
+            "request 3Gi is above the limit 2Gi",
+        ),
+        ({"resources": {"limits": {"memory": "2 GB"}}}, "memory: '2 GB' is no quantity"),
+        (
+            {"volumes": [{"name": "tmp", "emptyDir": {}}], "volume_mounts": [{"name": "tmp", "mountPath": "/big"}]},
+            "volume tmp of the task: the job's pods have a volume of this name",
+        ),
+        (
+            {
+                "volumes": [{"name": "x", "persistentVolumeClaim": {"claimName": "other"}}],
+                "volume_mounts": [{"name": "x", "mountPath": "/workspace"}],
+            },
+            "on claim distrinews-workspace: set claim",
+        ),
     ],
 )
-def test_what_is_passed_through_is_refused_rather_than_lost(extras: dict[str, Any], message: str) -> None:
+def test_what_is_passed_through_is_refused_rather_than_lost(task: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        render(JobConfig(), TRAIN, run="r", extras=PodExtras(**extras))
-    assert task_extras(None) == PodExtras()
+        render(JobConfig(), TRAIN, run="r", task=TaskOverrides(**task))
+    assert passed_through(None) == TaskOverrides()
 
 
-def test_patches_add_replace_and_remove_as_kustomize_does() -> None:
-    value: Object = {"a": {"b/c": [1, 2]}, "d": 1}
-    apply_patch(value, [
-        {"op": "add", "path": "/a/b~1c/-", "value": 3}, {"op": "replace", "path": "/a/b~1c/0", "value": 0},
-        {"op": "remove", "path": "/a/b~1c/1"}, {"op": "remove", "path": "/d"}, {"op": "add", "path": "/e", "value": {}},
-    ])  # fmt: skip
-    assert value == {"a": {"b/c": [0, 3]}, "e": {}}
-    with pytest.raises(UserError, match="replaces /x, which is not there"):
-        apply_patch(value, [{"op": "replace", "path": "/x", "value": 1}])
-    with pytest.raises(UserError, match="says 'move'"):
-        apply_patch(value, [{"op": "move", "path": "/e"}])
+def test_a_limit_of_the_task_below_our_request_lowers_the_request() -> None:
+    task = TaskOverrides(resources={"limits": {"memory": "2Gi"}})
+    pod = pod_of(render(JobConfig(nodes=2), TRAIN, run="r", task=task))
+    resources = pod["containers"][0]["resources"]
+    assert (resources["requests"]["memory"], resources["limits"]["memory"]) == ("2Gi", "2Gi")
+
+
+def test_a_volume_of_the_task_takes_the_place_of_ours_at_the_same_path() -> None:
+    task = TaskOverrides(
+        volumes=({"name": "big", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},),
+        volume_mounts=({"name": "big", "mountPath": "/dev/shm"},),  # noqa: S108 - a path in the pod
+    )
+    pod = pod_of(render(JobConfig(nodes=2), TRAIN, run="r", task=task))
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["/dev/shm"] == "big"  # noqa: S108
+    assert [volume["name"] for volume in pod["volumes"]] == ["workspace", "tmp", "big"]
 
 
 def test_a_model_folder_is_whole_or_what_is_wrong_with_it_is_told(finished_run: Path, tmp_path: Path) -> None:
@@ -206,7 +230,7 @@ def test_a_model_folder_is_whole_or_what_is_wrong_with_it_is_told(finished_run: 
         ("ended: PreemptionByScheduler: preempted by a higher priority", "preempted or evicted"),
         ("/data/train.csv line 3: label 'x' is an unknown class", "data is at fault"),
         ("exceeded quota: compute", "quota"),
-        ('violates PodSecurity "restricted:latest"', "--elastic true"),
+        ('violates PodSecurity "restricted:latest"', "--elastic,"),
     ],
 )
 def test_a_failure_gets_the_hint_that_fits(said: str, hint: str) -> None:

@@ -1,6 +1,5 @@
 """The launcher against an API server over HTTP: each way in which a job can go, with the real client."""
 
-import itertools
 import re
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import pytest
 from kfp import dsl
 
 from pipelines.cluster.client import Cluster, Polling
+from pipelines.job.backends import LAUNCHER_ANNOTATION
 from pipelines.job.launcher import Result, launch
-from pipelines.job.pod import STEP_POD
 from pipelines.job.settings import Deadlines, JobConfig
 from server.errors import UserError
 from tests.support.api_server import Store, serving
@@ -63,8 +63,15 @@ class Stage:
 
     def asked(self, method: str, part: str, *, watch: bool | None = None) -> list[float]:
         """When requests of this kind came."""
-        asked = [(when, path) for when, how, path in self.store.requests if how == method and part in path]
+        asked = [
+            (when, path)
+            for when, how, path in self.store.requests
+            if how == method and part in path and "dryRun" not in path
+        ]
         return [when for when, path in asked if watch in (None, "watch=true" in path)]
+
+    def asked_often(self, part: str) -> bool:
+        return len(self.asked("GET", part, watch=True)) > 5
 
     def jobs(self) -> list[str]:
         return list(self.store.objects["pytorchjobs"])
@@ -149,7 +156,7 @@ def test_a_launcher_that_starts_again_attaches_to_the_job_that_runs(
     monkeypatch.setenv("KFP_POD_UID", "uid-of-the-second-try")
     stage.store.fail("PATCH", 409)
     second = stage.launch()
-    said.until("runs already: going on with it")
+    said.until("runs already: attaching to it")
     stage.train()
     stage.operator.succeed()
     assert second.result(10).how == "attached"
@@ -162,7 +169,7 @@ def test_a_launcher_that_starts_again_attaches_to_the_job_that_runs(
 def test_a_job_that_another_made_at_the_same_moment_is_gone_on_with(stage: Stage, said: Said) -> None:
     racers = [stage.launch(), stage.launch()]
     stage.operator.run(*stage.operator.pods())
-    said.until("going on with it")
+    said.until("attaching to it")
     stage.train()
     stage.operator.succeed()
     assert sorted(running.result(10).how for running in racers) == ["attached", "started"]
@@ -174,8 +181,8 @@ def test_the_result_of_a_job_that_succeeded_is_taken(stage: Stage, said: Said) -
     stage.train()
     stage.operator.succeed()
     first.result(10)
-    assert stage.launch().result(10).how == "taken"
-    assert "has succeeded before: taking its result" in said.all()
+    assert stage.launch().result(10).how == "reused"
+    assert "has succeeded before: reusing its result" in said.all()
     assert len(stage.asked("POST", "/pytorchjobs")) == 1
 
 
@@ -186,10 +193,10 @@ def test_a_job_that_had_failed_is_replaced_when_all_of_it_is_gone(stage: Stage, 
     failure_of(failed)
     stage.store.slow_deletion = True
     again = stage.launch()
-    said.until("failed: deleting it; training goes on from its last checkpoint")
+    said.until("failed: deleting it; training resumes from its last checkpoint")
     assert len(stage.asked("POST", "/pytorchjobs")) == 1
     stage.store.remove("pytorchjobs", stage.operator.job["metadata"]["name"])
-    said.until("is made", times=2)
+    said.until("is created", times=2)
     stage.operator.run(*stage.operator.pods())
     stage.train()
     stage.operator.succeed()
@@ -203,7 +210,7 @@ def test_a_job_of_this_name_that_is_not_ours_is_left_alone(stage: Stage) -> None
     stage.operator.succeed()
     first.result(10)
     stage.store.put("pytorchjobs", {**job, "metadata": {**job["metadata"], "labels": {}}})
-    assert "is not one that distrinews made" in failure_of(stage.launch())
+    assert "was not created by distrinews" in failure_of(stage.launch())
     assert stage.jobs() == [job["metadata"]["name"]]
 
 
@@ -350,7 +357,7 @@ def test_a_job_that_succeeded_without_a_whole_model_is_a_failure(stage: Stage) -
     stage.operator.run(*stage.operator.pods())
     stage.train(whole=False)
     stage.operator.succeed()
-    assert "succeeded, but left no whole model" in failure_of(running)
+    assert "succeeded, but left no complete model" in failure_of(running)
     assert stage.jobs() == []
 
 
@@ -431,11 +438,11 @@ def test_noise_is_no_progress_and_neither_is_a_connection_that_is_made_anew(stag
 
 def test_a_job_that_another_deletes_is_told_as_that(stage: Stage, said: Said) -> None:
     running = stage.launch()
-    said.until("is made")
+    said.until("is created")
     stage.operator.pods()
     said.until("of 2 pods run")
     stage.store.remove("pytorchjobs", stage.operator.job["metadata"]["name"])
-    assert "was deleted, and not by us" in failure_of(running)
+    assert "was deleted by someone else" in failure_of(running)
 
 
 def test_watches_survive_disconnects_410_gone_errors_and_a_restart_of_the_api_server(
@@ -474,24 +481,58 @@ def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage
     assert "the API server has not answered for 0.5 s: 503 injected" in failure_of(running)
 
 
-def test_nothing_is_asked_more_often_than_the_interval(stage: Stage, said: Said) -> None:
+def test_watches_are_opened_no_more_often_than_the_interval(stage: Stage, said: Said) -> None:
+    stage.store.short_watches = True  # each ends at once
     running = stage.launch(nodes=1)
     (pod,) = stage.operator.pods()
     stage.operator.run(pod)
     said.until("1 of 1 pods run")
-    stage.store.short_watches = True
-    for _ in range(20):
-        stage.store.drop_connections()
-        time.sleep(0.02)
-    stage.store.short_watches = False
+    for part in ("/pytorchjobs?fieldSelector", "/pods?", "/events?"):
+        stage.store.wait_for(partial(stage.asked_often, part))
+        times = stage.asked("GET", part, watch=True)
+        assert (len(times) - 1) * 0.9 * HURRY.interval_seconds <= times[-1] - times[0], part
     stage.train()
     stage.operator.succeed()
     running.result(10)
-    for part in ("/pytorchjobs?fieldSelector", "/pods?", "/events?", "/log?"):
-        for times in (stage.asked("GET", part, watch=False), stage.asked("GET", part, watch=True)):
-            pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-            assert all(pause > 0.8 * HURRY.interval_seconds for pause in pauses), (part, pauses)
-        assert times or part == "/log?"
+
+
+def test_two_jobs_never_train_into_one_folder(stage: Stage, said: Said) -> None:
+    first = stage.launch()
+    said.until("is created")
+    (name,) = stage.jobs()
+    refused = failure_of(stage.launch(nodes=4))
+    assert f"job {name} with other settings trains into distrinews-workspace/first already" in refused
+    assert f"distrinews job delete {name}" in refused
+    assert stage.jobs() == [name]
+    stage.operator.pods()
+    stage.train()
+    stage.operator.condition("Succeeded")
+    first.result(10)
+    second = stage.launch(nodes=4)
+    said.until("is created", times=2)
+    stage.store.remove("pytorchjobs", next(other for other in stage.jobs() if other != name))
+    failure_of(second)
+
+
+def test_of_two_jobs_created_at_once_for_one_folder_the_older_stays(stage: Stage, said: Said) -> None:
+    first = stage.launch()
+    said.until("is created")
+    job = stage.operator.job
+    hidden = {**job, "metadata": {**job["metadata"], "name": "earlier", "creationTimestamp": "2020-01-01T00:00:00Z"}}
+    stage.store.on_create = lambda: stage.store.put("pytorchjobs", hidden)
+    stage.store.remove("pytorchjobs", job["metadata"]["name"])
+    failure_of(first)
+    assert "job earlier with other settings trains into" in failure_of(stage.launch(nodes=4))
+    assert stage.jobs() == ["earlier"]
+
+
+def test_a_job_that_a_dry_run_refuses_is_not_created(stage: Stage) -> None:
+    stage.store.invalid["podtemplates"] = 'template.spec.containers[0].resources.requests: Invalid value: "4Gi"'
+    name = re.escape("is refused: template.spec.containers[0].resources.requests")
+    assert re.search(name, failure_of(stage.launch()))
+    stage.store.invalid = {"pytorchjobs": "spec.pytorchReplicaSpecs: Required value"}
+    assert "is refused: spec.pytorchReplicaSpecs: Required value" in failure_of(stage.launch())
+    assert stage.jobs() == []
 
 
 SCRIPT = """
@@ -520,9 +561,9 @@ def test_sigterm_takes_the_job_along(stage: Stage) -> None:
 
 def test_a_launcher_whose_job_belongs_to_a_later_try_leaves_it(stage: Stage, said: Said) -> None:
     running = stage.launch(NO_END.model_copy(update={"run_minutes": 1.5 * SECOND}))
-    said.until("is made")
+    said.until("is created")
     job = stage.operator.job
-    annotations = {STEP_POD: "a-later-try/its-uid"}
+    annotations = {LAUNCHER_ANNOTATION: "a-later-try/its-uid"}
     stage.store.put("pytorchjobs", {**job, "metadata": {**job["metadata"], "annotations": annotations}})
     assert "min to run" in failure_of(running)
     assert stage.jobs() == [job["metadata"]["name"]]
