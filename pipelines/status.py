@@ -41,7 +41,7 @@ def read_status(run: Path, *, now: float) -> dict[str, Any]:
     trained = [line for line in lines if line["kind"] == "train"]
     last, total = (trained or starts)[-1], starts[-1]["total_samples"]
     speed = last.get("samples_per_second")
-    state = _state([line for line in lines if line["kind"] != "tracking"][-1], now)  # which may come after the end
+    state = _state([line for line in lines if line["kind"] != "mlflow"][-1], now)  # which may come after the end
     return {
         "run": str(run), "state": state, "step": last["step"], "samples": last["samples"], "total_samples": total,
         "epoch": sum(line["kind"] == "validation" for line in lines), "epochs": starts[-1]["epochs"],

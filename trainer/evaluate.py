@@ -23,7 +23,7 @@ from trainer.evaluation.predict import Probabilities, predict
 from trainer.evaluation.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
 from trainer.model.classifier import load_model
 from trainer.monitoring.console import print0
-from trainer.monitoring.mlflow import Tracking, trained_with
+from trainer.monitoring.mlflow import MlflowTracker, read_provenance
 from trainer.monitoring.training_log import read_log
 
 _TIMEOUT_MINUTES = 10
@@ -128,9 +128,9 @@ def main() -> None:
     with process_group(timeout_minutes=_TIMEOUT_MINUTES) as process:
         config = EvaluateConfig(**arguments.model_dump(include=set(EvaluateConfig.model_fields)))
         output = arguments.output
-        with Tracking(output, trained_with(output), step="evaluate", enabled=process.is_main) as tracking:
+        with MlflowTracker(output, read_provenance(output), process, step="evaluate") as tracker:
             metrics = evaluate(config, Dataset(arguments.dataset), output, process)
-            tracking.measured(metrics, output / "metrics.json", output / "report.html")
+            tracker.log_results(metrics, output / "metrics.json", output / "report.html")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from trainer.model.classifier import build_model, freeze_unused, save_model
 from trainer.model.optimizer import Meter, choose_precision, clip, make_optimizer, schedule
 from trainer.model.packing import enable_packing, is_packed
 from trainer.monitoring.console import Progress, print0
-from trainer.monitoring.mlflow import Tracking
+from trainer.monitoring.mlflow import MlflowTracker
 from trainer.monitoring.monitor import Guard, profiler, skip_unless_finite
 from trainer.monitoring.training_log import TrainingLog
 
@@ -64,7 +64,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
 
     with (
         TrainingLog(output / "logs", enabled=process.is_main, step=state.step) as log,
-        Tracking(output, made_with, enabled=process.is_main, patience_minutes=config.timeout_minutes / 2),
+        MlflowTracker(output, made_with, process),
         Checkpoints(
             output / "checkpoints",
             config,

@@ -1,164 +1,137 @@
-"""MLflow, where MLFLOW_TRACKING_URI names one: a process of its own sends there what the run's log holds."""
+"""MLflow, where MLFLOW_TRACKING_URI names one: a thread sends the training log there as it grows.
+
+logs/mlflow.json keeps how much of the log MLflow has, so that training waits for nothing, an outage loses nothing, and the next start
+sends what is missing. (MLflow's own asynchronous log drops lines once its retries are used up.)
+"""
 
 import json
-import select
-import subprocess
-import sys
-from importlib.metadata import version
+import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
 from server.errors import UserError
 from trainer.distributed.alike import environment
 from trainer.distributed.preemption import Preempted
+from trainer.distributed.process_group import Process
 from trainer.monitoring.console import print0
-from trainer.monitoring.tracking_state import TrackingState, redacted
+from trainer.monitoring.mlflow_run import Journal, MlflowRun, MlflowSettings, prepare, redact
 from trainer.monitoring.training_log import append_event
 
-_START_SECONDS = 90.0  # to import MLflow and to ask a server a few things, each with a time limit of its own
+_START_SECONDS = 90.0  # to import MLflow and to send a few requests, each with a time limit of its own
 _END_SECONDS = 5.0  # after a failure or SIGTERM, when this process is soon killed
-_LONG_SECONDS = 2.0  # a wait that is worth a word
-_PAUSE_SECONDS = 3.0  # from one look at the log to the next
+_LONG_SECONDS = 2.0  # a wait that needs a line of output
+_PAUSE_SECONDS = 3.0  # between two looks at the log
+_LONGEST_PAUSE_SECONDS = 60.0  # while MLflow fails
 
 
-class MlflowSettings(BaseSettings):
-    """Variables of MLflow that we read; all others, such as credentials, it reads itself."""
+class MlflowTracker:
+    """While the block runs, sends the training log of a run to MLflow; at its end the model and the run's status.
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="MLFLOW_", use_attribute_docstrings=True)
-
-    tracking_uri: str = ""
-    """Where to: a server, `file:` and a folder, or a database. Empty: nothing is tracked."""
-
-    experiment_name: str = "distrinews"
-    """Experiment of the run; made where there is none."""
-
-    experiment_id: str = ""
-    """The same by its id."""
-
-    run_id: str = ""
-    """A run that is there already, to log to instead of a new one."""
-
-
-class Tracking:
-    """While the block runs, what the log of a run gets goes to MLflow; at its end the model, and how it ended.
-
-    The other process reads the log's file and remembers how far it came, so training waits for nothing, an outage loses
-    nothing, and the next start sends what is missing. What goes wrong with MLflow in between is said, never raised.
+    UserError on entry when MLflow cannot be reached, unless this run was logged there before. Later faults are printed, never raised.
     """
 
-    def __init__(
-        self, output: Path, parameters: dict[str, Any], *, step: str = "train", enabled: bool, patience_minutes: float = 5
-    ) -> None:  # fmt: skip
-        self._output, self._step = output, step
+    def __init__(self, output: Path, provenance: dict[str, Any], process: Process, *, step: str = "train") -> None:
+        self._output, self._step, self._enabled = output, step, process.is_main
         versions = {f"environment.{name}": value for name, value in environment().items()} if step == "train" else {}
-        self._parameters = parameters | versions
-        self._patience = patience_minutes * 60
-        self._results: dict[str, Any] = {}
+        self._parameters = provenance | versions
+        self._patience = provenance.get("timeout_minutes", 10.0) / 2 * 60
+        self._end: dict[str, Any] = {}
         self._settings = MlflowSettings()
-        self._enabled = enabled and bool(self._settings.tracking_uri.strip())
-        self._sender: subprocess.Popen[str] | None = None
+        self._started, self._stop = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._fault = f"no answer within {_START_SECONDS:g} s"
 
     def __enter__(self) -> Self:
-        if self._enabled:
-            if find_spec("mlflow") is None:
-                raise UserError(
-                    "MLFLOW_TRACKING_URI is set, but MLflow is not installed: pip install 'distrinews[mlflow]', or unset the variable"
-                )
-            self._start()
+        if not (self._enabled and self._settings.tracking_uri.strip()):
+            return self
+        if find_spec("mlflow") is None:
+            raise UserError(
+                "MLFLOW_TRACKING_URI is set, but MLflow is not installed: pip install 'distrinews[mlflow]', or unset the variable"
+            )
+        prepare()
+        thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        thread.start()
+        self._started.wait(_START_SECONDS)
+        if self._fault:
+            uri = redact(self._settings.tracking_uri)
+            raise UserError(f"MLFLOW_TRACKING_URI={uri}: {self._fault}; correct the variable, or unset it")
+        self._thread = thread
         return self
 
-    def measured(self, metrics: dict[str, Any], *files: Path) -> None:
-        """Numbers of the model, and files, to be sent at the end of the block."""
+    def log_results(self, metrics: dict[str, Any], *files: Path) -> None:
+        """Keeps metrics of the model, and files, to be sent at the end of the block."""
         calibrated = {f"calibrated/{name}": value for name, value in metrics["calibrated"].items()}
-        found = {name: value for name, value in (metrics | calibrated).items() if isinstance(value, int | float)}
-        self._results = {"metrics": found, "files": [str(file.absolute()) for file in files]}
+        self._end["metrics"] = {
+            name: value for name, value in (metrics | calibrated).items() if isinstance(value, int | float)
+        }
+        self._end["files"] = files
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._sender is not None:
-            interrupted = kind is not None and issubclass(kind, Preempted | KeyboardInterrupt)
-            status = "FINISHED" if kind is None else "KILLED" if interrupted else "FAILED"
-            why = self._end(self._sender, json.dumps({"status": status, **self._results}) + "\n", whole=kind is None)
-            self._tell(why)
-
-    def _start(self) -> None:
-        """Start the sender; UserError when MLflow cannot be had, unless this run was logged there before."""
-        uri = self._settings.tracking_uri
-        order = {
-            "output": str(self._output.absolute()), "step": self._step, "settings": self._settings.model_dump(),
-            "parameters": self._parameters, "version": version("distrinews"), "pause_seconds": _PAUSE_SECONDS,
-        }  # fmt: skip
-        # In a session of its own, Ctrl-C and what torchrun sends to a process leave it to end as it is told to.
-        self._sender = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "trainer.monitoring.tracking_sender"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        try:
-            answer = _first_answer(self._sender, json.dumps(order) + "\n")
-        except BaseException:
-            _kill(self._sender)
-            self._sender = None
-            raise
-        if "error" in answer:
-            _kill(self._sender)
-            self._sender = None
-            raise UserError(f"MLFLOW_TRACKING_URI={redacted(uri)}: {answer['error']}; mend the variable, or unset it")
-        print0(f"{self._step}: {answer['ready']}")
-
-    def _end(self, sender: subprocess.Popen[str], order: str, *, whole: bool) -> str:
-        """Have all sent that is left; returns why it was not."""
-        seconds = self._patience if whole else _END_SECONDS
-        try:
-            try:
-                said, _ = sender.communicate(order, timeout=min(_LONG_SECONDS, seconds))
-            except subprocess.TimeoutExpired:
-                if whole:
-                    print0(f"{self._step}: sending what is left to MLflow")
-                said, _ = sender.communicate(timeout=max(0.0, seconds - _LONG_SECONDS))
-        except subprocess.TimeoutExpired:
-            return f"it took longer than {seconds:g} s"
-        finally:
-            _kill(sender)
-        return str(json.loads(said)["why"]) if said else f"its process ended with status {sender.returncode}"
-
-    def _tell(self, why: str) -> None:
-        if not why:
+        if self._thread is None:
             return
-        state = TrackingState.of(self._output)
-        facts = {"unsent_lines": state.unsent(), "model_sent": state.model, "why": why}
-        append_event(self._output / "logs", "tracking", **facts)
+        interrupted = kind is not None and issubclass(kind, Preempted | KeyboardInterrupt)
+        self._end["status"] = "FINISHED" if kind is None else "KILLED" if interrupted else "FAILED"
+        seconds = self._patience if kind is None else _END_SECONDS
+        self._stop.set()
+        self._thread.join(min(_LONG_SECONDS, seconds))
+        if self._thread.is_alive():
+            if kind is None:
+                print0(f"{self._step}: sending the rest to MLflow")
+            self._thread.join(max(0.0, seconds - _LONG_SECONDS))
+        if fault := f"it took longer than {seconds:g} s" if self._thread.is_alive() else self._fault:
+            self._report(fault)
+
+    def _work(self) -> None:
+        """Runs in the thread: sends what is new until the block ends, and then what is left."""
+        fault = self._fault = self._try(self._connect)
+        self._started.set()
+        pause = _PAUSE_SECONDS
+        while not (self._fault or self._stop.wait(pause)):
+            before, fault = fault, self._try(self._run.send)
+            if fault and not before:
+                self._warn(f"fails: {fault}; training continues, and what is missing is sent when it answers")
+            elif before and not fault:
+                self._warn("answers again")
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS) if fault else _PAUSE_SECONDS
+        if not self._fault:
+            self._fault = self._try(lambda: self._run.finish(**self._end))
+
+    def _connect(self) -> None:
+        self._run = MlflowRun(self._output, self._parameters, self._settings, trains=self._step == "train")
+        if not self._run.journal.proven:
+            try:
+                self._run.begin()
+            except Exception:
+                self._try(self._run.abandon)
+                raise
+        print0(f"{self._step}: MLflow: run {self._run.journal.run_id} at {self._run.journal.uri}")
+
+    @staticmethod
+    def _try(work: Callable[[], None]) -> str:
+        """Returns the fault in one line, or nothing."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - each kind of store raises errors of its own
+            return redact(error) or type(error).__name__
+        return ""
+
+    def _warn(self, text: str) -> None:
+        print0(f"{self._step}: warning: MLflow at {redact(self._settings.tracking_uri)} {text}")
+
+    def _report(self, fault: str) -> None:
+        journal, log = Journal.read(self._output), self._output / "logs" / "train.jsonl"
+        unsent = journal.count_unsent()
+        append_event(log.parent, "mlflow", unsent_lines=unsent, model_sent=journal.model, why=fault)
         print0(
-            f"{self._step}: warning: MLflow lacks {facts['unsent_lines']:,} lines of {self._output / 'logs' / 'train.jsonl'}"
-            f"{'' if state.model else ' and the model'}: {why}; the next start, or evaluate, sends them"
+            f"{self._step}: warning: MLflow lacks {unsent:,} lines of {log}{'' if journal.model else ' and the model'}: "
+            f"{fault}; the next start, or evaluate, sends them"
         )
 
 
-def trained_with(output: Path) -> dict[str, Any]:
-    """Settings of the model in a run's folder; none where there is none."""
+def read_provenance(output: Path) -> dict[str, Any]:
+    """Reads the settings that the model in a run's folder was trained with; none where there is no model."""
     path = output / "model" / "train_config.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
     return found
-
-
-def _first_answer(sender: subprocess.Popen[str], order: str) -> dict[str, str]:
-    assert sender.stdin is not None  # noqa: S101 - both are pipes, which its type does not say
-    assert sender.stdout is not None  # noqa: S101
-    try:
-        sender.stdin.write(order)
-        sender.stdin.flush()
-    except BrokenPipeError:
-        return {"error": "MLflow's process ended at once; what it said stands above"}
-    if not select.select([sender.stdout], [], [], _START_SECONDS)[0]:
-        return {"error": f"no answer within {_START_SECONDS:g} s"}
-    answer: dict[str, str] = json.loads(sender.stdout.readline() or '{"error": "MLflow cannot be started"}')
-    return answer
-
-
-def _kill(sender: subprocess.Popen[str]) -> None:
-    sender.kill()
-    sender.wait()
-    for stream in (sender.stdin, sender.stdout):
-        if stream is not None and not stream.closed:
-            stream.close()

@@ -1,4 +1,4 @@
-"""MLFLOW_TRACKING_URI: what MLflow then has of a run, and that training minds neither its faults nor its absence."""
+"""MLFLOW_TRACKING_URI: MLflow gets all of a run, and training survives its faults and its absence."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process
 from trainer.evaluate import evaluate
-from trainer.monitoring.mlflow import Tracking, trained_with
-from trainer.monitoring.tracking_state import TrackingState, redacted
+from trainer.monitoring.mlflow import MlflowTracker, read_provenance
+from trainer.monitoring.mlflow_run import Journal, redact
 from trainer.monitoring.training_log import read_log
 from trainer.train import train
 
-WHAT_MLFLOW_HAS = """
+_READ_RUN = """
 import json, sys
-from trainer.monitoring.tracking_sender import prepare
+from trainer.monitoring.mlflow_run import prepare
 prepare()
 from mlflow import MlflowClient
 client = MlflowClient()
@@ -44,16 +44,16 @@ print(json.dumps({
 """
 
 
-def what_mlflow_has() -> dict[str, Any]:
-    """The one run of the experiment; read elsewhere, with what tells MLflow that it is tested taken away."""
+def read_run() -> dict[str, Any]:
+    """Reads the one run of the experiment in a process without the variables by which MLflow recognises tests."""
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_CURRENT_TEST")}
-    command = [sys.executable, "-W", "ignore", "-c", WHAT_MLFLOW_HAS]
+    command = [sys.executable, "-W", "ignore", "-c", _READ_RUN]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_mlflow_has_parameters_metrics_events_model_and_results_of_a_run_that_was_stopped_and_went_on(
+def test_mlflow_has_all_of_a_run_that_was_stopped_and_resumed(
     dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
@@ -63,9 +63,9 @@ def test_mlflow_has_parameters_metrics_events_model_and_results_of_a_run_that_wa
     assert "status: 5" in kept.read_text(encoding="utf-8"), "KILLED, as MLflow numbers them"
     assert not list(kept.parent.glob("artifacts/model"))
     train(QUICK.model_copy(update={"checkpoint_steps": 5}), dataset, run, process)
-    with Tracking(run, trained_with(run), step="evaluate", enabled=True) as tracking:
-        tracking.measured(evaluate(EvaluateConfig(), dataset, run, process), run / "metrics.json")
-    found = what_mlflow_has()
+    with MlflowTracker(run, read_provenance(run), process, step="evaluate") as tracker:
+        tracker.log_results(evaluate(EvaluateConfig(), dataset, run, process), run / "metrics.json")
+    found = read_run()
     assert (found["status"], found["name"], found["telemetry"]) == ("FINISHED", "first", False)
     parameters = found["parameters"]
     assert (parameters["epochs"], parameters["world_size"], parameters["dataset"]) == ("2", "1", dataset.fingerprint)
@@ -82,11 +82,10 @@ def test_mlflow_has_parameters_metrics_events_model_and_results_of_a_run_that_wa
     model = {f"model/{path.name}" for path in (run / "model").iterdir()}
     assert model | {"metrics.json", "parameters.json"} == set(found["files"])
     assert "warning" not in "".join(capsys.readouterr())
-    assert "mlflow" not in sys.modules, "it is imported where it is used alone, in another process"
 
 
 class TrackingServer(ThreadingHTTPServer):
-    """Answers what the client of MLflow asks as a tracking server does; or 500; or nothing."""
+    """Answers the client of MLflow as a tracking server does; or with 500; or not at all."""
 
     daemon_threads = True
 
@@ -101,7 +100,7 @@ class TrackingServer(ThreadingHTTPServer):
         }  # fmt: skip
 
     def handle_error(self, *_: object) -> None:
-        """A client that gave up waiting is none."""
+        """Ignores clients that stopped waiting."""
 
     def answer(self, path: str, given: dict[str, Any]) -> dict[str, Any]:
         if path.endswith("experiments/get-by-name"):
@@ -149,29 +148,40 @@ def steps(server: TrackingServer) -> set[int]:
     return {int(metric["step"]) for metric in server.metrics if metric["key"] == "train/loss"}
 
 
-def test_a_server_that_fails_is_named_once_a_start_holds_up_nothing_and_gets_all_that_it_missed_when_it_answers(
+def test_an_outage_is_named_once_a_start_and_loses_nothing(
     server: TrackingServer, dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    run, entered = tmp_path / "run", Tracking.__enter__
+    run, enter, leave, warn = tmp_path / "run", MlflowTracker.__enter__, MlflowTracker.__exit__, MlflowTracker._warn
+    warned = threading.Event()
 
-    def fail_after_start(tracking: Tracking) -> Tracking:
-        entered(tracking)
-        server.fault = "500"
-        return tracking
+    def fail_after_start(tracker: MlflowTracker) -> MlflowTracker:
+        enter(tracker)
+        server.fault = server.fault or "500"
+        return tracker
+
+    def warn_and_set(tracker: MlflowTracker, text: str) -> None:
+        warn(tracker, text)
+        warned.set()
+
+    def leave_after_warning(tracker: MlflowTracker, *raised: Any) -> None:  # noqa: ANN401 - as of __exit__
+        assert warned.wait(60)
+        leave(tracker, *raised)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Tracking, "__enter__", fail_after_start)
-        train(QUICK, dataset, run, process)
-    server.fault = "nothing"
-    train(QUICK, dataset, run, process)
+        patched.setattr(MlflowTracker, "__enter__", fail_after_start)
+        patched.setattr(MlflowTracker, "__exit__", leave_after_warning)
+        patched.setattr(MlflowTracker, "_warn", warn_and_set)
+        for server.fault in ("", "nothing"):
+            warned.clear()
+            train(QUICK, dataset, run, process)
     said = "".join(capfd.readouterr())
-    assert said.count("tracking: warning: MLflow at http://127.0.0.1:") == 1
+    assert said.count("train: warning: MLflow at http://127.0.0.1:") == 2
     assert said.count("warning: MLflow lacks") == 2
     assert said.count("and the model: API request") == 2
     assert "geheim" not in said
-    told = [line["unsent_lines"] for line in read_log(run / "logs") if line["kind"] == "tracking"]
-    assert len(told) == 2
-    assert told[1] >= told[0] > 0
+    counted = [line["unsent_lines"] for line in read_log(run / "logs") if line["kind"] == "mlflow"]
+    assert len(counted) == 2
+    assert counted[1] >= counted[0] > 0
     assert steps(server) == set()
     server.fault = ""
     train(QUICK, dataset, run, process)
@@ -181,11 +191,13 @@ def test_a_server_that_fails_is_named_once_a_start_holds_up_nothing_and_gets_all
     assert "geheim" not in (run / "logs" / "mlflow.json").read_text(encoding="utf-8")
 
 
-def test_a_wrong_address_ends_training_before_the_first_step_and_hides_the_password(
+def test_a_wrong_address_ends_training_before_the_first_step_without_its_password(
     server: TrackingServer, dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
     server.fault = "500"
-    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI=http://127.0.0.1:\d+: .*; mend the variable") as raised:
+    with pytest.raises(
+        UserError, match=r"^MLFLOW_TRACKING_URI=http://127.0.0.1:\d+: .*; correct the variable"
+    ) as raised:
         train(QUICK, dataset, tmp_path, process)
     assert "geheim" not in str(raised.value)
     assert [line["kind"] for line in read_log(tmp_path / "logs")] == []
@@ -200,21 +212,21 @@ def test_where_mlflow_is_not_installed_one_line_names_the_extra(
         train(QUICK, dataset, tmp_path, process)
 
 
-def test_urls_are_told_without_their_credentials() -> None:
-    assert redacted("at https://a:p@ss@host:5000/x failed\n again") == "at https://host:5000/x failed again"
-    assert redacted("postgresql://a:b@db/x?password=c&y=1") == "postgresql://db/x?password=…&y=1"
+def test_urls_lose_their_credentials() -> None:
+    assert redact("at https://a:p@ss@host:5000/x failed\n again") == "at https://host:5000/x failed again"
+    assert redact("postgresql://a:b@db/x?password=c&y=1") == "postgresql://db/x?password=…&y=1"
 
 
-def test_what_is_left_to_send_are_whole_lines_and_a_torn_one_counts_when_it_is_ended(tmp_path: Path) -> None:
+def test_only_whole_lines_are_sent_and_a_torn_one_once_it_is_ended(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     log = tmp_path / "logs" / "train.jsonl"
     log.write_text('{"a": 1}\n' * 400 + '{"b": ', encoding="utf-8")
-    state = TrackingState.of(tmp_path)
+    journal = Journal.read(tmp_path)
     sent = []
-    for lines, end in state.chunks():
-        state.note(sent=end)
+    for lines, end in journal.unsent():
+        journal.save(sent=end)
         sent += lines
-    assert (len(sent), TrackingState.of(tmp_path).unsent()) == (400, 0)
+    assert (len(sent), Journal.read(tmp_path).count_unsent()) == (400, 0)
     with log.open("a", encoding="utf-8") as more:
         more.write('\n{"a": 2}\n')
-    assert [lines for lines, _ in TrackingState.of(tmp_path).chunks()] == [[{"a": 2}]]
+    assert [lines for lines, _ in Journal.read(tmp_path).unsent()] == [[{"a": 2}]]
