@@ -3,26 +3,21 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from server import smoke
 from server.inference import backends as engine
 from server.model_folder import read_model_folder, write_manifest
 from server.settings import Settings
 from tests.support.fetching import fetch_model
 from tests.support.model_folder import write_model_folder
-from tests.support.servers import serving
 
 
 @dataclass
@@ -235,19 +230,3 @@ def test_a_folder_can_be_checked_where_it_is(model: Path, capsys: pytest.Capture
     assert "holds another model" in refusal([model.as_uri(), "--sha256", "0" * 64], capsys)
     shutil.rmtree(model)
     assert "manifest.json is missing" in refusal([model.as_uri(), "--sha256", "0" * 64], capsys)
-
-
-def test_the_smoke_test_shows_a_prediction(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("unguessable\n", encoding="utf-8")
-    with serving(model) as (_, client):
-        asked = [sys.executable, "-m", "server.smoke", str(client.base_url), "--key-file", str(tmp_path / "key")]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("'Late goal wins the cup' is ")
-
-
-def test_the_smoke_test_fails_when_nobody_answers_or_the_key_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(smoke.SmokeError, match="refused"):
-        smoke.ask("http://127.0.0.1:9", key=None, wait_seconds=0)
-    with files_over_http(tmp_path) as kept, pytest.raises(smoke.SmokeError, match=str(int(HTTPStatus.NOT_IMPLEMENTED))):
-        smoke.ask(kept.url, key="wrong", wait_seconds=30)

@@ -34,7 +34,7 @@ emptyDir:
 - name: model
   image: {{ .image }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
-  command: [python, -m, server.fetch]
+  command: [distrinews, fetch]
   args:
     {{- if $fetches }}
     - {{ .model.uri }}

@@ -90,7 +90,7 @@ spec:
     - name: server
       image: {{ .image }}
       imagePullPolicy: {{ $values.image.pullPolicy }}
-      command: [python, -m, server.main]
+      command: [distrinews, serve]
       args:
         - {{ include "serving.modelFolder" .model }}
       env:
