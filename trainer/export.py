@@ -25,7 +25,7 @@ from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import Probabilities
 from trainer.model.classifier import load_model
-from trainer.model.cls_only import read_first_position_only
+from trainer.model.cls_only import enable_cls_only
 from trainer.monitoring.console import print0, quiet_logs
 from trainer.onnx_model import OnnxModel
 
@@ -135,7 +135,7 @@ class _Logits(nn.Module):
 def write_fp32(model: PreTrainedModel, path: Path) -> None:
     """The model as ONNX with any number of texts of any length; changes the model into what is exported."""
     model.set_attn_implementation("eager")  # its graph is simpler: see write_int8
-    if not read_first_position_only(model):
+    if not enable_cls_only(model):
         print0(f"export: {model.config.model_type}: the whole last layer is exported, it may read more than [CLS]")
     rows, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     example = torch.full((2, 16), 5)

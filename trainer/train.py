@@ -55,9 +55,8 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     }  # fmt: skip
     state = resume(output, bare, optimizer, config=config, made_with=made_with, process=process)
     plan = BatchSampler(
-        dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=config.accumulation_steps,
-        rank=process.rank, world_size=process.world_size, seed=config.seed, packed=is_packed(bare),
-    )  # fmt: skip
+        dataset.train.lengths, config, rank=process.rank, world_size=process.world_size, packed=is_packed(bare)
+    )
     precision = introduce(config, dataset, model, process, plan, unused)
     meter = Meter(process.device).take(state.meter)
     total_steps = config.epochs * len(dataset.train) / plan.step_rows
@@ -81,7 +80,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             world_size=process.world_size, total_samples=config.epochs * len(dataset.train), environment=environment(),
         )  # fmt: skip
         if not state.over(config.epochs):
-            rehearse(model, plan, dataset, process, precision)
+            rehearse(model, plan, dataset, process, precision, epochs=config.epochs)
         while not state.over(config.epochs):
             state.begin(plan.step_rows)
             steps, done = plan.epoch(state.epoch, state.parts), state.epoch_steps
@@ -170,13 +169,15 @@ def train_step(
         meter.add(loss_sum, rows=len(rows), tokens=batch.tokens)
 
 
-def rehearse(model: nn.Module, plan: BatchSampler, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
+def rehearse(
+    model: nn.Module, plan: BatchSampler, dataset: Dataset, process: Process, precision: torch.dtype, *, epochs: int
+) -> None:
     """Computes a row and then the largest step before the first one: what does not fit ends training now and not after hours.
 
     After the first pass DDP arranges its buckets, so that all steps add gradients in one order, those after a resume too.
     Memory is asked for in this order so that activations, which come and go, have no gap to leave.
     """
-    largest = plan.largest()
+    largest = plan.largest_step(epochs)
     for one in (Step([largest.micro_batches[0][:1]], largest.rows[:1], packed=plan.packed), largest):
         train_step(model, one, dataset, process, precision, Meter(process.device))
         model.zero_grad(set_to_none=True)

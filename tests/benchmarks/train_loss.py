@@ -92,9 +92,7 @@ def train_ours(
     wrapped = parallelize(model, config, process)
     optimizer = make_optimizer(wrapped, config)
     lengths = dataset.train.lengths[np.arange(rows)]
-    plan = BatchSampler(
-        lengths, batch_size=_BATCH_ROWS, accumulation_steps=1, rank=0, world_size=1, seed=config.seed, packed=packed
-    )  # fmt: skip
+    plan = BatchSampler(lengths, config.model_copy(update={"batch_size": _BATCH_ROWS}), packed=packed)
     steps = list(plan.epoch(0))
     dtype, _ = choose_precision(config.precision, process.device)
     for number, step in enumerate(steps):

@@ -100,11 +100,10 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
     number_format, _ = choose_precision(precision, process.device)
     meter = Meter(process.device)
     plan = BatchSampler(
-        dataset.train.lengths, batch_size=config.batch_size, accumulation_steps=1, rank=process.rank,
-        world_size=process.world_size, seed=0, packed=is_packed(bare),
-    )  # fmt: skip
-    rehearse(replica, plan, dataset, process, number_format)
-    for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest()]):
+        dataset.train.lengths, config, rank=process.rank, world_size=process.world_size, packed=is_packed(bare)
+    )
+    rehearse(replica, plan, dataset, process, number_format, epochs=1)
+    for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest_step(1)]):
         seed_step(0, step=number, rank=process.rank)
         train_step(replica, step, dataset, process, number_format, meter)
         update(replica, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
@@ -112,7 +111,7 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
     trained = 4 * sum(parameter.nbytes for parameter in bare.parameters()) / _MB  # weights, gradients, two moments
     peak, code = memory("VmHWM") - memory("RssFile") - memory("RssShmem") - trained, memory("RssFile")
-    activations = saved_for_backward(bare, loss_of(plan.largest(), dataset), number_format) / _MB
+    activations = saved_for_backward(bare, loss_of(plan.largest_step(1), dataset), number_format) / _MB
     return {
         "rows": len(dataset.train), "imported": imported, "code": code, "peak": peak, "activations": activations,
         "trained": trained,

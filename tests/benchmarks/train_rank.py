@@ -70,10 +70,8 @@ class Spec(BaseModel):
 def steps_of(variant: Variant, dataset: Dataset, process: Process, count: int) -> list[Step]:
     """Steps of the same rows for all variants: so many batches at equal distances through all lengths stand for the whole."""
     lengths = dataset.train.lengths
-    plan = partial(
-        BatchSampler, batch_size=variant.batch_size, accumulation_steps=variant.accumulation_steps, rank=process.rank,
-        world_size=process.world_size, seed=0,
-    )  # fmt: skip
+    config = TrainConfig(batch_size=variant.batch_size, accumulation_steps=variant.accumulation_steps)
+    plan = partial(BatchSampler, config=config, rank=process.rank, world_size=process.world_size)
     by_length = plan(lengths, packed=False)
     in_order = sorted(by_length.epoch(0), key=lambda step: int(lengths[step.rows].max()))
     whole = [step for step in in_order if step.global_rows == by_length.step_rows]

@@ -139,10 +139,14 @@ def _buckets(model: nn.Module) -> int:
 
 def _measure_one(scaling: Scaling, batch_size: int, trained: Trained, arguments: StepArguments) -> StepPoint:
     process = trained.process
+    config = TrainConfig(batch_size=batch_size, seed=arguments.seed)
     plan = BatchSampler(
-        trained.dataset.train.lengths, batch_size=batch_size, accumulation_steps=1,
-        rank=process.rank, world_size=process.world_size, seed=arguments.seed, packed=is_packed(trained.bare),
-    )  # fmt: skip
+        trained.dataset.train.lengths,
+        config,
+        rank=process.rank,
+        world_size=process.world_size,
+        packed=is_packed(trained.bare),
+    )
     steps = chain.from_iterable(plan.epoch(epoch) for epoch in count())
     warmup, timed = (list(islice(steps, number)) for number in (arguments.warmup_steps, arguments.steps))
     what = f"bench: {process.world_size} ranks, {scaling} scaling"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from server.errors import UserError
 from tests.support.kills import kill_and_compare, losses, same_weights
-from tests.trainer.data.test_batches import LENGTHS, plan
+from tests.trainer.data.test_batches import LENGTHS, sampler
 from trainer.checkpoint.store import Snapshot, names, what_is_wrong, write
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
@@ -180,7 +180,8 @@ def test_worlds_that_follow_each_other_in_an_epoch_see_every_row_once() -> None:
     for batch_size, world_size in ((32, 2), (8, 1), (16, 3), (32, 2)):
         parts.append([batch_size * world_size, 0])
         ranks = [
-            plan(batch_size=batch_size, rank=rank, world_size=world_size).epoch(5, parts) for rank in range(world_size)
+            sampler(batch_size=batch_size, rank=rank, world_size=world_size).epoch(5, parts)
+            for rank in range(world_size)
         ]
         done = chance.randint(2, 5) if len(parts) < 4 else len(ranks[0])
         seen += [int(row) for steps in ranks for step in steps[:done] for micro in step.micro_batches for row in micro]
@@ -189,5 +190,5 @@ def test_worlds_that_follow_each_other_in_an_epoch_see_every_row_once() -> None:
 
 
 def test_the_rest_of_an_epoch_is_its_steps_without_those_done() -> None:
-    whole, rest = plan(batch_size=32).epoch(1), plan(batch_size=32).epoch(1, [[32, 7]])
+    whole, rest = sampler(batch_size=32).epoch(1), sampler(batch_size=32).epoch(1, [[32, 7]])
     assert all(np.array_equal(one.rows, other.rows) for one, other in zip(whole[7:], rest, strict=True))

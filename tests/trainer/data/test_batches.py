@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from trainer.config import TrainConfig
 from trainer.data.batches import BatchSampler, collate, computed_tokens, evaluation_shares
 from trainer.data.dataset import Dataset
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=1003).astype(np.int32)
 
 
-def plan(
+def sampler(
     *,
     batch_size: int,
     rank: int = 0,
@@ -18,15 +19,8 @@ def plan(
     seed: int = 0,
     packed: bool = False,
 ) -> BatchSampler:
-    return BatchSampler(
-        LENGTHS,
-        batch_size=batch_size,
-        accumulation_steps=accumulation_steps,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-        packed=packed,
-    )
+    config = TrainConfig(batch_size=batch_size, accumulation_steps=accumulation_steps, seed=seed)
+    return BatchSampler(LENGTHS, config, rank=rank, world_size=world_size, packed=packed)
 
 
 def rows_of_steps(made: BatchSampler, epoch: int = 0) -> list[list[int]]:
@@ -35,14 +29,14 @@ def rows_of_steps(made: BatchSampler, epoch: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_every_row_is_seen_once_an_epoch(packed: bool) -> None:
-    seen = sorted(row for step in rows_of_steps(plan(batch_size=32, packed=packed)) for row in step)
+    seen = sorted(row for step in rows_of_steps(sampler(batch_size=32, packed=packed)) for row in step)
     assert seen == list(range(len(LENGTHS)))
 
 
 def test_an_epoch_depends_on_its_seed_and_number_alone() -> None:
-    assert rows_of_steps(plan(batch_size=32), epoch=3) == rows_of_steps(plan(batch_size=32), epoch=3)
-    assert rows_of_steps(plan(batch_size=32), epoch=3) != rows_of_steps(plan(batch_size=32), epoch=4)
-    assert rows_of_steps(plan(batch_size=32, seed=1)) != rows_of_steps(plan(batch_size=32, seed=2))
+    assert rows_of_steps(sampler(batch_size=32), epoch=3) == rows_of_steps(sampler(batch_size=32), epoch=3)
+    assert rows_of_steps(sampler(batch_size=32), epoch=3) != rows_of_steps(sampler(batch_size=32), epoch=4)
+    assert rows_of_steps(sampler(batch_size=32, seed=1)) != rows_of_steps(sampler(batch_size=32, seed=2))
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -51,11 +45,11 @@ def test_processes_together_see_at_each_step_what_one_would_see(
     world_size: int, accumulation_steps: int, packed: bool
 ) -> None:
     step_rows = 48
-    alone = rows_of_steps(plan(batch_size=step_rows, packed=packed))
+    alone = rows_of_steps(sampler(batch_size=step_rows, packed=packed))
     batch_size = step_rows // (world_size * accumulation_steps)
     shares = [
         rows_of_steps(
-            plan(
+            sampler(
                 batch_size=batch_size,
                 rank=rank,
                 world_size=world_size,
@@ -72,8 +66,7 @@ def test_processes_together_see_at_each_step_what_one_would_see(
 def test_every_process_takes_part_in_every_forward_pass_even_with_no_row_left() -> None:
     lengths = LENGTHS[:33]  # 32 and 1 over: of four processes three have none in the last step
     plans = [
-        BatchSampler(lengths, batch_size=8, accumulation_steps=1, rank=rank, world_size=4, seed=0, packed=True)
-        for rank in range(4)
+        BatchSampler(lengths, TrainConfig(batch_size=8), rank=rank, world_size=4, packed=True) for rank in range(4)
     ]
     shapes = [[len(step.micro_batches) for step in made.epoch(0)] for made in plans]
     assert shapes == [[1, 1]] * 4
@@ -81,21 +74,21 @@ def test_every_process_takes_part_in_every_forward_pass_even_with_no_row_left() 
 
 
 def test_next_to_nothing_is_padding_and_nothing_where_texts_are_packed() -> None:
-    steps = rows_of_steps(plan(batch_size=16))
+    steps = rows_of_steps(sampler(batch_size=16))
     padded, packed = (sum(computed_tokens(LENGTHS[step], packed=how) for step in steps) for how in (False, True))
     assert packed == LENGTHS.sum()
     assert 1 < padded / packed < 1.05
 
 
 def test_packed_texts_are_drawn_whatever_their_lengths() -> None:
-    of_steps = [LENGTHS[step].mean() for step in rows_of_steps(plan(batch_size=16, packed=True))]
+    of_steps = [LENGTHS[step].mean() for step in rows_of_steps(sampler(batch_size=16, packed=True))]
     assert np.std(of_steps) == pytest.approx(LENGTHS.std() / 16**0.5, rel=0.25)  # as of rows that are independent
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_processes_have_packed_texts_of_as_many_tokens_in_each_pass(accumulation_steps: int) -> None:
     plans = [
-        plan(batch_size=16, rank=rank, world_size=2, accumulation_steps=accumulation_steps, packed=True) for rank in (0, 1)
+        sampler(batch_size=16, rank=rank, world_size=2, accumulation_steps=accumulation_steps, packed=True) for rank in (0, 1)
     ]  # fmt: skip
     passes = np.array(
         [[LENGTHS[rows].sum() for step in made.epoch(0)[:15] for rows in step.micro_batches] for made in plans]
@@ -103,12 +96,30 @@ def test_processes_have_packed_texts_of_as_many_tokens_in_each_pass(accumulation
     assert (np.abs(passes[0] - passes[1]) / passes.mean()).mean() < 0.006
 
 
-def test_processes_have_rows_of_like_length_at_the_same_step_where_they_are_padded() -> None:
+def test_processes_have_rows_of_similar_length_at_the_same_step_where_they_are_padded() -> None:
     longest = [
-        [int(LENGTHS[step].max()) for step in rows_of_steps(plan(batch_size=16, rank=rank, world_size=2))]
+        [int(LENGTHS[step].max()) for step in rows_of_steps(sampler(batch_size=16, rank=rank, world_size=2))]
         for rank in (0, 1)
     ]
     assert np.abs(np.array(longest[0]) - np.array(longest[1])).mean() < 3
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_largest_step_of_all_epochs_is_known_and_not_of_the_first_alone(packed: bool) -> None:
+    made, epochs = sampler(batch_size=8, packed=packed), 20
+    of_epochs = [
+        max(computed_tokens(LENGTHS[step.rows], packed=packed) for step in made.epoch(epoch)) for epoch in range(epochs)
+    ]
+    assert of_epochs[0] < max(of_epochs) or not packed
+    found = made.largest_step(epochs)
+    assert computed_tokens(LENGTHS[found.rows], packed=packed) == max(of_epochs)
+    assert sorted(int(row) for micro in found.micro_batches for row in micro) == sorted(found.rows)
+
+
+def test_where_rows_are_too_many_to_draw_the_longest_texts_are_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.batches._EXACT_ROWS", 1000)
+    found = sampler(batch_size=8, packed=True).largest_step(3)
+    assert LENGTHS[found.rows].sum() == np.sort(LENGTHS)[-8:].sum()
 
 
 def test_evaluation_shares_hold_every_row_exactly_once() -> None:
@@ -136,8 +147,8 @@ def test_collating_packs_texts_one_after_the_other(dataset: Dataset) -> None:
     texts = [dataset.train.tokens(row).tolist() for row in rows]
     assert batch.input_ids.tolist() == [[token for text in texts for token in text]]
     assert batch.inputs["position_ids"].tolist() == [[place for text in texts for place in range(len(text))]]
-    assert batch.inputs["texts"].lengths == [len(text) for text in texts]
-    assert batch.input_ids[0, batch.inputs["texts"].firsts].tolist() == [text[0] for text in texts]
+    assert batch.inputs["sequences"].lengths == [len(text) for text in texts]
+    assert batch.input_ids[0, batch.inputs["sequences"].starts].tolist() == [text[0] for text in texts]
     assert batch.labels.tolist() == dataset.train.labels[rows].tolist()
 
 

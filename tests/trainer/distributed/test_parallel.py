@@ -104,8 +104,12 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
         plan = BatchSampler(
-            dataset.train.lengths, batch_size=8, accumulation_steps=1, rank=process.rank, world_size=process.world_size, seed=0, packed=False
-        )  # fmt: skip
+            dataset.train.lengths,
+            TrainConfig(batch_size=8),
+            rank=process.rank,
+            world_size=process.world_size,
+            packed=False,
+        )
         steps = list(plan.epoch(0))[:4]
 
         def fresh(seed: int) -> Learner:

@@ -18,10 +18,11 @@ from transformers import (
 
 from tests.trainer.model.test_cls_only import SIZE, bert, distilbert, lively, padded_batch
 from trainer.config import TrainConfig
+from trainer.data.batches import PackedSequences
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process
 from trainer.model import packing
-from trainer.model.packing import Texts, attend_padded, enable_packing, is_packed
+from trainer.model.packing import attend_padded, enable_packing, is_packed
 from trainer.train import train
 
 Build = Callable[[], PreTrainedModel]
@@ -30,9 +31,9 @@ LENGTHS = [(7,), (16, 16), (3, 40, 17, 1), (1, 1, 1)]
 
 def packed_batch(lengths: tuple[int, ...]) -> dict[str, Any]:
     """What `padded_batch` has, packed."""
-    padded, texts = padded_batch(lengths), Texts.of(lengths)
+    padded, texts = padded_batch(lengths), PackedSequences.of(lengths)
     ids = padded["input_ids"][padded["attention_mask"] == 1]
-    return {"input_ids": ids[None], "position_ids": texts.positions, "texts": texts}
+    return {"input_ids": ids[None], "position_ids": texts.positions, "sequences": texts}
 
 
 def learned(model: PreTrainedModel, batch: dict[str, Any], count: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -81,16 +82,16 @@ def test_each_dropout_of_a_layer_drops_at_random_in_packed_texts(build: Build) -
     model = lively(build).train()
     assert enable_packing(model)
     layers = model.distilbert.transformer.layer if build is distilbert else model.bert.encoder.layer
-    hidden, texts = torch.randn(1, 12, 32), Texts.of((7, 5))
+    hidden, texts = torch.randn(1, 12, 32), PackedSequences.of((7, 5))
     for layer in (layers[0], layers[-1]):
         dropouts = [part for part in layer.modules() if isinstance(part, torch.nn.Dropout)]
         assert len(dropouts) >= 2, "of attention and outputs"
         for dropout in dropouts:
             for other in dropouts:
                 other.p = 0.5 if other is dropout else 0.0
-            assert not torch.equal(layer(hidden, texts=texts), layer(hidden, texts=texts))
+            assert not torch.equal(layer(hidden, sequences=texts), layer(hidden, sequences=texts))
             dropout.p = 0.0
-            assert torch.equal(layer(hidden, texts=texts), layer(hidden, texts=texts))
+            assert torch.equal(layer(hidden, sequences=texts), layer(hidden, sequences=texts))
 
 
 @pytest.mark.parametrize("build", [distilbert, bert])
