@@ -1,34 +1,34 @@
-"""Helm, as a program: one release of the server's chart, what it was and what becomes of it."""
+"""Helm, as a program, for one release of the server's chart."""
 
 import json
+import re
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import yaml
 
+from pipelines.cluster.client import Object
 from pipelines.cluster.logs import Console
-from pipelines.job.settings import Object
 from server.errors import UserError
 
-_READ_SECONDS = 120  # of a call that only asks
-_QUIT_SECONDS = 8  # in which helm, told to stop, notes the release as failed
-_SAID_LINES = 20
+_READ_SECONDS = 120  # of a call that changes nothing
+_STOP_SECONDS = 8  # in which helm, told to stop, records the release as failed
+_KEPT_LINES = 20
 _HISTORY_MAX = 5
+_MIN_VERSION = (4, 1)  # whose --wait waits for the old pods too
 
 
 class HelmError(UserError):
-    """Helm ended without success; the message has its last words."""
+    """A failure of Helm, with its last words."""
 
 
-@dataclass(frozen=True)
-class Revision:
-    """One state of a release, as `helm history` tells it."""
+class Revision(NamedTuple):
+    """One revision of a release, as `helm history` lists it."""
 
     number: int
     status: str
@@ -36,7 +36,7 @@ class Revision:
 
     @property
     def is_pending(self) -> bool:
-        """Whether an operation made it that has not ended, or was killed."""
+        """True while an operation runs, and for ever after one that was killed."""
         return self.status.startswith("pending-") or self.status == "uninstalling"
 
     @property
@@ -48,17 +48,28 @@ class Revision:
         return (datetime.now(UTC) - self.updated).total_seconds()
 
 
+class DryRun(NamedTuple):
+    values: Object
+    """All values but the chart's defaults."""
+    objects: list[Object]
+
+
 class Helm:
     def __init__(self, program: str, *, release: str, namespace: str, chart: Path, console: Console) -> None:
         self._program, self.release, self.namespace, self._chart, self._console = program, release, namespace, chart, console  # fmt: skip
 
     def version(self) -> str:
-        return self._ask("version", "--short").strip()
+        """Returns the version; UserError when it is too old."""
+        version = self._read("version", "--short").strip()
+        numbers = re.match(r"v?(\d+)\.(\d+)", version)
+        if not numbers or (int(numbers[1]), int(numbers[2])) < _MIN_VERSION:
+            raise UserError(f"{self._program} is {version}: install Helm 4.1 or newer")
+        return version
 
     def history(self) -> list[Revision]:
-        """All that is kept of the release, the newest last; nothing where there is none."""
+        """Returns the revisions that are kept, the newest last; none where there is no release."""
         try:
-            listed = json.loads(self._ask("history", self.release, "--output", "json"))
+            listed = json.loads(self._read("history", self.release, "--output", "json"))
         except HelmError as error:
             if "release: not found" in str(error):
                 return []
@@ -68,75 +79,86 @@ class Helm:
             for one in listed
         ]
 
-    def values(self, revision: int) -> Object:
-        """What was given with this revision, without the chart's defaults."""
-        said = self._ask("get", "values", self.release, "--revision", str(revision), "--output", "json")
-        return json.loads(said) or {}
+    def model_sha256(self, revision: int) -> str:
+        """Returns the digest of the model that a revision serves; empty where it is not known."""
+        try:
+            values = json.loads(self._read("get", "values", self.release, "--revision", str(revision), "--output", "json"))  # fmt: skip
+        except HelmError:
+            return ""  # a revision that was pruned, or that this Helm cannot read, is not ours
+        return str(((values or {}).get("model") or {}).get("sha256") or "")
 
-    def render(self, values: Path) -> list[Object]:
-        """The objects that these values make."""
-        said = self._ask("template", self.release, str(self._chart), "--values", str(values))
-        return [item for item in yaml.safe_load_all(said) if item]
+    def dry_run(self, values: Sequence[Path], *, keep: bool) -> DryRun:
+        """Returns what `upgrade` would install, and changes nothing."""
+        answer = json.loads(self._read(*self._upgrade(values, keep=keep), "--dry-run=server", "--output", "json"))
+        objects = [item for item in yaml.safe_load_all(answer["manifest"]) if item]
+        return DryRun(answer.get("config") or {}, objects)
 
-    def upgrade(self, values: Path, *, description: str, seconds: float, meanwhile: Callable[[], None]) -> None:
-        """Install the release or bring it to these values alone, and wait until its pods are ready."""
-        args = ["upgrade", "--install", self.release, str(self._chart), "--values", str(values), "--reset-values"]
+    def upgrade(
+        self, values: Sequence[Path], *, keep: bool, description: str, seconds: float, on_tick: Callable[[], None]
+    ) -> None:
+        """Installs the release or upgrades it, and waits until all its pods are new and ready; `keep` keeps its other values."""
         wait = ["--wait", "--timeout", f"{seconds:.0f}s", "--history-max", str(_HISTORY_MAX)]
-        self._work([*args, *wait, "--description", description], seconds=seconds, meanwhile=meanwhile)
+        command = [*self._upgrade(values, keep=keep), *wait, "--description", description]
+        self._run(command, seconds=seconds, on_tick=on_tick)
 
     def rollback(self, revision: int, *, seconds: float) -> None:
-        """Bring the release back to a revision, as a new one, without waiting for its pods."""
-        args = ["rollback", self.release, str(revision), "--history-max", str(_HISTORY_MAX)]
-        self._work([*args, "--timeout", f"{seconds:.0f}s"], seconds=seconds)
+        """Rolls the release back to a revision, as a new one, without waiting for its pods."""
+        command = ["rollback", self.release, str(revision), "--history-max", str(_HISTORY_MAX)]
+        self._run([*command, "--timeout", f"{seconds:.0f}s"], seconds=seconds)
 
     def uninstall(self, *, seconds: float) -> None:
-        self._work(["uninstall", self.release, "--ignore-not-found", "--timeout", f"{seconds:.0f}s"], seconds=seconds)
+        self._run(["uninstall", self.release, "--ignore-not-found", "--timeout", f"{seconds:.0f}s"], seconds=seconds)
+
+    def _upgrade(self, values: Sequence[Path], *, keep: bool) -> list[str]:
+        files = [word for file in values for word in ("--values", str(file))]
+        how = "--reset-then-reuse-values" if keep else "--reset-values"
+        return ["upgrade", "--install", self.release, str(self._chart), *files, how]
 
     def _command(self, args: Sequence[str]) -> list[str]:
         return [self._program, *args, "--namespace", self.namespace]
 
-    def _ask(self, *args: str) -> str:
+    def _read(self, *args: str) -> str:
         try:
             done = subprocess.run(self._command(args), capture_output=True, text=True, check=False, timeout=_READ_SECONDS)  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise HelmError(f"helm {args[0]}: no answer within {_READ_SECONDS} s") from error
         if done.returncode:
-            raise HelmError(f"helm {args[0]}: {' '.join(done.stderr.split())}")
+            raise HelmError(f"helm {args[0]}: {' '.join(done.stderr.split()).removeprefix('Error: ')}")
         return done.stdout
 
-    def _work(
-        self, args: Sequence[str], *, seconds: float, meanwhile: Callable[[], None] = lambda: time.sleep(0.1)
+    def _run(
+        self, args: Sequence[str], *, seconds: float, on_tick: Callable[[], None] = lambda: time.sleep(0.1)
     ) -> None:
-        """Run helm to its end, its lines told as they come; it is stopped when we are, and when it outlives its own timeout."""
-        said: list[str] = []
+        """Runs helm to its end and prints its lines as they come; stops it when we are stopped, or when it outlives its own timeout."""
+        lines: list[str] = []
         end = time.monotonic() + seconds + _READ_SECONDS
         with subprocess.Popen(self._command(args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:  # fmt: skip
-            reader = threading.Thread(target=self._tell, args=(process.stdout, said), daemon=True)
+            reader = threading.Thread(target=self._print, args=(process.stdout, lines), daemon=True)
             reader.start()
             try:
                 while process.poll() is None:
-                    meanwhile()
+                    on_tick()
                     if time.monotonic() > end:
-                        raise HelmError(f"helm {args[0]} does not end, {_READ_SECONDS} s after its timeout")
+                        raise HelmError(f"helm {args[0]} still runs, {_READ_SECONDS} s after its timeout")
             finally:
                 _stop(process)
-                reader.join(_QUIT_SECONDS)
+                reader.join(_STOP_SECONDS)
         if process.returncode:
-            errors = [line for line in said if line.startswith("Error:")] or said[-1:]
+            errors = [line for line in lines if line.startswith("Error:")] or lines[-1:]
             raise HelmError(f"helm {args[0]}: {' '.join(errors).removeprefix('Error: ')}")
 
-    def _tell(self, lines: Any, said: list[str]) -> None:  # noqa: ANN401 - a pipe
-        for line in lines:
+    def _print(self, output: IO[str], lines: list[str]) -> None:
+        for line in output:
             if text := line.rstrip():
                 self._console.print("helm", text)
-                said[:] = [*said[1 - _SAID_LINES :], text]
+                lines[:] = [*lines[1 - _KEPT_LINES :], text]
 
 
-def _stop(process: "subprocess.Popen[str]") -> None:
-    """Tell it to stop, so that it can note what it left, and kill it if it does not."""
+def _stop(process: "subprocess.Popen[Any]") -> None:
+    """Stops a program; kills it when it does not end in time."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_QUIT_SECONDS)
+            process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()

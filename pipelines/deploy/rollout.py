@@ -1,4 +1,4 @@
-"""How a Deployment gets to its new pods: told while it goes on, and what the pods said when it does not."""
+"""The rollout of a Deployment: its progress while it goes on, and a diagnosis from its pods when it fails."""
 
 import time
 from datetime import UTC, datetime
@@ -11,27 +11,24 @@ from pipelines.cluster.watch import Change, Changes
 from server.errors import UserError
 
 _SHOWN_PODS, _SHOWN_EVENTS = 3, 5
+_LAST_CHANGES = 10  # that are read before a diagnosis
 
 
 class Rollout:
-    """What is known of the Deployment and its pods; a context, which ends its threads."""
+    """Watches a Deployment, its pods and their events; a context, which ends its threads."""
 
     def __init__(self, cluster: Cluster, name: str, *, release: str, console: Console) -> None:
-        self.name, self._cluster, self._console = name, cluster, console
-        self._deployment: Object = {}
+        self._name, self._cluster, self._console = name, cluster, console
         self._pods: dict[str, Object] = {}
-        self._told: set[str] = set()
-        self._stood = ""
+        self._printed: set[str] = set()
         self._changes = Changes(
-            cluster,
-            "deployment",
-            name,
+            cluster, "deployment", name,
             path=cluster.path("apps/v1", "deployments"),
             pods=f"app.kubernetes.io/instance={release},app.kubernetes.io/component=server",
-            owns=lambda about: about == name or about.startswith(f"{name}-"),
+            owns=lambda other: other == name or other.startswith(f"{name}-"),
             since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             on_event=lambda line: console.print("event", line),
-        )
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         self._changes.start()
@@ -40,66 +37,64 @@ class Rollout:
     def __exit__(self, *_: object) -> None:
         self._changes.stop()
 
-    def look(self) -> None:
-        """Take the next change, or none within a tick, and tell what is new."""
+    def poll(self) -> None:
+        """Takes the next change, or none within a tick, and prints what is new."""
         change = self._changes.next_change()
         if change is None:
             return
         if change.what == "pod":
-            self._take_pod(change)
-        else:
-            self._deployment = {} if change.gone else change.item
-            self._tell_how_it_stands()
+            self._pod_changed(change)
+        elif not change.gone:
+            status = change.item.get("status") or {}
+            pods, updated, ready = (status.get(name) or 0 for name in ("replicas", "updatedReplicas", "readyReplicas"))
+            self._print("deploy", f"deployment {self._name}: {pods} pods, {updated} of them new; {ready} ready")
 
-    def until_complete(self, seconds: float) -> None:
-        """As `kubectl rollout status` sees it: every pod is new and available, and the old ones are gone."""
-        end = time.monotonic() + seconds
-        self._deployment = self._cluster.request("GET", self._cluster.path("apps/v1", "deployments", self.name))
-        while why := self._incomplete():
+    def wait_until_complete(self, seconds: float) -> None:
+        """Waits until every pod is updated and available; UserError when one is not in time."""
+        path, end = self._cluster.path("apps/v1", "deployments", self._name), time.monotonic() + seconds
+        while missing := _missing(self._cluster.request("GET", path)):
             if time.monotonic() > end:
-                raise UserError(f"deployment {self.name} is not rolled out after {seconds:.0f} s: {why}")
-            self.look()
+                raise UserError(f"deployment {self._name} is not rolled out after {seconds:.0f} s: {missing}")
+            self.poll()
 
-    def story(self) -> str:
-        """Why pods are not ready, the warnings, and the last lines of the containers; empty where all is well."""
-        waiting = [pod for pod in self._pods.values() if not is_ready(pod)]
-        lines = [f"pod {pod['metadata']['name']}: {fault}" for pod in waiting for fault in faults(pod)]
-        lines += [f"event: {line}" for line in list(self._changes.warnings)[-_SHOWN_EVENTS:]]
-        for pod in waiting[:_SHOWN_PODS]:
-            lines += last_lines(self._cluster, pod)
+    def diagnosis(self) -> str:
+        """Returns why pods are not ready, the warnings, and the containers' last lines; empty where all is well."""
+        try:
+            for _ in range(_LAST_CHANGES):
+                self.poll()
+            waiting = [pod for pod in self._pods.values() if not is_ready(pod)]
+            lines = [f"pod {pod['metadata']['name']}: {fault}" for pod in waiting for fault in faults(pod)]
+            lines += [f"event: {line}" for line in list(self._changes.warnings)[-_SHOWN_EVENTS:]]
+            for pod in waiting[:_SHOWN_PODS]:
+                lines += last_lines(self._cluster, pod)
+        except UserError as error:
+            lines = [f"(the pods cannot be read: {error})"]
         return "\n".join(f"  {line}" for line in lines)
 
-    def _take_pod(self, change: Change) -> None:
+    def _pod_changed(self, change: Change) -> None:
         name = change.item["metadata"]["name"]
         if change.gone:
             self._pods.pop(name, None)
             return
         self._pods[name] = change.item
         for fault in faults(change.item):
-            line = f"{name}: {fault}"
-            if line not in self._told:
-                self._told.add(line)
-                self._console.print("pod", line)
+            self._print("pod", f"{name}: {fault}")
 
-    def _tell_how_it_stands(self) -> None:
-        status = self._deployment.get("status") or {}
-        wanted, updated, ready = (status.get(name) or 0 for name in ("replicas", "updatedReplicas", "readyReplicas"))
-        stands = f"deployment {self.name}: {wanted} pods, {updated} of them new; {ready} ready"
-        if stands != self._stood:
-            self._stood = stands
-            self._console.print("deploy", stands)
+    def _print(self, source: str, line: str) -> None:
+        """Prints a line that has not been printed yet."""
+        if line not in self._printed:
+            self._printed.add(line)
+            self._console.print(source, line)
 
-    def _incomplete(self) -> str:
-        """What is missing for a rollout to be complete; empty when it is."""
-        status = self._deployment.get("status") or {}
-        wanted = (self._deployment.get("spec") or {}).get("replicas", 1)
-        there, updated, available = (status.get(name) or 0 for name in ("replicas", "updatedReplicas", "availableReplicas"))  # fmt: skip
-        if not self._deployment:
-            return "it is not there"
-        if (status.get("observedGeneration") or 0) < (self._deployment["metadata"].get("generation") or 0):
-            return "its controller has not seen the new model yet"
-        if updated < wanted:
-            return f"{updated} of {wanted} pods have the new model"
-        if there > updated:
-            return f"{there - updated} pods with the earlier model are still there"
-        return f"{available} of {updated} pods are available" if available < updated else ""
+
+def _missing(deployment: Object) -> str:
+    """Returns what a rollout lacks, as `kubectl rollout status` does; empty when it is complete."""
+    status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
+    pods, updated, available = (status.get(name) or 0 for name in ("replicas", "updatedReplicas", "availableReplicas"))
+    if (status.get("observedGeneration") or 0) < (deployment["metadata"].get("generation") or 0):
+        return "its controller has not seen the change yet"
+    if updated < wanted:
+        return f"{updated} of {wanted} pods are updated"
+    if pods > updated:
+        return f"{pods - updated} old pods still run"
+    return f"{available} of {updated} pods are available" if available < updated else ""

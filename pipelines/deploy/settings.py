@@ -1,11 +1,14 @@
-"""Every setting of the deploy step on a cluster: its meaning, unit and range."""
+"""The settings of the deploy step, and the chart's values for a run's model."""
 
-from typing import Literal
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import yaml
+from pydantic import Field
 
 from server.cli import Settings
+from server.errors import UserError
 
 _NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 
@@ -57,9 +60,47 @@ class DeployConfig(Settings):
     """The program Helm, 3.13 or newer."""
 
 
-class Credentials(BaseSettings):
-    """What reaches the step by its environment alone."""
+def model_values(model: Path, *, version: str, config: DeployConfig) -> dict[str, Any]:
+    """Returns the chart's values for a model folder on the claim, and for the image where one is set."""
+    try:
+        folder = model.relative_to(config.mount_path)
+    except ValueError as error:
+        raise UserError(
+            f"{model} is not in {config.mount_path}, where the claim {config.claim} is mounted: set mount_path"
+        ) from error
+    manifest = model / "onnx" / "manifest.json"
+    if not manifest.is_file():
+        raise UserError(f"{manifest} is missing: there is nothing to serve before the export step")
+    values = {
+        "uri": f"pvc://{config.claim}/{folder.as_posix()}",
+        "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "version": version.rstrip("._-"),  # a label of the pods, which ends in a letter or a digit
+        "imagePath": "",
+    }
+    return {"model": values, **({"image": _image(config.server_image)} if config.server_image else {})}
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="DISTRINEWS_", extra="ignore")
 
-    api_key: SecretStr | None = None
+def values_files(config: DeployConfig, model: dict[str, Any], folder: Path) -> list[Path]:
+    """Returns the files that Helm merges, the last one winning; writes into a folder what is no file yet."""
+    try:
+        values = yaml.safe_load(config.values) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"values: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"values: holds a {type(values).__name__}, not values by name, such as replicas: 3")
+    if config.values_file and not Path(config.values_file).is_file():
+        raise UserError(f"values_file {config.values_file}: no such file")
+    files = [Path(config.values_file)] if config.values_file else []
+    for name, content in (("values", values), ("model", model)):
+        files.append(folder / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump(content), encoding="utf-8")
+    return files
+
+
+def _image(reference: str) -> dict[str, str]:
+    name, _, digest = reference.partition("@")
+    folder, slash, last = name.rpartition("/")
+    last, _, tag = last.partition(":")
+    if not (tag or digest):
+        raise UserError(f"server_image {reference!r} names no version: add a tag or a digest")
+    return {"repository": f"{folder}{slash}{last}", "tag": tag, "digest": digest}

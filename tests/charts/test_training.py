@@ -9,7 +9,7 @@ from pipelines.cluster.permissions import Need
 from pipelines.job.backends import backend
 from pipelines.job.reconcile import needs_of
 from tests.support.chart_files import HELM
-from tests.support.charts import RELEASES, VALUE_SETS, HelmError, only, run_helm, template
+from tests.support.charts import RELEASES, VALUE_SETS, HelmError, only, rights, run_helm, template
 from tests.support.tools import Release
 
 PLURALS = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}
@@ -18,16 +18,6 @@ PLURALS = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}
 
 def training(values: str = "default-values.yaml", *sets: str) -> list[dict[str, Any]]:
     return template("training", values, *sets)
-
-
-def rights(role: dict[str, Any]) -> dict[tuple[str, str], set[str]]:
-    """Verbs by group and resource."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for rule in role["rules"]:
-        for group in rule["apiGroups"]:
-            for resource in rule["resources"]:
-                found.setdefault((group, resource), set()).update(rule["verbs"])
-    return found
 
 
 def test_the_jobs_of_manifests_find_their_account_and_their_claim() -> None:

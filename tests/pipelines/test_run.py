@@ -13,11 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines.deploy.local import ask, serving
+from pipelines.deploy.local import serving
 from pipelines.kubeflow import components
 from pipelines.kubeflow import parameters as form
 from pipelines.local import _use_this_interpreter
 from pipelines.run_folder import STEPS, RunFolder, start_run
+from server.client import Client, Prediction
 from server.errors import UserError
 from tests.conftest import DISTRINEWS, distrinews
 from trainer.config import RunConfig
@@ -79,9 +80,12 @@ def test_the_server_that_deploy_asks_has_the_run_s_model_and_the_shell_s_engine_
     with serving(finished_run / "model") as address:
         health = httpx.get(f"{address}/health", trust_env=False).json()
         assert (health["status"], health["variant"]) == ("healthy", "fp32")
-        answer = ask(address, "The striker scored twice and the coach praised the defence after the final.")
-    assert answer["label"] == "Sports"
-    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        text = "The striker scored twice and the coach praised the defence after the final."
+        with Client(address, proxies=False) as client:
+            answer = client.classify([text])[0]
+    assert isinstance(answer, Prediction)
+    assert answer.label == "Sports"
+    assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)
 
 
 def on_a_terminal(*args: str) -> subprocess.CompletedProcess[str]:

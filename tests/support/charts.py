@@ -57,3 +57,13 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[Mapping[str, Any]]:
             yield entry
         elif entry["kind"] == "Deployment":
             yield entry["spec"]["template"]
+
+
+def rights(role: dict[str, Any]) -> dict[tuple[str, str], set[str]]:
+    """Returns the verbs of a Role by group and resource."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                found.setdefault((group, resource), set()).update(rule["verbs"])
+    return found

@@ -22,16 +22,14 @@ import pytest
 import yaml
 
 from pipelines.cluster.client import Cluster, Polling
-from pipelines.deploy.preflight import _BASE, needs_of
+from pipelines.deploy.preflight import BASE_NEEDS, needs_of
 from pipelines.deploy.release import deploy_on_cluster
-from pipelines.deploy.settings import DeployConfig
-from pipelines.deploy.values import model_values
+from pipelines.deploy.settings import DeployConfig, model_values
 from pipelines.run_folder import RunFolder
 from server.errors import UserError
-from tests.charts.test_training import rights
 from tests.support import helm_api as helm_server
 from tests.support.api_server import Log, Object, Store
-from tests.support.charts import VALUE_SETS, only, template
+from tests.support.charts import VALUE_SETS, only, rights, template
 from tests.support.model_folder import write_into
 from tests.support.servers import serving as serving_model
 from tests.support.tools import helm
@@ -128,7 +126,12 @@ class Stage:
         store.put("persistentvolumeclaims", claim)
 
     def config(self, run: str, **config: Any) -> DeployConfig:  # noqa: ANN401 - settings
-        given = {"helm": str(helm("v35")), "mount_path": str(self.runs), "url": self.urls.get(run, ""), "texts": TEXTS}
+        given = {
+            "helm": str(helm("v35")),
+            "mount_path": str(self.runs),
+            "url": self.urls.get(run, ""),
+            "texts": TEXTS,
+        }
         return DeployConfig.model_validate({**given, **config})
 
     def deploy(self, run: str, **config: Any) -> dict[str, Any]:  # noqa: ANN401 - the same
@@ -193,7 +196,7 @@ def stage(urls: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sta
         stage.kubelet.join()
 
 
-def test_the_first_model_is_installed_asked_and_noted_as_served(
+def test_the_first_model_is_installed_verified_and_recorded_as_served(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = stage.deploy("first")
@@ -227,21 +230,21 @@ def test_the_next_model_takes_its_place_and_what_others_set_stays(stage: Stage) 
     assert "team" not in stage.store.objects["deployments"][NAME]["spec"]["template"]["metadata"]["labels"]
 
 
-def test_a_first_install_that_fails_is_removed_with_what_the_pods_and_events_said(
+def test_a_failed_first_install_is_removed_with_a_diagnosis_of_its_pods(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage.kubelet.fates = [without_image]
     why = stage.failure("first", timeout_minutes=SECOND)
     assert 'container model waits: ImagePullBackOff: Back-off pulling image "nope:1"' in why
     assert "Failed: manifest unknown" in why
-    assert "nothing of it is left" in why
+    assert "the release is removed" in why
     assert not stage.store.objects["deployments"]
     assert not stage.store.objects["secrets"]
     assert stage.served() is None
     assert capsys.readouterr().out.count("event | warning: Pod") == 1
 
 
-def test_an_upgrade_whose_pods_crash_goes_back_and_shows_their_last_lines(stage: Stage) -> None:
+def test_an_upgrade_whose_pods_crash_is_rolled_back_with_their_last_lines(stage: Stage) -> None:
     stage.deploy("first")
     stage.kubelet.fates = [crashing]
     why = stage.failure("second", timeout_minutes=SECOND)
@@ -254,7 +257,7 @@ def test_an_upgrade_whose_pods_crash_goes_back_and_shows_their_last_lines(stage:
     assert stage.history() == ["superseded", "failed", "deployed"]
 
 
-def test_a_model_that_labels_otherwise_than_evaluate_goes_back(stage: Stage) -> None:
+def test_a_model_that_disagrees_with_evaluate_is_rolled_back(stage: Stage) -> None:
     stage.deploy("first")
     file = stage.runs / "second" / "predictions.npy"
     right = file.read_bytes()
@@ -267,18 +270,21 @@ def test_a_model_that_labels_otherwise_than_evaluate_goes_back(stage: Stage) -> 
     assert (stage.mounted(), stage.served()) == ("first/model", "first")
 
 
-def test_a_service_that_still_answers_with_another_model_is_found_out(stage: Stage) -> None:
+def test_a_service_that_still_serves_another_model_is_detected(stage: Stage) -> None:
     why = stage.failure("second", url=stage.urls["first"])
     assert "answers with another model: its sha256 is" in why
     assert not stage.store.objects["deployments"]
 
 
-def test_what_an_attempt_left_that_was_killed_is_mended_first(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_release_that_a_killed_attempt_left_pending_is_recovered_first(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage.deploy("first")
     stage.kubelet.fates = [crashing]
     values = stage.runs / "values.yaml"
     values.write_text(
-        yaml.safe_dump(model_values(RunFolder(stage.runs / "second"), stage.config("second"))), encoding="utf-8"
+        yaml.safe_dump(model_values(stage.runs / "second" / "model", version="second", config=stage.config("second"))),
+        encoding="utf-8",
     )
     upgrade = [
         str(helm("v35")),
@@ -296,12 +302,12 @@ def test_what_an_attempt_left_that_was_killed_is_mended_first(stage: Stage, caps
         killed.kill()
     assert stage.history()[-1] == "pending-upgrade"
     assert stage.deploy("second")["revision"] == 4
-    assert "revision 2 of distrinews was left pending-upgrade by an attempt that was killed: going back to revision 1" in capsys.readouterr().out  # fmt: skip
+    assert "revision 2 of distrinews was left pending-upgrade by an attempt that was killed: rolling back to revision 1" in capsys.readouterr().out  # fmt: skip
     assert stage.history()[-1] == "deployed"
     assert stage.mounted() == "second/model"
 
 
-def test_another_s_upgrade_is_waited_for(stage: Stage) -> None:
+def test_an_upgrade_by_another_is_waited_for(stage: Stage) -> None:
     stage.kubelet.fates = [crashing]
     values = ["--set-json", 'model={"uri":"s3://a/b"}']
     install = [str(helm("v35")), "install", "distrinews", "helm/serving", "-n", "news", *values, "--wait"]
@@ -309,7 +315,7 @@ def test_another_s_upgrade_is_waited_for(stage: Stage) -> None:
     with subprocess.Popen(install, stdout=subprocess.DEVNULL) as other, ThreadPoolExecutor() as pool, redirect_stdout(io.StringIO()) as said:  # fmt: skip
         stage.store.wait_for(lambda: not stage.kubelet.fates)
         running = pool.submit(stage.deploy, "first")
-        while "revision 1 of distrinews is pending-install, another's: waiting for its end" not in said.getvalue():
+        while "revision 1 of distrinews is pending-install by another: waiting for its end" not in said.getvalue():
             assert not running.done()
             time.sleep(0.05)
         ready(stage.kubelet, stage.store.objects["deployments"][NAME])
@@ -317,7 +323,7 @@ def test_another_s_upgrade_is_waited_for(stage: Stage) -> None:
         assert other.wait() == 0
 
 
-def test_a_step_that_is_terminated_goes_back_before_it_ends(stage: Stage) -> None:
+def test_a_step_that_is_terminated_rolls_back_before_it_ends(stage: Stage) -> None:
     stage.deploy("first")
 
     def terminated(kubelet: Kubelet, deployment: Object) -> None:
@@ -333,7 +339,7 @@ def test_a_step_that_is_terminated_goes_back_before_it_ends(stage: Stage) -> Non
     assert stage.served() == "first"
 
 
-def test_all_that_is_missing_is_told_at_once_with_the_role_to_apply(stage: Stage) -> None:
+def test_all_that_is_missing_is_listed_at_once_with_the_role_to_apply(stage: Stage) -> None:
     stage.store.remove("persistentvolumeclaims", "distrinews-workspace")
     stage.store.denied = {("update", "secrets"), ("create", "deployments")}
     why = stage.failure("first", helm="no-helm-here")
@@ -347,36 +353,34 @@ def test_all_that_is_missing_is_told_at_once_with_the_role_to_apply(stage: Stage
 
 def test_a_misspelt_value_is_refused_before_anything_changes(stage: Stage) -> None:
     why = stage.failure("first", values="replica: 3")
-    assert "values that the chart takes: " in why
+    assert "a release that Helm can make: " in why
     assert "replica" in why
     assert not stage.store.objects["secrets"]
 
 
-def test_the_key_is_taken_from_the_secret_of_the_chart_s_own_test(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_comes_from_the_secret_of_the_charts_own_test(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISTRINEWS_API_KEY")
     values = "apiKeys: {existingSecret: keys}"
-    assert "there is none to ask it with" in stage.failure("first", values=values)
+    assert "there is none to verify it with" in stage.failure("first", values=values)
     data = {"api-key": base64.b64encode(f"{KEY}\n".encode()).decode()}
     stage.store.put("secrets", {"metadata": {"name": "whole-key"}, "data": data})
     assert stage.deploy("first", values=f"{values}\ntests: {{apiKeySecret: whole-key}}")["texts"] == TEXTS
 
 
-def test_a_wrong_key_is_told_without_it(stage: Stage, tmp_path: Path) -> None:
+def test_a_wrong_key_is_reported_without_showing_it(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("dn_wrong", encoding="utf-8")
     why = stage.failure("first", api_key_file=str(tmp_path / "key"))
-    assert "wants an API key and does not take this one" in why
+    assert "wants an API key and refuses this one" in why
     assert "dn_wrong" not in why
 
 
-def test_who_deploys_by_the_training_chart_may_do_all_that_is_asked_for() -> None:
+def test_the_training_chart_grants_all_permissions_that_deploy_needs() -> None:
     objects = template("training", "everything-values.yaml")
     granted = rights(only(objects, "Role", "distrinews-launcher-deploy"))
     for what, verbs in rights(only(objects, "Role", "distrinews-launcher")).items():
         granted[what] = granted.get(what, set()) | verbs
     rendered = [item for chart, values in VALUE_SETS if chart == "serving" for item in template(chart, values)]
-    for need in (*_BASE, *needs_of(rendered), *needs_of([])):
+    for need in (*BASE_NEEDS, *needs_of(rendered), *needs_of([])):
         assert set(need.verbs) <= granted[need.group, need.resource], need
 
 
