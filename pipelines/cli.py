@@ -18,10 +18,10 @@ class Entry(NamedTuple):
 COMMANDS = {
     "run": Entry("pipelines.run:main", "run the whole pipeline on this machine, from labelled texts to a served model", "trainer,server,pipelines"),
     "status": Entry("pipelines.status:Status", "show how far a run's training is, and what happened to it", "trainer"),
-    "serve": Entry("server.main:main", "serve a model over HTTP", "server"),
+    "serve": Entry("server.main:Serve", "serve a model over HTTP", "server"),
     "fetch": Entry("server.fetch:Fetch", "copy a model from a bucket, a hub or a URL to where a server reads it", "server"),
     "predict": Entry("pipelines.predict.command:main", "classify many texts by a model folder or a server", "server"),
-    "key": Entry("server.http.api_keys:main", "make an API key for a caller of the server"),
+    "key": Entry("server.http.api_keys:Key", "make an API key for a caller of the server"),
     "job": Entry("pipelines.job.commands:main", "handle one training job on a cluster", "pipelines"),
     "submit": Entry("pipelines.kubeflow.submit:main", "run the whole pipeline on a cluster, through Kubeflow Pipelines", "pipelines"),
     "compile": Entry("pipelines.kubeflow.compile:main", "write the pipeline to a file that the Kubeflow UI uploads", "pipelines"),

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.flags import parser
 from pipelines.run_folder import STEPS, RunFolder
-from server.cli import build, parser, read_file
+from server.cli import build, read_file
 from server.errors import UserError
 from trainer.config import GROUPS, RunConfig, own_fields
 
@@ -74,9 +75,10 @@ done in {time.monotonic() - started:.0f} s: {folder.name}
   serve     distrinews serve {shown / "model"}
   ask       curl -s http://127.0.0.1:8080/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'""", flush=True)  # fmt: skip
     if serve:
-        from server.main import main as serve_model
+        from server.cli import run_command
+        from server.main import PROGRAM, Serve
 
-        serve_model([str(folder / "model")])
+        run_command(Serve, [str(folder / "model")], prog=PROGRAM)
     return 0
 
 

@@ -20,9 +20,9 @@ To convert an argparse command, make its arguments fields and its work `run`, an
 pipelines/cli.py. A module that is called by `python -m` ends with `run_command(Lint, prog="python -m …")`.
 '''
 
-import argparse
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +36,7 @@ from pydantic_settings import (
     CLI_SUPPRESS,
     BaseSettings,
     CliApp,
+    CliPositionalArg,
     CliSettingsSource,
     NoDecode,
     SettingsConfigDict,
@@ -47,7 +48,31 @@ from server.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", bound="Settings")
+_POSITIONAL = get_args(CliPositionalArg[str])[1]
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+class Variables(Source):
+    """Reads the variables with the prefix of a class, in capitals alone; the library's own source takes `epochs` too."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # a source that reads all fields at once is not asked for one
+
+    def __call__(self) -> dict[str, Any]:
+        names = {name: f"{self.config['env_prefix']}{name}".upper() for name in self.settings_cls.model_fields}
+        return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+
+
+class Environment(BaseSettings):
+    """The base of settings that come from variables alone, such as secrets: flags can be read by others on the machine."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: Source, *_: object, **__: object
+    ) -> tuple[Source, ...]:
+        return init_settings, Variables(settings_cls)
 
 
 class Settings(BaseSettings):
@@ -71,8 +96,8 @@ class Settings(BaseSettings):
 
     @classmethod
     def origin(cls, name: str) -> str:
-        """Names the place of a value that no flag gave, for an error."""
-        return _flag(name)
+        """Names the place of a value that neither a flag nor a file gave, for an error."""
+        return flag_of(name)
 
 
 class Command(Settings):
@@ -83,7 +108,8 @@ class Command(Settings):
         raise NotImplementedError
 
 
-def _split(value: object) -> object:
+def split(value: object) -> object:
+    """Splits text at its commas; for a BeforeValidator."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -94,7 +120,7 @@ def _name(value: str) -> str:
 
 
 _Name = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_name)]
-Names = Annotated[tuple[_Name, ...], NoDecode, BeforeValidator(_split)]
+Names = Annotated[tuple[_Name, ...], NoDecode, BeforeValidator(split)]
 """A list of names, separated by commas on a command line."""
 
 
@@ -134,7 +160,7 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
         given = {**file, **flagged}
         return CliApp.run(settings, args, source, **file)
     except SettingsError as error:
-        fail(prog, UserError(_explain_flags(str(error), flags)), status=2)
+        fail(prog, UserError(explain_flags(str(error), flags)), status=2)
     except ValidationError as error:
         fail(prog, UserError(_explain(settings, error, given)), status=2)
     except UserError as error:
@@ -220,12 +246,14 @@ def _explain(settings: type[BaseModel], error: ValidationError, given: Mapping[s
     if not name or (isinstance(first["input"], dict) and first["type"] == "value_error"):
         return message  # of settings that contradict each other
     if first["type"] == "missing":
-        return f"{_flag(name)} is missing: {fields[name].description}"
-    origin = settings.origin(name) if issubclass(settings, Settings) and path[0] not in given else _flag(name)
+        return f"{flag_of(name)} is missing: {fields[name].description}"
+    origin = settings.origin(name) if issubclass(settings, Settings) and path[0] not in given else flag_of(name)
+    if _POSITIONAL in fields[name].metadata:
+        origin = name.upper().replace("_", "-")
     return f"{origin} {first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _explain_flags(message: str, flags: Sequence[str]) -> str:
+def explain_flags(message: str, flags: Sequence[str]) -> str:
     message = " ".join(message.removeprefix("error parsing CLI: ").split())
     unknown = [word for word in message.split()[2:] if word.startswith("--")]
     near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1) if unknown else []
@@ -236,7 +264,7 @@ def as_flags(config: BaseModel, prefix: str = "") -> list[str]:
     """Writes settings as the flags that make them, without those that have their default."""
     flags, values = list[str](), config.model_dump(exclude_defaults=True, mode="json")
     for name, value in values.items():
-        flag = _flag(prefix + (type(config).model_fields[name].alias or name))
+        flag = flag_of(prefix + (type(config).model_fields[name].alias or name))
         if isinstance(group := getattr(config, name), BaseModel):
             flags += as_flags(group, f"{prefix}{name}.")
         elif isinstance(value, bool):
@@ -247,7 +275,7 @@ def as_flags(config: BaseModel, prefix: str = "") -> list[str]:
     return flags
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
@@ -255,26 +283,3 @@ def fail(prog: str, error: UserError, *, status: int = 1) -> NoReturn:
     """Ends the program with the line from which the user learns what to fix."""
     print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
     raise SystemExit(status)
-
-
-# What commands use that are not classes yet.
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        self.exit(2, f"{self.prog}: error: {_explain_flags(message, flags)}\n")
-
-
-def parser(
-    prog: str, description: str, groups: Mapping[str, tuple[type[BaseModel], Sequence[str]]]
-) -> argparse.ArgumentParser:
-    """A parser with one flag a setting; what it parses are strings, which the settings' own types then read."""
-    made = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for heading, (settings, names) in groups.items():
-        section = made.add_argument_group(heading)
-        for name in names:
-            field = settings.model_fields[name]
-            metavar = "{" + ",".join(choices(field)) + "}" if choices(field) else name.rsplit("_", 1)[-1].upper()
-            added = section.add_argument(_flag(name), metavar=metavar, help=describe(field).replace("%", "%%"))
-            if field.annotation is bool:
-                added.nargs, added.const = "?", "true"  # the flag alone says yes
-    return made

@@ -12,10 +12,10 @@ from urllib.request import url2pathname
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import HTTPStore, ObjectStore, from_url
-from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic import AfterValidator, SecretStr, model_validator
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from server.cli import Command, build, run_command
+from server.cli import Command, Environment, build, run_command
 from server.errors import ModelFolderError, UserError
 from server.inference.backends import candidates
 from server.model_folder import TORCH_FILES, Manifest, files_to_fetch
@@ -30,14 +30,14 @@ class FetchError(UserError):
     """A file cannot be fetched; the message names it and the reason."""
 
 
-class _Hub(BaseSettings):
+class _Hub(Environment):
     """The Hugging Face hub, in the variables that its own library reads."""
 
-    model_config = SettingsConfigDict(frozen=True, case_sensitive=True)
+    model_config = SettingsConfigDict(env_prefix="HF_")
 
-    endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")
+    endpoint: str = "https://huggingface.co"
     """The hub, or a mirror of it."""
-    token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    token: SecretStr | None = None
     """A token for repositories that are not public."""
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliImplicitFlag, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationInfo, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import PydanticBaseSettingsSource as Source
 
+from server import cli
+from server.cli import Environment, Variables, split
 from server.hardware import available_cpus
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32", "torch"]
@@ -32,10 +34,6 @@ _SPARE_FILES = 100  # of our own: the model, the log, Prometheus, an issuer of t
 _MOST_CONNECTIONS = 2000  # some times as many as the texts of a full queue
 
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,6 +64,17 @@ def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise ValueError("should be a URL, such as https://accounts.example/realms/news")
+    return value
+
+
+def _no_service_link(value: object, info: ValidationInfo) -> object:
+    """Refuses the variables that Kubernetes makes of a Service, such as DISTRINEWS_PORT=tcp://10.0.0.1:8080."""
+    if isinstance(value, str) and re.match(r"\w+://", value):
+        service = f"{PREFIX}{info.field_name}".lower().removesuffix("_port").replace("_", "-")
+        raise ValueError(
+            f"is set by Kubernetes for the Service {service}, and is no port: put enableServiceLinks: false into the "
+            "pod's spec, or set the variable there"
+        )
     return value
 
 
@@ -112,30 +121,32 @@ def _installed(*modules: str) -> bool:
         return False
 
 
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)]
-NamedOrigins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_named_origins)]
-Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(_origins)]
+NamedOrigins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(_named_origins)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(_networks)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
-class _Secrets(BaseSettings):
-    """What only a variable may hold: flags can be read by others on the machine, and settings are shown."""
-
-    model_config = SettingsConfigDict(frozen=True, env_prefix=PREFIX, hide_input_in_errors=True)
+class _Secrets(Environment):
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     api_keys: SecretStr | None = None
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, use_attribute_docstrings=True)
+class Settings(cli.Settings):
+    """Settings of the server, from flags and from variables with the prefix DISTRINEWS_."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on; 0.0.0.0 is every one of this machine."""
 
-    port: int = Field(default=8080, ge=0, le=65535)
+    port: Annotated[int, BeforeValidator(_no_service_link)] = Field(default=8080, ge=0, le=65535)
     """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names. Without this setting, that of the variable PORT, which hosts such as Hugging Face Spaces set."""
 
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = Field(default_factory=above_port)
+    metrics_port: Annotated[
+        Annotated[int, Field(ge=0, le=65535)] | Literal["off"], BeforeValidator(_no_service_link)
+    ] = Field(default_factory=above_port)
     """Port at which Prometheus finds /metrics: by default 1,000 above --port (9080), 0 for a free one, which the first line of output names, or off."""
 
     engine: EngineName = "auto"
@@ -182,10 +193,10 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field(default_factory=by_log_format)
     """The least severe messages that are written; info, which json has by default, adds a line for each request, text has warning."""
 
-    log_texts: CliImplicitFlag[bool] = False
+    log_texts: bool = False
     """Whether the line of a request holds its texts. They may be private: off unless asked for."""
 
-    traces: CliImplicitFlag[bool] = False
+    traces: bool = False
     """Whether spans of each request are sent by OTLP over HTTP, to http://localhost:4318 unless OTEL_EXPORTER_OTLP_ENDPOINT says another; the standard variables OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and so on count too."""
 
     api_keys_file: Path | None = None
@@ -216,14 +227,15 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as the library calls it
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as the library calls it
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _PortOfTheHost(settings_cls)
+        cls, settings_cls: type[BaseSettings], init_settings: Source, *_: object, **__: object
+    ) -> tuple[Source, ...]:
+        return init_settings, Variables(settings_cls), _PortOfTheHost(settings_cls)
+
+    @classmethod
+    def origin(cls, name: str) -> str:
+        """Names the variable of a value that no flag gave, for an error."""
+        variable = PREFIX + name.upper()
+        return "PORT" if name == "port" and variable not in os.environ else variable
 
     @property
     def api_keys(self) -> SecretStr | None:
@@ -271,7 +283,7 @@ class Settings(BaseSettings):
     def _every_variable_names_a_setting(self) -> Self:
         known = [PREFIX + name.upper() for name in (*Settings.model_fields, *_Secrets.model_fields)]
         for variable, value in os.environ.items():
-            if not variable.upper().startswith(PREFIX) or variable.upper() in {*known, *_NOT_OURS}:
+            if not variable.upper().startswith(PREFIX) or variable in {*known, *_NOT_OURS}:
                 continue
             # A Service whose name begins with distrinews makes variables in every pod of its namespace.
             if not _SERVICE_LINK.fullmatch(f"{variable}={value}"):
@@ -280,11 +292,8 @@ class Settings(BaseSettings):
         return self
 
 
-class _PortOfTheHost(PydanticBaseSettingsSource):
-    """The variable PORT, by which many hosts tell a container where to listen."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # only asked by the sources that look for every field
+class _PortOfTheHost(Variables):
+    """Reads the variable PORT, in which many hosts give a container its port."""
 
     def __call__(self) -> dict[str, Any]:
         return {"port": port} if (port := os.environ.get("PORT")) else {}

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from server.cli import build, parser
+from pipelines.flags import parser
+from server.cli import build
 from server.errors import UserError
 from trainer.config import TrainConfig
 

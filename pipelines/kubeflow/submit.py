@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster_config import GROUPS as CLUSTER_GROUPS
+from pipelines.flags import parser
 from pipelines.kubeflow import parameters as form
 from pipelines.run_folder import STEPS
-from server.cli import build, parser, read_file
+from server.cli import build, read_file
 from server.errors import UserError
 from trainer.config import GROUPS, RunConfig, own_fields
 

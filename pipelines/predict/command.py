@@ -13,10 +13,11 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from pipelines.flags import parser
 from pipelines.predict.input import Input, Item, TextInput, find_input
 from pipelines.predict.models import Answer, FolderModel, Model, ServerModel
 from pipelines.predict.output import Output, OutputFormat, create, provenance_file, resume
-from server.cli import Names, Settings, build, parser
+from server.cli import Names, Settings, build
 from server.client import Client, read_api_key
 from server.errors import UserError
 from server.settings import EngineName

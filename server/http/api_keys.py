@@ -1,12 +1,16 @@
 """The file of API keys, a line NAME:SHA256 each, and the command `distrinews key` that makes a key."""
 
-import argparse
 import re
 import secrets
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator
+from pydantic_settings import CliPositionalArg
+
+from server.cli import Command
 from server.errors import UserError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
@@ -52,19 +56,20 @@ def parse_api_keys(text: str, *, where: str) -> Keys:
     return keys
 
 
-def _name(text: str) -> str:
-    if not re.fullmatch(_NAME, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a caller: {_NAME_MEANS}")
-    return text
+def _owner(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"is no name of a caller: {_NAME_MEANS}")
+    return name
 
 
-def main(args: list[str] | None = None) -> None:
-    """Makes a key; it is printed here and kept nowhere."""
-    parser = argparse.ArgumentParser(
-        prog="distrinews key", description="Make a key with which to call the server in the header X-API-Key."
-    )
-    parser.add_argument("name", type=_name, metavar="NAME", help="the key's owner, as logs will name it")
-    name = parser.parse_args(args).name
-    key = f"dn_{secrets.token_urlsafe(32)}"  # a prefix by which scanners for leaked secrets can know it
-    print(f"key   {key}\nline  {name}:{sha256(key.encode()).hexdigest()}\n")
-    print("Give the key to the caller: it is shown only now. Add the line to the file that --api-keys-file names.")
+class Key(Command):
+    """Make a key with which to call the server in the header X-API-Key."""
+
+    name: CliPositionalArg[Annotated[str, AfterValidator(_owner)]]
+    """The key's owner, as logs will name it."""
+
+    def run(self) -> None:
+        """Prints a new key, which is kept nowhere, and its line for the server."""
+        key = f"dn_{secrets.token_urlsafe(32)}"  # a prefix by which scanners for leaked secrets can know it
+        print(f"key   {key}\nline  {self.name}:{sha256(key.encode()).hexdigest()}\n")
+        print("Give the key to the caller: it is shown only now. Add the line to the file that --api-keys-file names.")

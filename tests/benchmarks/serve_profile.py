@@ -24,6 +24,7 @@ from typing import IO
 
 import psutil
 
+from server.cli import run_command
 from server.inference.backends import Backend
 from tests.benchmarks.load import Load, closed_loop, load_texts, run, single_requests
 from tests.benchmarks.record import table, wait_until_quiet, write
@@ -149,7 +150,7 @@ def _serve(arguments: list[str]) -> None:
     server.inference.backends.load_backend = load_timed  # type: ignore[assignment]
     signal.signal(signal.SIGUSR1, say_spent)
     folder, engine = arguments
-    server.main.main([folder, "--engine", engine, "--port", "0"])
+    run_command(server.main.Serve, [folder, "--engine", engine, "--port", "0"], prog="serve")
 
 
 def _split(engine: _Timed) -> dict[str, float]:

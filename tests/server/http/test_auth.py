@@ -24,13 +24,12 @@ from server.http.auth import ApiKeys, Auth, RateLimit, is_public
 from server.inference.backends import Choice
 from server.inference.classifier import Classifier
 from server.lifecycle import Lifecycle
-from server.main import _read_settings
 from server.model_folder import read_model_folder
 from server.observability.logs import RequestRecord
 from server.routes.pages import page_headers
 from server.settings import Settings
 from tests.conftest import DISTRINEWS
-from tests.support.servers import Gated, serving
+from tests.support.servers import Gated, read_settings, serving
 
 KEY, OTHER_KEY = "dn_of-billing", "dn_of-search"
 LINES = "".join(
@@ -236,7 +235,7 @@ def test_the_command_makes_a_key_and_its_line() -> None:
     assert ApiKeys(parse_api_keys(found[0][2], where="here")).name_of(found[0][1].encode()) == "billing"
     refused = subprocess.run([DISTRINEWS, "key", "a b"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "'a b' is no name of a caller" in refused.stderr
+    assert "NAME 'a b': is no name of a caller" in refused.stderr
 
 
 def test_a_caller_above_its_rate_is_told_when_to_come_again(classifier: Classifier, key_file: Path) -> None:
@@ -341,7 +340,7 @@ def test_a_wrong_setting_is_refused_at_the_start(
     args: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        _read_settings(["folder", *args])
+        read_settings(["folder", *args])
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -364,10 +363,10 @@ def test_keys_in_a_variable_are_never_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DISTRINEWS_API_KEYS", LINES)
-    settings = _read_settings(["folder"])
+    settings = read_settings(["folder"])
     assert LINES[10:40] not in repr(settings) + str(settings.model_dump()) + repr(settings.api_keys)
     with pytest.raises(SystemExit):
-        _read_settings(["--help"])
+        read_settings(["--help"])
     assert LINES[10:40] not in capsys.readouterr().out
 
 
@@ -376,7 +375,7 @@ def test_without_the_extra_a_token_setting_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("server.settings.find_spec", lambda _: None)
     with pytest.raises(SystemExit):
-        _read_settings(["folder", "--oidc-issuer", "https://accounts.example", "--oidc-audience", "news"])
+        read_settings(["folder", "--oidc-issuer", "https://accounts.example", "--oidc-audience", "news"])
     assert "pip install 'distrinews[oidc]'" in capsys.readouterr().err
 
 

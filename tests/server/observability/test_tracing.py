@@ -15,11 +15,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from server.main import _read_settings, _traces
+from server.main import _traces
 from server.observability import tracing
 from server.observability.logs import RequestRecord
 from tests.support.model_folder import write_model_folder
-from tests.support.servers import log_lines
+from tests.support.servers import log_lines, read_settings
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -157,7 +157,7 @@ def test_a_variable_that_the_library_refuses_is_an_error_of_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
-    with pytest.raises(SystemExit) as stop, _traces(_read_settings(["folder", "--traces"])):
+    with pytest.raises(SystemExit) as stop, _traces(read_settings(["folder", "--traces"])):
         pass
     assert stop.value.code == 2
     said = capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_without_the_extra_the_setting_says_what_to_install(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit) as stop:
-        _read_settings(["folder", "--traces"])
+        read_settings(["folder", "--traces"])
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert (said.count("\n"), "pip install 'distrinews[telemetry]'" in said) == (1, True)
