@@ -111,7 +111,7 @@ def _write_variants(model: PreTrainedModel, dataset: Dataset, folder: Path) -> N
     if missing:
         print0(f"export: openvino is left out; to have it: pip install {' '.join(missing)}")
         return
-    from trainer.openvino_model import write_openvino
+    from trainer.exporters import write_openvino
 
     print0("export: writing OpenVINO, int8 with scales from training texts")
     try:

@@ -56,7 +56,7 @@ class OnnxModel:
 
 def _load(file: Path, *, max_length: int) -> _Run:
     if file.suffix == ".xml":
-        from trainer.openvino_model import OpenVinoSession
+        from trainer.exporters import OpenVinoSession
 
         return OpenVinoSession(file, max_length=max_length).logits
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -22,7 +22,7 @@ from trainer.data.dataset import Dataset
 from trainer.export import FILES, write_fp32, write_int8
 from trainer.model.classifier import load_model
 from trainer.monitoring.console import print0
-from trainer.openvino_model import write_openvino
+from trainer.exporters import write_openvino
 from trainer.preprocess import preprocess
 
 _MAX_LENGTH = 128

@@ -13,7 +13,7 @@ import pytest
 
 from server.errors import UserError
 from trainer import export as export_module
-from trainer import openvino_model
+from trainer import exporters
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
 from trainer.export import _fault, export
@@ -88,7 +88,7 @@ def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_said
         raise RuntimeError("no such\n operation")
 
     monkeypatch.setattr(export_module, "write_int8", spoilt)
-    monkeypatch.setattr(openvino_model, "write_openvino", broken)
+    monkeypatch.setattr(exporters, "write_openvino", broken)
     facts = export(ExportConfig(check_rows=50), run_dataset, run)
     assert list(facts["variants"]) == ["fp32"]
     assert facts["default"] == "fp32"
