@@ -1,4 +1,4 @@
-"""evaluate: a model folder and the test rows to metrics.json, predictions and report.html.
+"""evaluate: measures a model on the test rows; writes metrics.json, predictions.npy and report.html.
 
 torchrun --nproc-per-node 2 -m trainer.evaluate --dataset runs/x/dataset --output runs/x
 """
@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from server.cli import parse
+from server.errors import UserError
 from server.files import write_json
+from server.inference.encoder import softmax
 from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset, Split
 from trainer.distributed.launch import worker
 from trainer.distributed.process_group import Process, process_group
-from trainer.evaluation.calibration import Temperature, at_temperature, fit_temperature
-from trainer.evaluation.metrics import measure, measure_confidence
+from trainer.evaluation.metrics import Temperature, fit_temperature, measure, measure_confidence
 from trainer.evaluation.predict import Probabilities, predict
 from trainer.evaluation.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
 from trainer.model.classifier import load_model
@@ -41,7 +43,7 @@ class EvaluateArguments(EvaluateConfig):
 
 
 def worst_mistakes(probabilities: Probabilities, split: Split, classes: list[str], *, count: int) -> list[Mistake]:
-    """The rows that were most confidently taken for another class, with their texts."""
+    """Lists the rows that were most confidently taken for another class, with their texts."""
     predicted = probabilities.argmax(axis=1)
     confidence = np.where(predicted == split.labels, -1.0, probabilities.max(axis=1))
     chosen = [int(row) for row in np.argsort(-confidence, kind="stable")[:count] if confidence[row] >= 0]
@@ -71,17 +73,22 @@ def learning_curves(logs: Path, best_epoch: int) -> Curves:
 
 
 def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Process) -> dict[str, Any]:
-    """Measure <output>/model on the test rows, with a temperature fitted on the validation rows; writes metrics.json, predictions.npy [rows, classes] and report.html there."""
+    """Measures <output>/model on the test rows, with a temperature fitted on the validation rows.
+
+    Writes metrics.json, predictions.npy (probabilities [rows, classes], without the temperature) and report.html there.
+    """
     model = load_model(output / "model", device=process.device)
-    probabilities = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="evaluate: test rows")
-    trained = json.loads((output / "model" / "train_config.json").read_text(encoding="utf-8"))
+    trained = _trained(output / "model" / "train_config.json")
+    _check_classes(model, trained["settings"].get("dataset"), dataset)
+    logits = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="evaluate: test rows")
+    probabilities = softmax(logits).astype(np.float32)
     title = f"{Path(trained['settings']['model']).name} on {dataset.info['title']}"
     metrics = {"title": title, **measure(probabilities, dataset.test.labels, dataset.classes)}
     validation = predict(
         model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="evaluate: validation rows"
     )
     temperature = fit_temperature(validation, dataset.validation.labels)
-    calibrated = at_temperature(probabilities, temperature.value)
+    calibrated = softmax(logits, temperature=temperature.value)
     metrics["calibrated"] = {
         "temperature": temperature.value,
         "validation_rows": temperature.rows,
@@ -110,6 +117,30 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
         )
         print0(f"evaluate: {_effect(temperature, metrics)}")
     return metrics
+
+
+def _trained(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file} is missing: run the train step first")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _check_classes(model: PreTrainedModel, trained_on: str | None, dataset: Dataset) -> None:
+    """Refuses a model whose classes are others than the dataset's, or in another order; reports another dataset."""
+    classes = [
+        name for _, name in sorted((int(number), name) for number, name in (model.config.id2label or {}).items())
+    ]
+    prints = (
+        f"it was trained on the dataset with fingerprint {trained_on}, and {dataset.folder} has {dataset.fingerprint}"
+    )
+    if classes != list(dataset.classes):
+        raise UserError(
+            f"the classes of the model are {', '.join(classes)}, those of {dataset.folder} are {', '.join(dataset.classes)}; "
+            f"{prints}: evaluate the model with the dataset that it was trained on"
+        )
+    if trained_on and trained_on != dataset.fingerprint:
+        print0(f"evaluate: the model is measured on another dataset than its own: {prints}")
 
 
 def _effect(temperature: Temperature, metrics: dict[str, Any]) -> str:

@@ -1,33 +1,32 @@
-"""export: a model folder to onnx/ in it: fp32, int8 and OpenVINO, each compared with the trained model before it is shipped.
+"""export: writes onnx/ in a model folder: fp32, int8 and OpenVINO, each compared with the trained model as the server runs it.
 
 python -m trainer.export --dataset runs/x/dataset --output runs/x
 """
 
 import json
 import shutil
-import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx
-import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from torch import nn
-from transformers import PreTrainedModel
 
 from server.cli import fail, parse
-from server.errors import UserError
-from server.files import atomic_directory, write_json
-from server.model_folder import TORCH_FILES, write_manifest
+from server.errors import ModelFolderError, UserError
+from server.files import atomic_directory
+from server.hardware import available_cpus
+from server.inference.backends import load_backend
+from server.inference.encoder import Encoder
+from server.model_folder import TORCH_FILES, ModelJson, Variant, read_model_folder, write_manifest
+from trainer import exporters
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
-from trainer.evaluation.predict import Probabilities
+from trainer.evaluation.predict import Probabilities, predict_texts
 from trainer.model.classifier import load_model
-from trainer.model.cls_only import enable_cls_only
-from trainer.monitoring.console import print0, quiet_logs
-from trainer.onnx_model import OnnxModel
+from trainer.monitoring.console import print0
 
 FILES = {
     "fp32": {"file": "model.onnx"},
@@ -51,164 +50,155 @@ class ExportArguments(ExportConfig):
 
 
 def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, Any]:
-    """Write <output>/model/onnx; returns what stands in its model.json. Needs what evaluate wrote.
+    """Writes <output>/model/onnx and returns the content of its model.json. Needs what evaluate wrote.
 
-    A variant that predicts otherwise than the trained model is left out, with the reason; UserError when none is left.
+    A variant with other predictions than the trained model's is left out, with the reason; UserError when none is left.
     """
-    model_folder, temperature = output / "model", _temperature(output / "metrics.json")
-    with atomic_directory(model_folder / "onnx") as folder:
+    model_folder = output / "model"
+    temperature, trained = _temperature(output / "metrics.json"), _predictions(output / "predictions.npy", dataset)
+    with atomic_directory(model_folder / "onnx") as folder, TemporaryDirectory() as name:
+        staged = Path(name)  # laid out as a model folder, so that the checks load it like a server
+        for link, target in {"onnx": folder, **{file: model_folder / file for file in TORCH_FILES}}.items():
+            (staged / link).symlink_to(target.absolute())
         shutil.copy2(model_folder / "tokenizer.json", folder)
-        _write_variants(load_model(model_folder), dataset, folder)
-        facts: dict[str, Any] = {
-            "labels": dataset.classes,
-            "max_length": dataset.max_length,
-            "temperature": temperature,
-        }
-        facts["variants"] = {
-            name: files | {"bytes": sum((folder / file).stat().st_size for file in files.values())}
-            for name, files in FILES.items()
-            if (folder / files["file"]).is_file()
-        }
-        facts["default"] = "fp32"
-        staged = folder / "staged"  # laid out as a model folder, for the checks to load as a server would
-        staged.mkdir()
-        (staged / "onnx").symlink_to(folder.absolute())
-        for name in TORCH_FILES:
-            (staged / name).symlink_to((model_folder / name).absolute())
-        write_json(folder / "model.json", facts)
-        for name, entry in facts["variants"].items():
-            checked = check(name, staged, dataset, np.load(output / "predictions.npy"), rows=config.check_rows)
-            entry.update(checked)
-            if checked["refused"]:
-                print0(f"export: {name} is not shipped: {checked['refused']}")
-                for file in FILES[name].values():
-                    (folder / file).unlink()
-        facts["variants"] = {name: entry for name, entry in facts["variants"].items() if not entry.pop("refused")}
-        if not facts["variants"]:
+        model_json = ModelJson(
+            labels=dataset.classes,
+            max_length=dataset.max_length,
+            temperature=temperature,
+            variants=_write_variants(model_folder, dataset, folder),
+        )
+        _write(model_json, staged)
+        for variant in list(model_json.variants):
+            found, fault = check(variant, staged, dataset, trained, rows=config.check_rows)
+            model_json.variants[variant] = model_json.variants[variant].model_copy(update=found)
+            if fault:
+                print0(f"export: {variant} is not shipped: {fault}")
+                del model_json.variants[variant]
+                _remove(variant, folder)
+        if not model_json.variants:
             raise UserError(
-                "no exported variant predicts as the trained model does; the lines above say how each differs"
+                "no exported variant predicts as the trained model does; the lines above give the differences"
             )
-        facts["default"] = next(name for name in ("int8", "fp32", "openvino") if name in facts["variants"])
-        write_json(folder / "model.json", facts)
-        write_manifest(staged)
-        shutil.rmtree(staged)
-    print0(f"export: shipped {', '.join(facts['variants'])}; they are in {model_folder / 'onnx'}")
-    return facts
+        model_json.default = next(name for name in ("int8", "fp32", "openvino") if name in model_json.variants)
+        _write(model_json, staged)
+    print0(f"export: shipped {', '.join(model_json.variants)}; they are in {model_folder / 'onnx'}")
+    return model_json.model_dump(exclude_none=True)
+
+
+def _write(model_json: ModelJson, folder: Path) -> None:
+    model_json.write(folder)
+    write_manifest(folder)
 
 
 def _temperature(metrics: Path) -> float:
+    if not metrics.is_file():
+        raise UserError(f"{metrics} is missing: run the evaluate step first")
     measured = json.loads(metrics.read_text(encoding="utf-8"))
     if "calibrated" not in measured:
         raise UserError(f"{metrics} has no temperature: run the evaluate step again, which fits one")
     return float(measured["calibrated"]["temperature"])
 
 
-def _write_variants(model: PreTrainedModel, dataset: Dataset, folder: Path) -> None:
+def _predictions(file: Path, dataset: Dataset) -> Probabilities:
+    if not file.is_file():
+        raise UserError(f"{file} is missing: run the evaluate step first")
+    found: Probabilities = np.load(file)
+    if found.shape != (len(dataset.test), len(dataset.classes)):
+        raise UserError(
+            f"{file} has {len(found):,} rows, the test split of {dataset.folder} has {len(dataset.test):,}: run the evaluate step again"
+        )
+    return found
+
+
+def _write_variants(model_folder: Path, dataset: Dataset, folder: Path) -> dict[str, Variant]:
+    fp32, openvino = folder / FILES["fp32"]["file"], folder / FILES["openvino"]["file"]
     print0("export: writing ONNX, fp32 and int8")
-    write_fp32(model, folder / FILES["fp32"]["file"])
-    write_int8(folder / FILES["fp32"]["file"], folder / FILES["int8"]["file"])
+    exporters.write_fp32(load_model(model_folder), fp32)
+    exporters.write_int8(fp32, folder / FILES["int8"]["file"])
     missing = [package for package in ("openvino", "nncf") if find_spec(package) is None]
     if missing:
         print0(f"export: openvino is left out; to have it: pip install {' '.join(missing)}")
-        return
-    from trainer.exporters import write_openvino
+    else:
+        print0("export: writing OpenVINO, int8 with scales from training texts")
+        _write_openvino(lambda: exporters.write_openvino(fp32, openvino, texts=dataset.train), folder)
+    return {
+        name: Variant(**files, bytes=sum((folder / file).stat().st_size for file in files.values()))
+        for name, files in FILES.items()
+        if (folder / files["file"]).is_file()
+    }
 
-    print0("export: writing OpenVINO, int8 with scales from training texts")
+
+def _write_openvino(write: Callable[[], None], folder: Path) -> None:
     try:
-        write_openvino(folder / FILES["fp32"]["file"], folder / FILES["openvino"]["file"], texts=dataset.train)
+        write()
     except Exception as error:  # noqa: BLE001 - its exceptions share no base, and the others can be shipped without it
-        print0(f"export: openvino is not shipped: it cannot be made ({' '.join(str(error).split())[:300]})")
-        for file in FILES["openvino"].values():
-            (folder / file).unlink(missing_ok=True)
+        print0(f"export: openvino is not shipped: it cannot be written ({' '.join(str(error).split())[:300]})")
+        _remove("openvino", folder)
 
 
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits
+def _remove(variant: str, folder: Path) -> None:
+    for file in FILES[variant].values():
+        (folder / file).unlink(missing_ok=True)
 
 
-def write_fp32(model: PreTrainedModel, path: Path) -> None:
-    """The model as ONNX with any number of texts of any length; changes the model into what is exported."""
-    model.set_attn_implementation("eager")  # its graph is simpler: see write_int8
-    if not enable_cls_only(model):
-        print0(f"export: {model.config.model_type}: the whole last layer is exported, it may read more than [CLS]")
-    rows, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
-    example = torch.full((2, 16), 5)
-    with quiet_logs("torch.onnx"), warnings.catch_warnings():  # it tells of packages that this model does not need
-        warnings.simplefilter("ignore")  # PyTorch's exporter warns of its own internals
-        torch.onnx.export(
-            _Logits(model).eval(), (example, torch.ones_like(example)), str(path), dynamo=True, external_data=False, verbose=False,
-            input_names=["input_ids", "attention_mask"], output_names=["logits"], optimize=True,
-            dynamic_shapes={"input_ids": {0: rows, 1: length}, "attention_mask": {0: rows, 1: length}},
-        )  # fmt: skip
-    exported = onnx.load(str(path))
-    exported.graph.ClearField(
-        "value_info"
-    )  # the exporter's shapes of transposed weights are wrong, and quantising reads them
-    onnx.save(exported, str(path))
+def check(
+    variant: str, folder: Path, dataset: Dataset, trained: Probabilities, *, rows: int
+) -> tuple[dict[str, float], str]:
+    """Compares a variant, as the server runs it, with the trained model on test rows, alone and in batches.
 
-
-def write_int8(source: Path, target: Path) -> None:
-    """Weights as int8, activations quantised as they come.
-
-    Of eager attention, for its graph is 5 % faster than that of fused kernels, and per channel, which costs 1 % and is
-    0.2 points more accurate than per tensor: tests/benchmarks/results/int8.md.
+    Returns the differences, and the reason not to ship it: empty when there is none.
     """
-    with quiet_logs():  # it advises a preparation that PyTorch's exporter has done
-        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, per_channel=True)
-
-
-def check(name: str, folder: Path, dataset: Dataset, trained: Probabilities, *, rows: int) -> dict[str, Any]:
-    """How a variant differs from the trained model's predictions on test rows, alone and batched; `refused` says why not to ship it."""
-    model = OnnxModel(folder, name)
+    try:
+        read = read_model_folder(folder, (variant,))
+        backend = load_backend(read, workers=available_cpus())
+    except ModelFolderError as error:
+        return {}, str(error)
+    encoder = Encoder(replace(read, temperature=1.0), backend)  # what evaluate wrote has no temperature either
     chosen = np.random.default_rng(0).permutation(len(dataset.test))[:rows]
-    texts, labels, expected = (
-        [dataset.test.text(int(row)) for row in chosen],
-        dataset.test.labels[chosen],
-        trained[chosen],
-    )
+    texts, labels = [dataset.test.text(int(row)) for row in chosen], dataset.test.labels[chosen]
     alone, batched = (
-        model.predict(texts, batch_size=size, what=f"export: checking {name} in batches of {size}")
+        predict_texts(encoder, texts, batch_size=size, what=f"export: checking {variant} in batches of {size}")
         for size in (1, _BATCH)
     )
+    found = compare(alone, batched, trained[chosen], labels)
+    print0(
+        f"export: {variant}: same label on {found['same_label']:.2%} of {len(chosen):,} texts, probabilities within "
+        f"{found['probability_difference']:.1e}, accuracy lower by {found['accuracy_drop'] * 100:.2f} points; "
+        f"alone and batched the same label on {found['same_label_batched']:.2%}"
+    )
+    return found, _fault(variant, found)
+
+
+def compare(
+    alone: Probabilities, batched: Probabilities, expected: Probabilities, labels: np.ndarray[Any, Any]
+) -> dict[str, float]:
+    """Computes how far a variant's predictions are from the expected ones, in the worse of the two ways to run it."""
     right = (expected.argmax(axis=1) == labels).mean()
-    worst: dict[str, Any] = {
-        "checked_rows": len(chosen),
+    return {
+        "checked_rows": len(labels),
         "same_label": min(_same_label(found, expected) for found in (alone, batched)),
         "same_label_batched": _same_label(batched, alone),
         "probability_difference": max(float(np.abs(found - expected).max()) for found in (alone, batched)),
         "accuracy_drop": max(float(right - (found.argmax(axis=1) == labels).mean()) for found in (alone, batched)),
     }
-    print0(
-        f"export: {name}: same label on {worst['same_label']:.2%} of {len(chosen):,} texts, probabilities within "
-        f"{worst['probability_difference']:.1e}, accuracy lower by {worst['accuracy_drop'] * 100:.2f} points; "
-        f"alone and batched the same label on {worst['same_label_batched']:.2%}"
-    )
-    return worst | {"refused": _fault(name, worst)}
 
 
 def _same_label(found: Probabilities, expected: Probabilities) -> float:
     return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
 
 
-def _fault(name: str, worst: dict[str, Any]) -> str:
-    if name != "fp32":
-        if worst["accuracy_drop"] > _ACCURACY_DROP:
-            return f"its accuracy is {worst['accuracy_drop'] * 100:.2f} points lower, more than {_ACCURACY_DROP * 100}"
-        if (
-            name == "openvino" and worst["same_label_batched"] < 1
-        ):  # dynamic int8 does not hold this, and is not batched
-            return f"it gives {1 - worst['same_label_batched']:.2%} of the texts another label in a batch than alone"
+def _fault(variant: str, found: dict[str, float]) -> str:
+    """Returns the reason not to ship a variant; empty when there is none."""
+    if variant != "fp32":
+        if found["accuracy_drop"] > _ACCURACY_DROP:
+            return f"its accuracy is {found['accuracy_drop'] * 100:.2f} points lower, more than {_ACCURACY_DROP * 100}"
+        if variant == "openvino" and found["same_label_batched"] < 1:  # dynamic int8 may differ, and is not batched
+            return f"it gives {1 - found['same_label_batched']:.2%} of the texts another label in a batch than alone"
         return ""
-    if worst["same_label"] < _SAME_LABELS:
-        return f"it gives the same label on {worst['same_label']:.2%} of the texts, fewer than {_SAME_LABELS:.1%}"
-    if worst["probability_difference"] > _PROBABILITY:
-        return f"a probability differs by {worst['probability_difference']:.1e}, more than {_PROBABILITY:.0e}"
+    if found["same_label"] < _SAME_LABELS:
+        return f"it gives the same label on {found['same_label']:.2%} of the texts, fewer than {_SAME_LABELS:.1%}"
+    if found["probability_difference"] > _PROBABILITY:
+        return f"a probability differs by {found['probability_difference']:.1e}, more than {_PROBABILITY:.0e}"
     return ""
 
 

@@ -60,12 +60,12 @@ class Answer:
 
     predictions: list[Prediction]
     queue_seconds: float
-    """Of the text that waited longest for a worker."""
+    """The wait of the text that waited longest for a worker."""
     tokenize_seconds: float
     infer_seconds: float
-    """Of the text whose batch took longest."""
+    """The time of the batch that took longest."""
     tokens: int
-    """Of all texts, as far as the model reads them."""
+    """Tokens of all texts that the model reads."""
     stages: dict[str, tuple[float, float]]
     """Start and end of each stage, by the clock of `time.monotonic`."""
 

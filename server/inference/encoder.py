@@ -1,6 +1,7 @@
 """Turns texts into class probabilities: tokens, padding, a backend, temperature and softmax."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Encoder:
         return self.probabilities([encoding.ids for encoding in self.tokenize(texts)])
 
 
-def softmax(logits: NDArray[np.floating], *, temperature: float = 1.0) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.floating[Any]], *, temperature: float = 1.0) -> NDArray[np.float64]:
     """Turns logits [rows, classes] into probabilities; a temperature above 1 makes them less certain."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))  # the largest is 1: no overflow

@@ -1,4 +1,4 @@
-"""Texts/s and memory of what can run the model, against PyTorch as tutorials use it.
+"""Measures texts/s and memory of all that can run the model, against PyTorch as tutorials use it.
 
     python -m tests.benchmarks.engines
 
@@ -8,22 +8,23 @@ Tokenising is counted, HTTP is not. Reads /proc, so this needs Linux.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-# An engine's process imports this file: what it does not need is imported where it is needed.
+# An engine's process imports this file: so heavy imports are inside the functions.
 from tests.benchmarks.load import load_texts
 from tests.benchmarks.record import memory, table, wait_until_quiet, write
 
-_WINDOW = 64  # texts out of which batches of like length are made, as of a queue that long
+_WINDOW = 64  # texts out of which batches of similar length are made, as of a queue that long
 _MAX_LENGTH = 128
 Work = Callable[[list[str]], None]
 
@@ -54,7 +55,9 @@ WAYS = {
     "onnx-2": Way("ONNX Runtime int8, one text, two callers", "onnx", callers=2),
     "openvino-1": Way("OpenVINO int8, one text, one stream", "openvino", callers=1),
     "openvino-2": Way("OpenVINO int8, one text, two streams", "openvino", callers=2),
-    "openvino-4": Way("OpenVINO int8, batches of 4 of like length, two streams", "openvino", callers=2, batch_size=4),
+    "openvino-4": Way(
+        "OpenVINO int8, batches of 4 of similar length, two streams", "openvino", callers=2, batch_size=4
+    ),
 }
 
 
@@ -81,7 +84,7 @@ def main() -> None:
 
 
 def _compare(folder: Path, *, rounds: int) -> None:
-    """Let the ways take turns; each turn is asked for with a line, and answered with one."""
+    """Lets the ways take turns; a line requests each turn, and a line answers it."""
     with ExitStack() as stack:
         processes = {}
         for name in WAYS:
@@ -121,7 +124,7 @@ def _measure(way: Way, folder: Path) -> None:
 
 
 def _torch(folder: Path) -> Work:
-    """What tutorials do."""
+    """Runs the model as tutorials do."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -141,26 +144,15 @@ def _torch(folder: Path) -> Work:
 
 
 def _served(way: Way, folder: Path) -> Work:
-    """The server's own engine, called by as many threads as it has workers."""
-    import numpy as np
-
-    import server.inference.classifier  # noqa: F401 - it sets how the tokenizer uses threads
+    """Runs the server's own encoder from as many threads as it has workers."""
     from server.inference.backends import candidates, load_backend
+    from server.inference.encoder import Encoder
     from server.model_folder import read_model_folder
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as in the server
     model = read_model_folder(folder, candidates(way.engine))  # type: ignore[arg-type]
-    engine = load_backend(model, workers=way.callers)
+    classify = Encoder(model, load_backend(model, workers=way.callers)).classify
     threads = ThreadPoolExecutor(way.callers)
-
-    def classify(texts: Sequence[str]) -> None:
-        encodings = model.tokenizer.encode_batch(list(texts))
-        length = max(len(encoding.ids) for encoding in encodings)
-        for encoding in encodings:
-            encoding.pad(length)
-        engine.run(
-            np.array([encoding.ids for encoding in encodings]),
-            np.array([encoding.attention_mask for encoding in encodings]),
-        )
 
     def work(texts: list[str]) -> None:
         batches = [texts[start : start + 1] for start in range(len(texts))]

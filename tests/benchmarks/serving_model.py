@@ -19,10 +19,10 @@ from server.model_folder import write_manifest
 from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
-from trainer.export import FILES, write_fp32, write_int8
+from trainer.export import FILES
+from trainer.exporters import write_fp32, write_int8, write_openvino
 from trainer.model.classifier import load_model
 from trainer.monitoring.console import print0
-from trainer.exporters import write_openvino
 from trainer.preprocess import preprocess
 
 _MAX_LENGTH = 128

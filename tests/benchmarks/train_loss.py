@@ -11,6 +11,7 @@ from statistics import fmean, median, stdev
 import numpy as np
 from transformers import PreTrainedModel
 
+from server.inference.encoder import softmax
 from tests.benchmarks.record import table, write
 from tests.benchmarks.reference_trainer import PaddedTexts, train_reference
 from tests.support.data import AG_NEWS
@@ -58,10 +59,8 @@ def main() -> None:
                         {"precision": name.split()[-1], "learning_rate": _LEARNING_RATE, "seed": seed}
                     )
                     train_ours(model, config, dataset, process, rows=args.rows, packed=not name.startswith(_PADDED))
-                probabilities = predict(
-                    model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what=name
-                )
-                losses.append(score(probabilities, dataset.validation.labels).loss)
+                logits = predict(model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what=name)
+                losses.append(score(softmax(logits), dataset.validation.labels).loss)
                 print(f"seed {seed}: {name}: {losses[-1]:.4f}", flush=True)
     rows = [_row(name, losses, found["the reference"]) for name, losses in found.items()]
     what = (

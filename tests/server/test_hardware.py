@@ -44,7 +44,7 @@ def test_a_limit_of_cgroup_version_1_counts(tmp_path: Path, quota: str, cpus: in
 
 
 class Driver:
-    """CUDA's, as far as it is asked."""
+    """The two functions of the CUDA driver that are called."""
 
     def __init__(self, *, starts: int, devices: int) -> None:
         self.starts, self.devices = starts, devices

@@ -90,9 +90,9 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(folder: Path) -> None
     change(folder, variants={"int8": {"file": "other.onnx"}})
     assert read(folder).file.name == "other.onnx"
     manifest = folder / "onnx" / "manifest.json"
-    told = json.loads(manifest.read_text())
-    del told["files"]["onnx/other.onnx"]
-    manifest.write_text(json.dumps(told))
+    listed = json.loads(manifest.read_text())
+    del listed["files"]["onnx/other.onnx"]
+    manifest.write_text(json.dumps(listed))
     with pytest.raises(ModelFolderError, match=r"other\.onnx is not in onnx/manifest\.json"):
         read(folder)
     assert facts["default"] == "int8"

@@ -1,4 +1,4 @@
-"""What is measured, on exactly the rows there are, and the files that say so."""
+"""Evaluation measures exactly the rows there are, and writes its files."""
 
 import json
 import sys
@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from server.errors import UserError
+from server.inference.encoder import softmax
 from tests.support.ranks import in_ranks
+from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process
-from trainer.evaluate import learning_curves, main, worst_mistakes
+from trainer.evaluate import evaluate, learning_curves, main, worst_mistakes
 from trainer.evaluation.metrics import calibration, measure, wilson_interval
 from trainer.evaluation.predict import predict, score
 from trainer.model.classifier import build_model, save_model
@@ -91,11 +94,37 @@ def test_one_and_three_processes_measure_the_same_on_every_row(
     in_ranks(evaluate_with, "--dataset", str(dataset.folder), "--output", str(tmp_path), world_size=3)
     three = np.load(tmp_path / "predictions.npy")
     one = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="test")
-    np.testing.assert_allclose(three, one, atol=1e-6)
+    np.testing.assert_allclose(three, softmax(one), atol=1e-6)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["rows"] == len(dataset.test)
-    assert metrics["accuracy"] == pytest.approx(score(one, dataset.test.labels).accuracy)
+    assert metrics["accuracy"] == pytest.approx(score(softmax(one), dataset.test.labels).accuracy)
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_model_with_other_classes_or_another_order_of_them_is_refused_with_both_fingerprints(
+    dataset: Dataset, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_model("tiny", dataset, seed=0, device=torch.device("cpu"))
+    save_model(model, dataset, tmp_path / "model")
+    trained = {"settings": {"model": "tiny", "dataset": "abc"}, "best_epoch": 1, "epochs": []}
+    (tmp_path / "model" / "train_config.json").write_text(json.dumps(trained), encoding="utf-8")
+    evaluate(EvaluateConfig(), dataset, tmp_path, process)
+    assert f"fingerprint abc, and {dataset.folder} has {dataset.fingerprint}" in capsys.readouterr().out
+    other = Dataset(dataset.folder)
+    other.classes = other.classes[::-1]
+    with pytest.raises(
+        UserError,
+        match=rf"the classes of the model are World, .*, those of .* are Sci/Tech, .* abc, .* {dataset.fingerprint}",
+    ):
+        evaluate(EvaluateConfig(), other, tmp_path, process)
+
+
+def test_evaluate_before_train_is_one_line_that_names_the_step(
+    dataset: Dataset, tmp_path: Path, process: Process
+) -> None:
+    save_model(build_model("tiny", dataset, seed=0, device=torch.device("cpu")), dataset, tmp_path / "model")
+    with pytest.raises(UserError, match=r"train_config\.json is missing: run the train step first"):
+        evaluate(EvaluateConfig(), dataset, tmp_path, process)
 
 
 def test_prediction_keeps_the_order_of_the_rows_and_the_mode_of_the_model(dataset: Dataset, process: Process) -> None:
@@ -104,7 +133,7 @@ def test_prediction_keeps_the_order_of_the_rows_and_the_mode_of_the_model(datase
     assert model.training
     tokens = torch.from_numpy(dataset.test.tokens(7).astype(np.int64))[None]
     with torch.inference_mode():
-        alone = model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.softmax(-1)[0]
+        alone = model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
     np.testing.assert_allclose(found[7], alone.numpy(), atol=1e-5)
 
 

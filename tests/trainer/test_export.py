@@ -4,20 +4,26 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from server.errors import UserError
+from server.inference.backends import load_backend
+from server.inference.backends.onnx import OnnxBackend
+from server.inference.encoder import Encoder
+from server.model_folder import read_model_folder
 from trainer import export as export_module
 from trainer import exporters
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
-from trainer.export import _fault, export
-from trainer.onnx_model import OnnxModel
+from trainer.evaluation.predict import Probabilities, predict_texts
+from trainer.export import _fault, check, export
 
 
 @pytest.fixture
@@ -32,6 +38,12 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def run_dataset(finished_run: Path) -> Dataset:
     return Dataset(finished_run / "dataset")
+
+
+def predicted(model: Path, variant: str, texts: list[str], *, batch_size: int) -> Probabilities:
+    """Probabilities by the server's encoder, without the temperature."""
+    folder = replace(read_model_folder(model, (variant,)), temperature=1.0)
+    return predict_texts(Encoder(folder, load_backend(folder, workers=2)), texts, batch_size=batch_size, what="test")
 
 
 def test_all_variants_are_shipped_with_what_was_compared(finished_run: Path) -> None:
@@ -70,7 +82,7 @@ def test_fp32_gives_the_probabilities_of_the_trained_model_whatever_a_text_is_ba
     finished_run: Path, run_dataset: Dataset, batch_size: int
 ) -> None:
     texts = [run_dataset.test.text(row) for row in range(70)]
-    found = OnnxModel(finished_run / "model", "fp32").predict(texts, batch_size=batch_size, what="test")
+    found = predicted(finished_run / "model", "fp32", texts, batch_size=batch_size)
     np.testing.assert_allclose(found, np.load(finished_run / "predictions.npy")[:70], atol=1e-4)
 
 
@@ -87,7 +99,7 @@ def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_said
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such\n operation")
 
-    monkeypatch.setattr(export_module, "write_int8", spoilt)
+    monkeypatch.setattr(exporters, "write_int8", spoilt)
     monkeypatch.setattr(exporters, "write_openvino", broken)
     facts = export(ExportConfig(check_rows=50), run_dataset, run)
     assert list(facts["variants"]) == ["fp32"]
@@ -95,7 +107,7 @@ def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_said
     assert not (run / "model" / "onnx" / "model_int8.onnx").exists()
     said = capsys.readouterr().out
     assert "int8 is not shipped: its accuracy is" in said
-    assert "openvino is not shipped: it cannot be made (no such operation)" in said
+    assert "openvino is not shipped: it cannot be written (no such operation)" in said
 
 
 def test_when_no_variant_predicts_as_the_trained_model_nothing_is_shipped(
@@ -110,6 +122,26 @@ def test_when_no_variant_predicts_as_the_trained_model_nothing_is_shipped(
     assert "openvino is left out; to have it: pip install nncf\n" in capsys.readouterr().out
     assert not (run / "model" / "onnx").exists()
     assert not list((run / "model").glob(".onnx*")), "no half-written folder is left"
+
+
+def test_the_check_runs_the_backend_of_the_server(
+    finished_run: Path, run_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlike(*_: object) -> np.ndarray[Any, Any]:
+        return np.tile(np.array([[9, 0, 0, 0]], dtype=np.float32), (len(_[1]), 1))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OnnxBackend, "run", unlike)
+    trained = np.load(finished_run / "predictions.npy")
+    found, fault = check("fp32", finished_run / "model", run_dataset, trained, rows=50)
+    assert found["same_label"] < 0.9
+    assert fault.startswith("it gives the same label on")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.npy"])
+def test_export_before_evaluate_is_one_line_that_names_the_step(run: Path, run_dataset: Dataset, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing: run the evaluate step first"):
+        export(ExportConfig(), run_dataset, run)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +165,7 @@ def test_the_openvino_variant_gives_about_the_probabilities_of_the_trained_model
     finished_run: Path, run_dataset: Dataset, batch_size: int
 ) -> None:
     texts = [run_dataset.test.text(row) for row in range(64)]
-    found = OnnxModel(finished_run / "model", "openvino").predict(texts, batch_size=batch_size, what="test")
+    found = predicted(finished_run / "model", "openvino", texts, batch_size=batch_size)
     expected = np.load(finished_run / "predictions.npy")[:64]
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.95
     assert float(np.abs(found - expected).mean()) < 0.03

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Classes and the page's style sheet colour them, so that they follow its light and dark."""
+"""Draws charts as inline SVG. Classes and the page's style sheet colour them, so that they follow its light and dark."""
 
 import math
 from collections import defaultdict
@@ -20,7 +20,7 @@ class Series(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One cell of a confusion matrix; `share` is of the rows of its true class."""
+    """A cell of a confusion matrix; `share` is relative to the rows of its true class."""
 
     true: int
     predicted: int
@@ -45,7 +45,7 @@ class Bin(NamedTuple):
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
-    """One element with everything escaped; `class_` stands for `class`, `stroke_width` for `stroke-width`."""
+    """Formats one element with everything escaped; `class_` stands for `class`, `stroke_width` for `stroke-width`."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     written = ((key, f"{value:.6g}" if isinstance(value, float) else value) for key, value in pairs)
     inside = Markup().join(Markup(' {}="{}"').format(key, value) for key, value in written)
@@ -122,7 +122,7 @@ def y_axis(y: Callable[[float], float], at: Sequence[float], *, percent: bool) -
 def line_chart(
     series: Sequence[Series], *, label: str, x_name: str, percent: bool = False, best: tuple[float, str] | None = None
 ) -> Markup:
-    """Draw lines over whole numbers (steps, epochs); `best` is where a mark stands, and its words."""
+    """Draw lines over whole numbers (steps, epochs); `best` is the place and the label of a mark."""
     xs, ys = zip(*(point for one in series for point in one.points), strict=True)
     low, high = (min(xs), max(xs)) if min(xs) < max(xs) else (xs[0] - 1, xs[0] + 1)
     at_x, at_y = ticks(low, high, whole=True), ticks(min(ys) if percent else min(0, *ys), max(ys))
@@ -180,7 +180,7 @@ def squares(cells: Sequence[Cell], size: int) -> Iterator[Markup]:
 
 
 def matrix_chart(classes: Sequence[str], cells: Sequence[Cell], *, label: str, tips: int = 1000) -> Markup:
-    """Draw a confusion matrix without numbers; the fullest cells, `tips` of them, tell theirs when pointed at."""
+    """Draw a confusion matrix without numbers; the fullest cells, `tips` of them, show theirs in a tooltip."""
     size = max(12, min(22, 700 // len(classes)))
     names = [name if len(name) <= 20 else name[:19] + "…" for name in classes]
     edge = 10 + max(sum(6.2 if letter.isascii() else 11 for letter in name) for name in names)

@@ -1,21 +1,24 @@
-"""gate: whether a model is good enough to be exported and served."""
+"""gate: refuses a model that is not good enough to be exported and served."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from server.errors import UserError
+from server.hardware import available_cpus
+from server.inference.backends import candidates, load_backend
+from server.inference.encoder import Encoder
+from server.model_folder import read_model_folder
 from trainer.config import GateConfig
 from trainer.data.dataset import Dataset
-from trainer.evaluation.predict import score
+from trainer.evaluation.predict import predict_texts, score
 from trainer.monitoring.console import print0
-from trainer.onnx_model import OnnxModel
 
 
 def gate(config: GateConfig, metrics: dict[str, Any], dataset: Dataset, *, served: Path | None) -> dict[str, float]:
-    """The accuracies that were compared; UserError, which says by how much, when the model does not pass.
+    """Returns the accuracies that were compared; UserError with the difference when the model does not pass.
 
-    `served` is the file that says which model is served now, see `pipelines.deploy.local`.
+    `served` is the file that names the model now served, see `pipelines.deploy.local`.
     """
     accuracy = metrics["accuracy"]
     if accuracy < config.min_accuracy:
@@ -35,12 +38,12 @@ def gate(config: GateConfig, metrics: dict[str, Any], dataset: Dataset, *, serve
             )
         compared["served_accuracy"] = served_accuracy
     against = "no model is served yet" if served_accuracy is None else f"the model now served has {served_accuracy:.4f}"
-    print0(f"gate: passed: accuracy {accuracy:.4f}, at least {config.min_accuracy} is asked; {against}")
+    print0(f"gate: passed: accuracy {accuracy:.4f}, at least {config.min_accuracy} is required; {against}")
     return compared
 
 
 def _served_accuracy(served: Path, dataset: Dataset) -> float | None:
-    """Accuracy of the served model on the test rows of this dataset; None where it cannot be compared, with the reason said."""
+    """Returns the accuracy of the served model on the test rows of this dataset; None where it cannot be compared, with the reason printed."""
     if not served.is_file():
         return None
     facts = json.loads(served.read_text(encoding="utf-8"))
@@ -54,8 +57,10 @@ def _served_accuracy(served: Path, dataset: Dataset) -> float | None:
             f"gate: not compared with the model now served: {facts['model']} is gone, and it was measured on other test rows"
         )
         return None
-    model = OnnxModel(Path(facts["model"]))
+    model = read_model_folder(Path(facts["model"]), candidates("auto"))  # the variant that a server here takes
+    encoder = Encoder(model, load_backend(model, workers=available_cpus()))
     texts = [dataset.test.text(row) for row in range(len(dataset.test))]
-    found = model.predict(texts, batch_size=1, what="gate: the model now served, on these test rows")
+    what = f"gate: the model now served ({model.variant}), on these test rows"
+    found = predict_texts(encoder, texts, batch_size=1, what=what)
     in_our_order = found[:, [model.labels.index(name) for name in dataset.classes]]
     return score(in_our_order, dataset.test.labels).accuracy

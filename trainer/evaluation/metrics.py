@@ -1,19 +1,35 @@
-"""What is measured of predictions: numbers, and how sure they are."""
+"""Measures predictions, and fits the temperature that makes their confidences true (Guo et al. 2017)."""
 
+from dataclasses import dataclass
+from math import exp, log
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import auc, confusion_matrix, precision_recall_fscore_support, roc_curve
 
-from trainer.evaluation.predict import Probabilities, score
+from server.inference.encoder import softmax
+from trainer.evaluation.predict import Logits, Probabilities, score
 
 _CALIBRATION_BINS = 10
 _ROC_POINTS = 100
+LOWEST, HIGHEST = 0.05, 20.0
+_LEAST_ROWS = 50  # fewer would move the confidences by chance
+
+
+@dataclass(frozen=True)
+class Temperature:
+    value: float
+    """Divides the logits: above 1 where the model is overconfident. No value changes a label."""
+    rows: int
+    """Validation rows it was fitted on."""
+    not_fitted: str = ""
+    """The reason for which it is 1 instead."""
 
 
 def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes: list[str]) -> dict[str, Any]:
-    """All metrics of predictions [rows, classes]; a class that no row has counts as 0 in macro F1."""
+    """Computes all metrics of predictions [rows, classes]; a class that no row has counts as 0 in macro F1."""
     predicted, numbers = probabilities.argmax(axis=1), np.arange(len(classes))
     precision, recall, f1, rows = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
     found = score(probabilities, labels)
@@ -35,7 +51,7 @@ def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes
 
 
 def roc(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> dict[str, Any]:
-    """The receiver operating characteristic of all classes together: each probability says whether a row is of that class."""
+    """Computes the receiver operating characteristic of all classes together; each probability is a score for its class."""
     is_class = np.eye(probabilities.shape[1], dtype=bool)[labels]
     false, true, thresholds = roc_curve(is_class.ravel(), probabilities.ravel())
     # As many points of the true rate as of the false one: a good classifier's curve is nearly all of the former.
@@ -51,7 +67,7 @@ def roc(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> dict[str
 
 
 def measure_confidence(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> dict[str, Any]:
-    """What a temperature changes."""
+    """Computes the metrics that a temperature changes."""
     bins = calibration(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
     return {
         "loss": score(probabilities, labels).loss,
@@ -60,8 +76,8 @@ def measure_confidence(probabilities: Probabilities, labels: npt.NDArray[np.int3
     }
 
 
-def calibration(confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Rows by confidence, in bins of equal width, as of Guo et al. 2017; empty bins are left out."""
+def calibration(confidence: Probabilities, correct: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Counts rows by confidence, in bins of equal width; empty bins are left out."""
     number = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
     return [
         {
@@ -77,7 +93,27 @@ def calibration(confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.boo
 
 
 def wilson_interval(share: float, rows: int, *, z: float = 1.96) -> list[float]:
-    """95 % interval of a share measured on so many rows (Wilson 1927)."""
+    """Computes the 95 % interval of a share measured on so many rows (Wilson 1927)."""
     centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
     return [centre - half, centre + half]
+
+
+def fit_temperature(logits: Logits, labels: npt.NDArray[np.int32]) -> Temperature:
+    """Finds the temperature with the least cross-entropy on rows [rows, classes] that the model was not trained on."""
+    rows = len(labels)
+    if rows < _LEAST_ROWS:
+        return Temperature(1.0, rows, f"{rows} validation rows are too few, it takes {_LEAST_ROWS}")
+    if (logits.argmax(axis=1) == labels).all():
+        return Temperature(1.0, rows, f"all {rows:,} validation rows are right: no temperature is too low")
+
+    def loss(exponent: float) -> float:
+        return score(softmax(logits, temperature=exp(exponent)), labels).loss
+
+    # One minimum: the cross-entropy is convex in the inverse of the temperature.
+    found = round(exp(minimize_scalar(loss, bounds=(log(LOWEST), log(HIGHEST)), method="bounded").x), 4)
+    if not LOWEST * 1.01 < found < HIGHEST / 1.01:
+        return Temperature(
+            1.0, rows, f"the best is at an end of {LOWEST} to {HIGHEST}: the confidences carry no information"
+        )
+    return Temperature(found, rows)

@@ -1,7 +1,9 @@
-"""Class probabilities of every row of a split, computed by all processes together."""
+"""Computes logits of a split by all processes together, and probabilities of texts by the server's encoder."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +11,15 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from server.hardware import available_cpus
+from server.inference.encoder import Encoder, softmax
 from trainer.data.batches import collate, evaluation_shares
 from trainer.data.dataset import Dataset, Split
 from trainer.distributed.process_group import Process
 from trainer.monitoring.console import Progress
 
-Probabilities = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
+Probabilities = npt.NDArray[np.floating[Any]]
 _BATCH_ROWS = 64
 
 
@@ -34,8 +39,8 @@ def predict(
     pad_token_id: int,
     what: str,
     after_batch: Sequence[Callable[[], object]] = (),
-) -> Probabilities:
-    """Probabilities [rows, classes] in fp32, the same on every process, in the order of the split.
+) -> Logits:
+    """Computes logits [rows, classes] in fp32, the same on every process, in the order of the split.
 
     Each row is computed by exactly one process, whatever their number, which is asserted: a sampler that evens
     out the shares would count some rows twice (pytorch#25162).
@@ -46,11 +51,11 @@ def predict(
     found = torch.zeros(
         len(split), len(model.config.id2label or ()) + 1, device=process.device
     )  # the last column counts
-    with Progress(what, len(split), "rows") as progress:
+    with Progress(what, len(split), "rows", shown=process.is_main) as progress:
         for rows in shares:
             batch = collate(split, rows, pad_token_id=pad_token_id).to(process.device)
             logits = model(**batch.inputs).logits
-            found[torch.from_numpy(rows).to(process.device), :-1] = logits.float().softmax(dim=-1)
+            found[torch.from_numpy(rows).to(process.device), :-1] = logits.float()
             found[torch.from_numpy(rows).to(process.device), -1] = 1
             progress.advance(len(rows) * process.world_size)
             for call in after_batch:
@@ -61,16 +66,27 @@ def predict(
     return found[:, :-1].cpu().numpy()
 
 
+def predict_texts(encoder: Encoder, texts: Sequence[str], *, batch_size: int, what: str) -> Probabilities:
+    """Computes probabilities [texts, classes] as the server does, from one thread a CPU: a call of the encoder uses one."""
+    batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+    found = []
+    with Progress(what, len(texts), "texts") as progress, ThreadPoolExecutor(available_cpus()) as callers:
+        for probabilities in callers.map(encoder.classify, batches):
+            found.append(probabilities)
+            progress.advance(len(probabilities))
+    return np.concatenate(found)
+
+
 def validate(model: PreTrainedModel, dataset: Dataset, process: Process, *after_batch: Callable[[], object]) -> Score:
-    """Loss and accuracy on the validation rows, computed by all processes together."""
-    found = predict(
+    """Computes loss and accuracy on the validation rows, by all processes together."""
+    logits = predict(
         model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation", after_batch=after_batch
     )  # fmt: skip
-    return score(found, dataset.validation.labels)
+    return score(softmax(logits), dataset.validation.labels)
 
 
 def score(probabilities: Probabilities, labels: npt.NDArray[np.int32]) -> Score:
-    """Cross-entropy and accuracy over exactly these rows."""
+    """Computes cross-entropy and accuracy over exactly these rows."""
     of_label = probabilities[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
     correct = int((probabilities.argmax(axis=1) == labels).sum())

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that needs nothing but itself, neither network nor script."""
+"""Writes the evaluation report: one HTML file without network or script."""
 
 import json
 import math
@@ -138,7 +138,7 @@ def _accuracy_chart(curves: Curves) -> Markup | None:
 
 
 def _course(name: str, points: Sequence[Point]) -> str:
-    """Say what a line shows to those who hear the chart."""
+    """Describes a line for screen readers."""
     return f"{name} goes from {points[0][1]:.3g} to {points[-1][1]:.3g}. " if points else ""
 
 

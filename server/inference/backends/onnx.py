@@ -1,4 +1,4 @@
-"""ONNX Runtime: int8 in the least memory, and fp32."""
+"""Runs a model by ONNX Runtime: int8 in the least memory, and fp32."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,11 @@ from server.errors import ModelFolderError
 
 
 class OnnxBackend:
-    """ONNX Runtime with one thread a call: several calls at once fill the CPUs better than one call on all of them."""
+    """Uses one thread a call: several calls at once fill the CPUs better than one call on all of them."""
 
     gpu = False
-
     name = f"onnxruntime {onnxruntime.__version__}"
-    batches = (
-        False  # no faster, and dynamic int8 scales activations over the batch: an answer would depend on its neighbours
-    )
+    batches = False  # no faster, and dynamic int8 scales activations over the batch: answers would depend on neighbours
 
     def __init__(self, file: Path) -> None:
         try:
@@ -42,5 +39,5 @@ def _options() -> Any:  # noqa: ANN401 - the library publishes no types
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # It keeps a plan for every length ever seen, and texts have many lengths. The arena stays: without it more is held.
     options.enable_mem_pattern = False
-    options.log_severity_level = 3  # errors: its warnings are about the graph, which nobody here can mend
+    options.log_severity_level = 3  # errors: its warnings are about the graph, which nobody here can fix
     return options

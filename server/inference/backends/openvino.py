@@ -1,4 +1,4 @@
-"""OpenVINO: static int8, so that an answer does not depend on what a text is batched with."""
+"""Runs a model by OpenVINO: static int8, so that an answer does not depend on the other texts of its batch."""
 
 import sys
 import threading
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from server.errors import ModelFolderError
 from server.hardware import lower_priority
 
-# Its import would tell its makers of itself over the network. Without this package, OpenVINO works and sends nothing.
+# On import it sends usage data to its makers. Without this package, OpenVINO works and sends nothing.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 
@@ -20,7 +20,7 @@ _LENGTH_STEP = 16  # it keeps a primitive for each shape: with texts of all leng
 
 
 class OpenVinoBackend:
-    """One stream of one thread for each worker, and a request for each thread that calls.
+    """Has a stream of one thread for each worker, and a request for each thread that calls.
 
     What is not int8 computes in f32, not bf16: on processors with AMX OpenVINO 2026's bf16 gives single texts of 17 to 32 tokens wrong
     logits (probabilities were off by 0.77), and it is no faster, since nearly all of the time goes to int8 products.

@@ -1,4 +1,4 @@
-"""PyTorch: bf16 on a CUDA device, fp32 on a CPU. The only module of the server that imports it."""
+"""Runs the trained model by PyTorch: bf16 on a CUDA device, fp32 on a CPU. No other module of the server imports it."""
 
 import threading
 from pathlib import Path
@@ -14,12 +14,12 @@ from server.errors import ModelFolderError
 
 _LENGTH_STEP = 8  # tensor cores compute eights, and few shapes keep the pool of GPU memory small
 
-transformers_logging.set_verbosity_error()  # what it warns of when it loads is an error here
+transformers_logging.set_verbosity_error()  # its warnings on loading are errors here
 transformers_logging.disable_progress_bar()
 
 
 def no_cuda_reason() -> str:
-    """Why this PyTorch cannot use the CUDA device that the driver knows; empty when it can."""
+    """Returns the reason for which PyTorch cannot use the CUDA device that the driver knows; empty when it can."""
     if torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
@@ -28,7 +28,7 @@ def no_cuda_reason() -> str:
 
 
 class TorchBackend:
-    """Each thread that calls has a CUDA stream of its own, so that it waits for its own batch and for no other."""
+    """Gives each thread that calls a CUDA stream of its own, so that it waits for its own batch and for no other."""
 
     batches = True
 
@@ -69,10 +69,10 @@ class TorchBackend:
 
 
 def _load(file: Path, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of model.safetensors and the config.json beside it, with scaled-dot-product attention where it has that."""
-    told: dict[str, Any]
+    """Loads model.safetensors and the config.json beside it, with scaled-dot-product attention where the model has it."""
+    loading: dict[str, Any]
     try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             file.parent,
             local_files_only=True,
             use_safetensors=True,
@@ -86,7 +86,7 @@ def _load(file: Path, *, device: torch.device, dtype: torch.dtype) -> PreTrained
         raise ModelFolderError(
             f"{file} cannot be loaded ({reason}): run the export step again, or choose another --engine"
         ) from error
-    missing = sorted(told["missing_keys"])
+    missing = sorted(loading["missing_keys"])
     if missing:  # transformers would put random numbers in their place
         raise ModelFolderError(
             f"{file} does not belong to the config.json beside it: it lacks {', '.join(missing[:3])}; run the export step again"

@@ -169,7 +169,7 @@ def test_openvino_files_of_another_model_are_refused(model: Path, tmp_path: Path
         load_backend(folder, workers=1)
 
 
-@pytest.mark.parametrize("module", ["server.inference.backends.openvino", "trainer.exporters, nncf"])
+@pytest.mark.parametrize("module", ["server.inference.backends.openvino", "server.inference.backends.openvino, nncf"])
 def test_the_libraries_send_nothing_and_leave_no_file_behind(module: str, tmp_path: Path) -> None:
     """Both send an event when they are imported, and keep an identity in the home folder for it."""
     code = (

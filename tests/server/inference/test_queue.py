@@ -1,4 +1,4 @@
-"""Which texts are computed next, and which are not computed at all."""
+"""The queue chooses the next texts to compute, and drops those that nobody waits for."""
 
 import itertools
 import random

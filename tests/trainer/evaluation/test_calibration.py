@@ -7,78 +7,77 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kfp import dsl
-from scipy.special import softmax
+from scipy.special import softmax as scipy_softmax
 
 from pipelines.kubeflow.artifacts import show
 from server.errors import ModelFolderError, UserError
 from server.inference.backends import candidates
 from server.inference.backends.onnx import OnnxBackend
+from server.inference.encoder import softmax
 from server.model_folder import read_model_folder
 from tests.support.model_folder import TEXTS, change, write_model_folder
 from tests.support.servers import predict, serving
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
-from trainer.evaluation.calibration import Temperature, at_temperature, fit_temperature
-from trainer.evaluation.metrics import measure_confidence
-from trainer.evaluation.predict import Probabilities, score
+from trainer.evaluation.metrics import Temperature, fit_temperature, measure_confidence
+from trainer.evaluation.predict import Logits, score
 from trainer.export import export
 
 Labels = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 
-def known(temperature: float, *, rows: int = 4000, seed: int = 0) -> tuple[Probabilities, Labels]:
-    """Probabilities of a model that would be calibrated at this temperature, and labels."""
+def known(temperature: float, *, rows: int = 4000, seed: int = 0) -> tuple[Logits, Labels]:
+    """Logits of a model that would be calibrated at this temperature, and labels."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(rows, 4)) * 2
-    labels = np.array([random.choice(4, p=row) for row in softmax(logits, axis=1)], dtype=np.int32)
-    return softmax(logits * temperature, axis=1).astype(np.float32), labels
+    labels = np.array([random.choice(4, p=row) for row in softmax(logits)], dtype=np.int32)
+    return (logits * temperature).astype(np.float32), labels
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_the_temperature_that_a_model_needs_is_found_and_makes_other_rows_calibrated(temperature: float) -> None:
     found = fit_temperature(*known(temperature))
     assert found == Temperature(pytest.approx(temperature, rel=0.05), 4000)  # type: ignore[arg-type]
-    probabilities, labels = known(temperature, seed=1)
-    after = measure_confidence(at_temperature(probabilities, found.value), labels)
+    logits, labels = known(temperature, seed=1)
+    after = measure_confidence(softmax(logits, temperature=found.value), labels)
     assert after["expected_calibration_error"] < 0.02
     if temperature != 1:
-        before = measure_confidence(probabilities, labels)
+        before = measure_confidence(softmax(logits), labels)
         assert after["expected_calibration_error"] < before["expected_calibration_error"] / 3
         assert after["loss"] < before["loss"]
 
 
 def test_no_other_temperature_has_a_lower_loss_and_the_same_rows_give_the_same() -> None:
-    probabilities, labels = known(1.7, rows=300)
-    found = fit_temperature(probabilities, labels).value
-    assert fit_temperature(probabilities.copy(), labels).value == found
-    least = score(at_temperature(probabilities, found), labels).loss
+    logits, labels = known(1.7, rows=300)
+    found = fit_temperature(logits, labels).value
+    assert fit_temperature(logits.copy(), labels).value == found
+    least = score(softmax(logits, temperature=found), labels).loss
     for other in (found * 0.97, found * 1.03, 1.0):
-        assert score(at_temperature(probabilities, other), labels).loss > least
+        assert score(softmax(logits, temperature=other), labels).loss > least
 
 
 def test_a_temperature_divides_the_logits_and_changes_no_label() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 5)) * 4
-    probabilities = softmax(logits, axis=1).astype(np.float32)
-    np.testing.assert_allclose(at_temperature(probabilities, 1.0), probabilities, atol=1e-7)
-    np.testing.assert_allclose(at_temperature(probabilities, 3.0), softmax(logits / 3, axis=1), atol=1e-6)
-    assert (at_temperature(probabilities, 20.0).argmax(axis=1) == probabilities.argmax(axis=1)).all()
+    np.testing.assert_allclose(softmax(logits), scipy_softmax(logits, axis=1), atol=1e-12)
+    np.testing.assert_allclose(softmax(logits, temperature=3), scipy_softmax(logits / 3, axis=1), atol=1e-12)
+    assert (softmax(logits, temperature=20).argmax(axis=1) == logits.argmax(axis=1)).all()
 
 
 def test_a_probability_of_zero_is_no_trouble() -> None:
-    probabilities = np.array([[1, 0], [1, 0], [0, 1]] * 40, dtype=np.float32)
+    logits = np.array([[1000, 0], [1000, 0], [0, 1000]] * 40, dtype=np.float32)
     labels = np.array([0, 1, 1] * 40, dtype=np.int32)
-    assert np.isfinite(at_temperature(probabilities, 0.05)).all()
-    assert fit_temperature(probabilities, labels).value >= 1
+    assert np.isfinite(softmax(logits, temperature=0.05)).all()
+    assert fit_temperature(logits, labels).value >= 1
 
 
 def test_what_cannot_be_fitted_is_1_with_the_reason() -> None:
-    probabilities, labels = known(2.0, rows=200)
-    assert fit_temperature(probabilities[:49], labels[:49]) == Temperature(
+    logits, labels = known(2.0, rows=200)
+    assert fit_temperature(logits[:49], labels[:49]) == Temperature(
         1.0, 49, "49 validation rows are too few, it takes 50"
     )
-    right = probabilities.argmax(axis=1).astype(np.int32)
-    assert "all 200 validation rows are right" in fit_temperature(probabilities, right).not_fitted
-    wrong = fit_temperature(probabilities, (right + 1) % 4)
+    right = logits.argmax(axis=1).astype(np.int32)
+    assert "all 200 validation rows are right" in fit_temperature(logits, right).not_fitted
+    wrong = fit_temperature(logits, (right + 1) % 4)
     assert wrong.value == 1
     assert "the best is at an end of 0.05 to 20.0" in wrong.not_fitted
 
@@ -87,7 +86,7 @@ def test_a_run_fits_a_temperature_says_what_it_does_and_ships_it(finished_run: P
     metrics = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
     calibrated = metrics["calibrated"]
     labels = Dataset(finished_run / "dataset").test.labels
-    again = at_temperature(np.load(finished_run / "predictions.npy"), calibrated["temperature"])
+    again = softmax(np.log(np.load(finished_run / "predictions.npy")), temperature=calibrated["temperature"])
     assert calibrated["loss"] == pytest.approx(score(again, labels).loss)
     assert calibrated["validation_rows"] == len(Dataset(finished_run / "dataset").validation)
     said = (finished_run / "said.txt").read_text(encoding="utf-8")
@@ -130,7 +129,7 @@ def test_the_server_divides_its_logits_by_the_temperature(tmp_path: Path) -> Non
     for text, answer in zip(TEXTS, answers, strict=True):
         ids = np.array([model.tokenizer.encode(text).ids])
         logits = OnnxBackend(model.file).run(ids, np.ones_like(ids))[0]
-        np.testing.assert_allclose(list(answer["probabilities"].values()), softmax(logits / 2.5), atol=1e-6)
+        np.testing.assert_allclose(list(answer["probabilities"].values()), scipy_softmax(logits / 2.5), atol=1e-6)
         assert answer["label"] == model.labels[int(logits.argmax())]
 
 

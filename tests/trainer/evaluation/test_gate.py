@@ -1,4 +1,4 @@
-"""Which models may be exported and served."""
+"""The gate refuses models that are not good enough to be exported and served."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.errors import UserError
+from server.inference.backends import choose
 from trainer.config import GateConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluation.gate import gate
@@ -55,7 +56,9 @@ def test_a_served_model_with_other_classes_is_not_compared_and_that_is_said(
     assert "not compared with the model now served" in capsys.readouterr().out
 
 
-def test_a_model_served_on_other_test_rows_is_measured_on_these(dataset: Dataset, finished_run: Path) -> None:
+def test_a_model_served_on_other_test_rows_is_measured_on_these_as_it_is_served(
+    dataset: Dataset, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = finished_run.parent / "elsewhere.json"
     facts = json.loads((finished_run.parent / "served.json").read_text(encoding="utf-8"))
     now.write_text(json.dumps(facts | {"accuracy": 0.123}), encoding="utf-8")
@@ -63,7 +66,11 @@ def test_a_model_served_on_other_test_rows_is_measured_on_these(dataset: Dataset
     measured = gate(GateConfig(min_accuracy=0.1, max_accuracy_drop=1), {"accuracy": 0.6}, dataset, served=now)[
         "served_accuracy"
     ]
-    assert measured > 0.5, "the served model is asked, not its record"
+    assert measured > 0.5, "the served model is measured, not its record read"
+    choice = choose(finished_run / "model", "auto", workers=1)
+    assert f"the model now served ({choice.folder.variant})" in capsys.readouterr().out, (
+        "the variant that the server takes"
+    )
 
 
 def test_a_served_model_that_is_gone_is_not_compared_and_that_is_said(

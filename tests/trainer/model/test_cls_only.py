@@ -20,7 +20,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from trainer.export import write_fp32
+from trainer.exporters import write_fp32
 from trainer.model.cls_only import enable_cls_only
 
 Build = Callable[[], PreTrainedModel]
