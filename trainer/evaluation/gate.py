@@ -59,8 +59,8 @@ def _served_accuracy(served: Path, dataset: Dataset) -> float | None:
         return None
     model = read_model_folder(Path(facts["model"]), candidates("auto"))  # the variant that a server here takes
     encoder = Encoder(model, load_backend(model, workers=available_cpus()))
+    print0(f"gate: measuring the model now served ({model.variant} on {encoder.backend.name}) on these test rows")
     texts = [dataset.test.text(row) for row in range(len(dataset.test))]
-    what = f"gate: the model now served ({model.variant}), on these test rows"
-    found = predict_texts(encoder, texts, batch_size=1, what=what)
+    found = predict_texts(encoder, texts, batch_size=1, what="gate: the model now served")
     in_our_order = found[:, [model.labels.index(name) for name in dataset.classes]]
     return score(in_our_order, dataset.test.labels).accuracy

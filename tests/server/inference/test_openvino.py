@@ -182,11 +182,15 @@ def test_the_libraries_send_nothing_and_leave_no_file_behind(module: str, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
-def test_its_threads_give_way_to_those_that_answer(engine: OpenVinoBackend, texts: list[list[int]]) -> None:
+def test_its_threads_have_a_lower_priority_than_those_that_answer(
+    engine: OpenVinoBackend, texts: list[list[int]]
+) -> None:
     run(engine, texts[:1])
     nice = {
         task.name: os.getpriority(os.PRIO_PROCESS, int(task.name))
         for task in Path(f"/proc/{os.getpid()}/task").iterdir()
     }
-    assert nice[str(os.getpid())] == os.getpriority(os.PRIO_PROCESS, 0) < 10
-    assert sum(of == nice[str(os.getpid())] + 10 for of in nice.values()) >= WORKERS
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert nice[str(os.getpid())] == own, "the thread that called keeps its priority"
+    if own < 10:  # of a process that runs at the lowest priority already, no thread can be lower
+        assert sum(of == own + 10 for of in nice.values()) >= WORKERS

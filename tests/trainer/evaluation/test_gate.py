@@ -68,7 +68,7 @@ def test_a_model_served_on_other_test_rows_is_measured_on_these_as_it_is_served(
     ]
     assert measured > 0.5, "the served model is measured, not its record read"
     choice = choose(finished_run / "model", "auto", workers=1)
-    assert f"the model now served ({choice.folder.variant})" in capsys.readouterr().out, (
+    assert f"the model now served ({choice.folder.variant} on " in capsys.readouterr().out, (
         "the variant that the server takes"
     )
 
