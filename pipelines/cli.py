@@ -22,7 +22,15 @@ COMMANDS = {
     "fetch": Entry("server.fetch:Fetch", "copy a model from a bucket, a hub or a URL to where a server reads it", "server"),
     "predict": Entry("pipelines.predict.command:main", "classify many texts by a model folder or a server", "server"),
     "key": Entry("server.http.api_keys:Key", "make an API key for a caller of the server"),
-    "job": Entry("pipelines.job.commands:main", "handle one training job on a cluster", "pipelines"),
+    "job": Entry({
+        "lint": Entry("pipelines.job.commands:Lint", "check manifests of training jobs", "pipelines"),
+        "render": Entry("pipelines.job.commands:Render", "write the job of a run as YAML, for kubectl apply", "pipelines"),
+        "submit": Entry("pipelines.job.commands:Submit", "create the job of a run on the cluster, or attach to the one there is", "pipelines"),
+        "status": Entry("pipelines.job.commands:Status", "show the state of all jobs, or of one and its pods", "pipelines"),
+        "logs": Entry("pipelines.job.commands:Logs", "print the logs of all ranks of a job, and its events", "pipelines"),
+        "delete": Entry("pipelines.job.commands:Delete", "delete a job and its pods; the run's folder stays", "pipelines"),
+        "reap": Entry("pipelines.job.commands:Reap", "delete jobs that runs left: finished, or without a launcher", "pipelines"),
+    }, "handle one training job on a cluster"),
     "submit": Entry("pipelines.kubeflow.submit:main", "run the whole pipeline on a cluster, through Kubeflow Pipelines", "pipelines"),
     "compile": Entry("pipelines.kubeflow.compile:main", "write the pipeline to a file that the Kubeflow UI uploads", "pipelines"),
     "bench": Entry({

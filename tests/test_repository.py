@@ -17,6 +17,7 @@ FORBIDDEN = {
     "server": {"trainer", "pipelines", "torch", "transformers", "kfp", "kubernetes"},
     "trainer": {"pipelines", "kfp", "kubernetes", "fastapi", "starlette", "uvicorn"},
     "pipelines": {"tests", "fastapi", "starlette", "uvicorn"},
+    "pipelines/cluster": {"pipelines.job", "pipelines.deploy", "pipelines.kubeflow"},
     "server/inference": {"fastapi", "starlette", "uvicorn", "server.http", "server.routes"},
 }
 """Packages and modules that a floor imports nowhere, inside functions neither."""

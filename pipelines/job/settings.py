@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines import TRAINER
 from server.cli import Names, Settings
@@ -33,11 +33,13 @@ def _toleration(text: str) -> Object:
     return toleration | ({"effect": effect} if effect else {})
 
 
-Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
-Tolerations = Annotated[tuple[Object, ...], BeforeValidator(_tolerations)]
+Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
+Tolerations = Annotated[tuple[Object, ...], NoDecode, BeforeValidator(_tolerations)]
 
 
 class JobConfig(Settings):
+    """Settings of the job."""
+
     image: str = Field(default=TRAINER, min_length=1)
     """Image of the pods, with a tag or a digest."""
 
