@@ -9,12 +9,12 @@ from pipelines.cluster.client import Cluster, Object, connect
 from pipelines.cluster.logs import Console
 from pipelines.job.backends import LAUNCHER_ANNOTATION, backend, manifest_of_run
 from pipelines.job.follow import Follower, JobFailedError
-from pipelines.job.model_check import what_is_wrong
 from pipelines.job.pod import passed_through
 from pipelines.job.reconcile import How, Jobs, is_ours, preflight, reconcile
 from pipelines.job.settings import Deadlines, JobConfig, StepPod
 from pipelines.signals import exit_on_sigterm
 from server.errors import UserError
+from trainer.checkpoint.saved_model import what_is_wrong
 from trainer.config import TrainConfig
 
 _CLEANING_SECONDS = 20  # of the 30 that a pod has after SIGTERM

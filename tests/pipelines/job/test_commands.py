@@ -19,7 +19,6 @@ from pipelines.deploy.settings import DeployConfig
 from pipelines.job.backends import backend, manifest_of_run
 from pipelines.job.follow import hints
 from pipelines.job.lint import lint
-from pipelines.job.model_check import what_is_wrong
 from pipelines.job.pod import TaskOverrides, passed_through
 from pipelines.job.settings import JobConfig
 from pipelines.kubeflow import parameters as form
@@ -31,6 +30,7 @@ from tests.support.api_server import Object, Store, serving
 from tests.support.jobs import leave_model
 from tests.support.operator import Operator
 from tests.support.tools import kubectl
+from trainer.checkpoint.saved_model import what_is_wrong
 from trainer.config import TrainConfig
 
 TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
