@@ -14,7 +14,7 @@ from pipelines.job.reconcile import How, Jobs, is_ours, preflight, reconcile
 from pipelines.job.settings import Deadlines, JobConfig, StepPod
 from pipelines.signals import exit_on_sigterm
 from server.errors import UserError
-from trainer.checkpoint.saved_model import what_is_wrong
+from trainer.checkpoint.saved_model import check_saved_model
 from trainer.config import TrainConfig
 
 _CLEANING_SECONDS = 20  # of the 30 that a pod has after SIGTERM
@@ -63,7 +63,7 @@ def launch(
     )  # fmt: skip
     return run_job(
         jobs, manifest, deadlines=deadlines or Deadlines(), keep_failed=job.keep_failed,
-        fault_of_result=lambda: what_is_wrong(run_folder / "model", train), model=run_folder / "model",
+        fault_of_result=lambda: check_saved_model(run_folder / "model", train), model=run_folder / "model",
     )  # fmt: skip
 
 

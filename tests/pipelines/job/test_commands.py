@@ -30,7 +30,6 @@ from tests.support.api_server import Object, Store, serving
 from tests.support.jobs import leave_model
 from tests.support.operator import Operator
 from tests.support.tools import kubectl
-from trainer.checkpoint.saved_model import what_is_wrong
 from trainer.config import TrainConfig
 
 TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
@@ -195,28 +194,6 @@ def test_a_volume_of_the_task_takes_the_place_of_ours_at_the_same_path() -> None
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounts["/dev/shm"] == "big"  # noqa: S108
     assert [volume["name"] for volume in pod["volumes"]] == ["workspace", "tmp", "big"]
-
-
-def test_a_model_folder_is_whole_or_what_is_wrong_with_it_is_told(finished_run: Path, tmp_path: Path) -> None:
-    model = finished_run / "model"
-    made_with = json.loads((model / "train_config.json").read_text(encoding="utf-8"))["settings"]
-    train = TrainConfig(**{name: made_with[name] for name in TrainConfig.model_fields})
-    assert what_is_wrong(model, train) == ""
-    assert "was made with epochs = 2, not 3" in what_is_wrong(model, train.model_copy(update={"epochs": 3}))
-    assert what_is_wrong(model, train.model_copy(update={"log_steps": 3})) == ""
-    assert "is not there" in what_is_wrong(tmp_path / "model", train)
-    broken = tmp_path / "model"
-    broken.mkdir()
-    for name in ("config.json", "tokenizer.json", "train_config.json"):
-        (broken / name).write_bytes((model / name).read_bytes())
-    assert "model.safetensors is missing or broken" in what_is_wrong(broken, train)
-    weights = (model / "model.safetensors").read_bytes()
-    (broken / "model.safetensors").write_bytes(weights[:-1])
-    assert "it is cut off" in what_is_wrong(broken, train)
-    (broken / "model.safetensors").write_bytes(weights[:5])
-    assert "model.safetensors is cut off" in what_is_wrong(broken, train)
-    (broken / "config.json").write_text("{", encoding="utf-8")
-    assert "config.json is missing or broken" in what_is_wrong(broken, train)
 
 
 @pytest.mark.parametrize(
