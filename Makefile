@@ -43,7 +43,7 @@ bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, its
 	$(BIN)/python -m tests.benchmarks.faults
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
-	$(BIN)/python -m tests.support.chart_files
+	$(BIN)/python .ci/charts
 
 images: ## build the images with docker, podman or buildah; TORCH=cpu: the trainer without CUDA
 	images/build

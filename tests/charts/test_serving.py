@@ -17,8 +17,7 @@ from server import fetch
 from server.http.server import _ANSWER_SECONDS
 from server.settings import Settings
 from tests.conftest import DISTRINEWS
-from tests.support.chart_files import HELM
-from tests.support.charts import RELEASES, HelmError, only, run_helm, template
+from tests.support.charts import HELM, RELEASES, HelmError, only, run_helm, template
 from tests.support.fetching import fetch_model
 from tests.support.model_folder import write_model_folder
 from tests.support.tools import Release

@@ -1,4 +1,4 @@
-"""helm/training: what jobs need to stand, under the names that manifests and launcher use, and with no right too many."""
+"""helm/training: everything that jobs need, under the names that manifests and launcher use, and no right too many."""
 
 from typing import Any
 
@@ -8,8 +8,7 @@ import yaml
 from pipelines.cluster.permissions import Need
 from pipelines.job.backends import backend
 from pipelines.job.reconcile import needs_of
-from tests.support.chart_files import HELM
-from tests.support.charts import RELEASES, VALUE_SETS, HelmError, only, rights, run_helm, template
+from tests.support.charts import HELM, RELEASES, VALUE_SETS, HelmError, only, rights, run_helm, template
 from tests.support.tools import Release
 
 PLURALS = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}

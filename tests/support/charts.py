@@ -1,4 +1,4 @@
-"""Our charts, rendered by the real Helm; each rendering once for all tests."""
+"""Renders our charts with the real Helm, each rendering once for all tests."""
 
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -8,16 +8,17 @@ from typing import Any, get_args
 
 import yaml
 
-from tests.support.chart_files import CHARTS, HELM
 from tests.support.tools import Release, helm
 
+HELM = Path(__file__).parents[2] / "helm"
+CHARTS = ("serving", "training")
 RELEASES = get_args(Release)
 NEWEST: Release = "v37"
 VALUE_SETS = tuple((chart, file.name) for chart in CHARTS for file in sorted((HELM / chart / "ci").glob("*.yaml")))
 
 
 class HelmError(RuntimeError):
-    """What Helm said."""
+    """The output of a Helm that failed."""
 
 
 @cache
@@ -36,7 +37,7 @@ def template(
     folder: Path | None = None,
     name: str = "news",
 ) -> list[dict[str, Any]]:
-    """The objects of a release called `name` in the namespace prod."""
+    """Returns the objects of a release called `name` in the namespace prod."""
     folder = folder or HELM / chart
     flags = [flag for pair in sets for flag in ("--set-json", pair)]
     file = str(HELM / chart / "ci" / values)
@@ -45,13 +46,13 @@ def template(
 
 
 def only(objects: list[dict[str, Any]], kind: str, name: str = "news-distrinews-serving") -> dict[str, Any]:
-    """The one object of this kind and name."""
+    """Returns the one object of this kind and name."""
     (found,) = (entry for entry in objects if (entry["kind"], entry["metadata"]["name"]) == (kind, name))
     return found
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """What is a pod, or a template of pods: metadata and spec."""
+    """Yields each pod and each template of pods: metadata and spec."""
     for entry in objects:
         if entry["kind"] == "Pod":
             yield entry
