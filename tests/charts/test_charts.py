@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def test_names_stay_short_enough_for_kubernetes(chart: str) -> None:
 @every_chart
 def test_the_chart_is_of_the_project_s_version(chart: str) -> None:
     facts = yaml.safe_load((HELM / chart / "Chart.yaml").read_text(encoding="utf-8"))
-    assert facts["appVersion"] == facts["version"] == version("distrinews")
+    assert facts["appVersion"] == facts["version"] == metadata.version("distrinews")
     assert {"artifacthub.io/license", "artifacthub.io/category"} <= set(facts["annotations"])
 
 
