@@ -23,7 +23,7 @@ test: venv ## all checks: ruff, mypy, pytest
 	$(BIN)/python -m pytest
 
 bench-engines: venv ## measure what runs the model fastest, and its memory
-	$(BIN)/python -m tests.benchmarks.engines
+	$(BIN)/python -m tests.benchmarks.serving.engines
 
 bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings; its loss and memory (more than half an hour)
 	$(BIN)/python -m tests.benchmarks.train
@@ -34,12 +34,12 @@ bench-gpu: venv ## the same on a CUDA device
 	$(BIN)/python -m tests.benchmarks.train --device cuda
 
 bench-serve: venv ## measure our server beside the one that tutorials write (half an hour)
-	$(BIN)/python -m tests.benchmarks.serve
+	$(BIN)/python -m tests.benchmarks.serving.compare
 
 bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, its memory over a soak, and faults (an hour)
-	$(BIN)/python -m tests.benchmarks.serve_others
+	$(BIN)/python -m tests.benchmarks.serving.others
 	$(BIN)/python -m tests.benchmarks.serve_profile
-	$(BIN)/python -m tests.benchmarks.soak
+	$(BIN)/python -m tests.benchmarks.serving.soak
 	$(BIN)/python -m tests.benchmarks.faults
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings

@@ -23,9 +23,9 @@ import httpx
 import psutil
 
 from server.model_folder import write_manifest
-from tests.benchmarks.load import HOST
 from tests.benchmarks.record import table, write
-from tests.benchmarks.serving import free_port
+from tests.benchmarks.serving.load import HOST
+from tests.benchmarks.serving.running import free_port
 from tests.support.model_folder import write_model_folder
 
 _TEXT = {"text": "Goal! The team won the match"}

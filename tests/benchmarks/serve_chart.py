@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tests.benchmarks.serving import Measured, at_share
+from tests.benchmarks.serving.running import Measured, at_share
 from trainer.evaluation.charts import element, note, short
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 420, 64, 150, 24, 52

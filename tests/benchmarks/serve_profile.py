@@ -26,8 +26,8 @@ import psutil
 
 from server.cli import run_command
 from server.inference.backends import Backend
-from tests.benchmarks.load import Load, closed_loop, load_texts, run, single_requests
 from tests.benchmarks.record import table, wait_until_quiet, write
+from tests.benchmarks.serving.load import Load, closed_loop, load_texts, run, single_requests
 
 _ENGINES = ("openvino", "onnx")
 _LOOP, _TOKENIZER, _WORKERS, _ENGINE = (
@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.model or Path(temporary) / "model"
         if not args.model:
-            from tests.benchmarks.serving_model import write_serving_model
+            from tests.benchmarks.serving.model import write_serving_model
 
             write_serving_model(folder, tokenizer=args.tokenizer)
         busy = wait_until_quiet(args.wait_minutes)

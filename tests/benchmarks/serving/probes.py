@@ -1,7 +1,7 @@
 """Health checks, each on a connection of its own as a kubelet does: from a process of their own, for the load generator is busy.
 It goes before the server on its cores, for a kubelet has others.
 
-python -m tests.benchmarks.probes PORT PATH...
+python -m tests.benchmarks.serving.probes PORT PATH...
 
 Goes on until standard input ends, then writes how many seconds each took.
 """
@@ -11,7 +11,7 @@ import select
 import sys
 import time
 
-from tests.benchmarks.serving import go_first, request
+from tests.benchmarks.serving.running import go_first, request
 
 _PAUSE_SECONDS = 0.05
 

@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 
 import pytest
 
-from tests.benchmarks import load as load_module
-from tests.benchmarks.load import HUNG_UP, REFUSED, TIMEOUT, Load, arrivals, closed_loop, open_loop, percentile
+from tests.benchmarks.serving import load as load_module
+from tests.benchmarks.serving.load import HUNG_UP, REFUSED, TIMEOUT, Load, arrivals, closed_loop, open_loop, percentile
 
 Answer = Callable[[bytes], Awaitable[bytes]]
 REQUESTS = load_module.single_requests(["goal", "a longer text, of which there are several"])

@@ -1,7 +1,7 @@
 """Whether the server's memory stays flat over requests of all sizes, wrong ones and clients that leave among them.
 
-python -m tests.benchmarks.soak
-python -m tests.benchmarks.soak --engine onnx --requests 20000 --layers 1
+python -m tests.benchmarks.serving.soak
+python -m tests.benchmarks.serving.soak --engine onnx --requests 20000 --layers 1
 """
 
 import argparse
@@ -19,10 +19,10 @@ import psutil
 import uvloop
 from transformers import DistilBertConfig
 
-from tests.benchmarks.load import HOST, load_texts, post
 from tests.benchmarks.record import table, wait_until_quiet, write
-from tests.benchmarks.serving import Measured, Server, request, started
-from tests.benchmarks.serving_model import write_serving_model
+from tests.benchmarks.serving.load import HOST, load_texts, post
+from tests.benchmarks.serving.model import write_serving_model
+from tests.benchmarks.serving.running import Measured, Server, request, started
 from trainer.monitoring.console import Progress
 
 _CONNECTIONS = 16
@@ -54,7 +54,7 @@ def main() -> None:
     write(
         "soak",
         title="Memory over a soak",
-        command=f"python -m tests.benchmarks.soak --requests {args.requests} --layers {args.layers}"
+        command=f"python -m tests.benchmarks.serving.soak --requests {args.requests} --layers {args.layers}"
         + "".join(f" --engine {engine}" for engine in args.engine or ()),
         packages=("openvino", "onnxruntime", "tokenizers", "fastapi", "uvicorn"),
         parts=[how, *parts],

@@ -1,7 +1,7 @@
 """Our server against the one that tutorials write, with the same weights on the same cores, in turn.
 
-    python -m tests.benchmarks.serve --tokenizer FOLDER_OF_AN_UNCASED_BERT
-    python -m tests.benchmarks.serve --seconds 2 --rounds 1 --output FOLDER
+    python -m tests.benchmarks.serving.compare --tokenizer FOLDER_OF_AN_UNCASED_BERT
+    python -m tests.benchmarks.serving.compare --seconds 2 --rounds 1 --output FOLDER
 
 On a machine with more cores than a service gets, put `taskset -c 0,1` before it: the servers inherit that.
 """
@@ -15,10 +15,19 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.load import batch_requests, closed_loop, describe, load_texts, open_loop, run, single_requests
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
 from tests.benchmarks.serve_chart import curve
-from tests.benchmarks.serving import (
+from tests.benchmarks.serving.load import (
+    batch_requests,
+    closed_loop,
+    describe,
+    load_texts,
+    open_loop,
+    run,
+    single_requests,
+)
+from tests.benchmarks.serving.model import mean_tokens, write_serving_model
+from tests.benchmarks.serving.running import (
     Measured,
     Server,
     at_share,
@@ -29,7 +38,6 @@ from tests.benchmarks.serving import (
     started,
     with_clients,
 )
-from tests.benchmarks.serving_model import mean_tokens, write_serving_model
 from trainer.monitoring.console import Progress
 
 _OURS, _REFERENCE = "ours", "reference"
@@ -61,7 +69,9 @@ def main() -> None:
         if not args.model:
             write_serving_model(folder, tokenizer=args.tokenizer)
         servers = [
-            Server(_REFERENCE, _python("tests.benchmarks.reference_server", str(folder), *args.reference.split())),
+            Server(
+                _REFERENCE, _python("tests.benchmarks.serving.reference_server", str(folder), *args.reference.split())
+            ),
             Server(_OURS, _python("server.main", str(folder), *args.ours.split())),
         ]
         texts = load_texts(seed=0)
@@ -73,7 +83,7 @@ def main() -> None:
     write(
         str(args.output.absolute() / "serve"),
         title="Our server against the tutorials'",
-        command=f"python -m tests.benchmarks.serve --seconds {args.seconds:g} --rounds {args.rounds}"
+        command=f"python -m tests.benchmarks.serving.compare --seconds {args.seconds:g} --rounds {args.rounds}"
         + "".join(
             f' --{name} "{flags}"' for name, flags in ((_OURS, args.ours), (_REFERENCE, args.reference)) if flags
         ),

@@ -1,7 +1,7 @@
 """A load generator for a server on this machine, as clients that wait (closed loop) or as arrivals that do not (open loop).
 
-    python -m tests.benchmarks.load PORT --clients 8 --seconds 10
-    python -m tests.benchmarks.load PORT --rate 70 --seconds 10
+    python -m tests.benchmarks.serving.load PORT --clients 8 --seconds 10
+    python -m tests.benchmarks.serving.load PORT --rate 70 --seconds 10
 
 It sends to 127.0.0.1 only, for a bounded time and a bounded number of requests, and shares the cores with the server:
 so it says how much of a core it took.

@@ -1,6 +1,6 @@
 """The server as tutorials write it, which ours is measured against: FastAPI and PyTorch, one text at a time, padded.
 
-python -m tests.benchmarks.reference_server MODEL_FOLDER --port 8081
+python -m tests.benchmarks.serving.reference_server MODEL_FOLDER --port 8081
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A model folder of DistilBERT size with random weights, in all variants: speed does not ask what was learned.
 
-    python -m tests.benchmarks.serving_model FOLDER --tokenizer FOLDER_OF_AN_UNCASED_BERT
+    python -m tests.benchmarks.serving.model FOLDER --tokenizer FOLDER_OF_AN_UNCASED_BERT
 
 The folder holds what `transformers` loads, and in onnx/ the same weights as the export step writes them.
 """

@@ -1,6 +1,6 @@
 """Our server beside LitServe and BentoML: the same int8 model on ONNX Runtime, their dynamic batching on; and ours on OpenVINO.
 
-    python -m tests.benchmarks.serve_others --tokenizer FOLDER_OF_AN_UNCASED_BERT
+    python -m tests.benchmarks.serving.others --tokenizer FOLDER_OF_AN_UNCASED_BERT
 
 Each of the others gets an environment of its own from the package index, and runs both ways that fill the processor: one worker
 that uses every core, and a worker of one thread for each core.
@@ -18,10 +18,19 @@ from statistics import median
 from typing import NamedTuple
 
 from server.hardware import available_cpus
-from tests.benchmarks.load import closed_loop, describe, load_texts, open_loop, post, run
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
-from tests.benchmarks.serving import Measured, Server, at_share, go_first, record, request, started, with_clients
-from tests.benchmarks.serving_model import mean_tokens, write_serving_model
+from tests.benchmarks.serving.load import closed_loop, describe, load_texts, open_loop, post, run
+from tests.benchmarks.serving.model import mean_tokens, write_serving_model
+from tests.benchmarks.serving.running import (
+    Measured,
+    Server,
+    at_share,
+    go_first,
+    record,
+    request,
+    started,
+    with_clients,
+)
 from trainer.monitoring.console import Progress, print0
 
 _CLIENTS = (1, 8, 32)
@@ -147,7 +156,7 @@ def main() -> None:
     write(
         str(args.output.absolute() / "serve_others"),
         title="Our server beside LitServe and BentoML",
-        command=f"python -m tests.benchmarks.serve_others --seconds {args.seconds:g} --rounds {args.rounds}",
+        command=f"python -m tests.benchmarks.serving.others --seconds {args.seconds:g} --rounds {args.rounds}",
         packages=("onnxruntime", "tokenizers", "fastapi", "uvicorn"),
         parts=[how, table([_row(name, one) for name, one in measured.items()])],
     )

@@ -1,6 +1,6 @@
 """Measures texts/s and memory of all that can run the model, against PyTorch as tutorials use it.
 
-    python -m tests.benchmarks.engines
+    python -m tests.benchmarks.serving.engines
 
 The model has DistilBERT's size and random weights. Each engine is a process of its own, and they take turns on the same texts.
 Tokenising is counted, HTTP is not. Reads /proc, so this needs Linux.
@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-# An engine's process imports this file: so heavy imports are inside the functions.
-from tests.benchmarks.load import load_texts
 from tests.benchmarks.record import memory, table, wait_until_quiet, write
+
+# An engine's process imports this file: so heavy imports are inside the functions.
+from tests.benchmarks.serving.load import load_texts
 
 _WINDOW = 64  # texts out of which batches of similar length are made, as of a queue that long
 _MAX_LENGTH = 128
@@ -75,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name) / "models"
         if not folder.is_dir():
-            from tests.benchmarks.serving_model import write_serving_model
+            from tests.benchmarks.serving.model import write_serving_model
 
             write_serving_model(folder, tokenizer=args.tokenizer)
         load = wait_until_quiet(args.wait_minutes)
@@ -88,7 +89,7 @@ def _compare(folder: Path, *, rounds: int) -> None:
     with ExitStack() as stack:
         processes = {}
         for name in WAYS:
-            command = [sys.executable, "-m", "tests.benchmarks.engines", "--measure", name, str(folder)]
+            command = [sys.executable, "-m", "tests.benchmarks.serving.engines", "--measure", name, str(folder)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             stack.enter_context(process)
             assert process.stdout
@@ -169,7 +170,7 @@ def _served(way: Way, folder: Path) -> Work:
 
 
 def _report(folder: Path, load: str, *, rounds: int) -> None:
-    from tests.benchmarks.serving_model import mean_tokens
+    from tests.benchmarks.serving.model import mean_tokens
 
     first = WAYS["torch"]
     rows = [
@@ -193,7 +194,7 @@ def _report(folder: Path, load: str, *, rounds: int) -> None:
     write(
         "engines",
         title="What runs the model fastest",
-        command="python -m tests.benchmarks.engines",
+        command="python -m tests.benchmarks.serving.engines",
         packages=("openvino", "nncf", "onnxruntime", "tokenizers", "torch", "transformers"),
         parts=[how, table(rows)],
     )

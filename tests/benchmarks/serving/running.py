@@ -21,10 +21,10 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.load import HOST, Load, describe
+from tests.benchmarks.serving.load import HOST, Load, describe
 from trainer.monitoring.console import Progress, print0
 
-_REPOSITORY = Path(__file__).parents[2]
+_REPOSITORY = Path(__file__).parents[3]
 _START_SECONDS = 120
 _MEMORY_SECONDS = 0.5
 
@@ -215,7 +215,7 @@ def _resident_mb(root: psutil.Process) -> float:
 @contextmanager
 def probing(port: int, paths: Sequence[str], seconds: list[float]) -> Iterator[None]:
     """Ask the health checks in turn meanwhile, and note how long each took."""
-    command = [sys.executable, "-m", "tests.benchmarks.probes", str(port), *paths]
+    command = [sys.executable, "-m", "tests.benchmarks.serving.probes", str(port), *paths]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield
