@@ -36,11 +36,9 @@ bench-gpu: venv ## the same on a CUDA device
 bench-serve: venv ## measure our server beside the one that tutorials write (half an hour)
 	$(BIN)/python -m tests.benchmarks.serving.compare
 
-bench-serve-more: venv ## the same beside LitServe and BentoML, its profile, its memory over a soak, and faults (an hour)
+bench-serve-more: venv ## the same beside LitServe and BentoML, and its memory over a soak (an hour)
 	$(BIN)/python -m tests.benchmarks.serving.others
-	$(BIN)/python -m tests.benchmarks.serve_profile
 	$(BIN)/python -m tests.benchmarks.serving.soak
-	$(BIN)/python -m tests.benchmarks.faults
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
 	$(BIN)/python .ci/charts

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
-from tests.benchmarks.serve_chart import curve
 from tests.benchmarks.serving.load import (
     batch_requests,
     closed_loop,
@@ -59,9 +58,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="in which both servers are started and measured")
     parser.add_argument("--ours", default="", help='flags of our server, such as "--engine onnx"')
     parser.add_argument("--reference", default="", help='flags of the reference, such as "--asynchronous"')
-    parser.add_argument("--model", type=Path, help="folder that serving_model wrote; by default one is written")
+    parser.add_argument(
+        "--model", type=Path, help="folder that tests.benchmarks.serving.model wrote; by default one is written"
+    )
     parser.add_argument("--tokenizer", default="tiny", help="folder of an encoder; by default one is trained")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for serve.md and serve.svg")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for serve.md")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -79,7 +80,6 @@ def main() -> None:
         measured = measure(servers, texts, rounds=args.rounds, seconds=args.seconds)
         how = _how(args.rounds, args.seconds, mean_tokens(folder, texts), measured, load)
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "serve.svg").write_text(curve(measured, _SHARES), encoding="utf-8")
     write(
         str(args.output.absolute() / "serve"),
         title="Our server against the tutorials'",
@@ -91,7 +91,6 @@ def main() -> None:
         parts=[
             how,
             table(list(_targets(measured[_OURS], measured[_REFERENCE]))),
-            "![Latency against requests a second](serve.svg)",
             *(_details(name, measured[name]) for name in (_OURS, _REFERENCE)),
         ],
     )

@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="in which all servers are started and measured")
     parser.add_argument("--batch", type=int, default=_BATCH, help="texts that the others batch, at most")
-    parser.add_argument("--model", type=Path, help="folder that serving_model wrote; by default one is written")
+    parser.add_argument(
+        "--model", type=Path, help="folder that tests.benchmarks.serving.model wrote; by default one is written"
+    )
     parser.add_argument("--tokenizer", default="tiny", help="folder of an encoder; by default one is trained")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for serve_others.md")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")

@@ -1,9 +1,11 @@
 """Servers as processes: started, timed, watched and stopped; and what was measured of one."""
 
 import http.client
+import itertools
 import json
 import math
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from trainer.monitoring.console import Progress, print0
 _REPOSITORY = Path(__file__).parents[3]
 _START_SECONDS = 120
 _MEMORY_SECONDS = 0.5
+_PROBE_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def _resident_mb(root: psutil.Process) -> float:
 @contextmanager
 def probing(port: int, paths: Sequence[str], seconds: list[float]) -> Iterator[None]:
     """Ask the health checks in turn meanwhile, and note how long each took."""
-    command = [sys.executable, "-m", "tests.benchmarks.serving.probes", str(port), *paths]
+    command = [sys.executable, "-m", "tests.benchmarks.serving.running", str(port), *paths]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield
@@ -224,3 +227,23 @@ def probing(port: int, paths: Sequence[str], seconds: list[float]) -> Iterator[N
     if process.returncode:
         raise RuntimeError(f"the probes ended with status {process.returncode}")
     seconds += map(float, said.split())
+
+
+def probe() -> None:
+    """Calls health checks, each on a new connection as a kubelet does, until standard input ends; writes the seconds of each.
+
+    It is a process of its own, since the load generator is busy.
+    """
+    go_first()
+    port, paths, seconds = int(sys.argv[1]), sys.argv[2:], list[float]()
+    for path in itertools.cycle(paths):
+        began = time.perf_counter()
+        request(port, "GET", path)
+        seconds.append(time.perf_counter() - began)
+        if select.select([sys.stdin], [], [], _PROBE_PAUSE_SECONDS)[0]:
+            break
+    print(*seconds)
+
+
+if __name__ == "__main__":
+    probe()
