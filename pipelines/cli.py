@@ -20,7 +20,7 @@ COMMANDS = {
     "status": Entry("pipelines.status:Status", "show how far a run's training is, and what happened to it", "trainer"),
     "serve": Entry("server.main:Serve", "serve a model over HTTP", "server"),
     "fetch": Entry("server.fetch:Fetch", "copy a model from a bucket, a hub or a URL to where a server reads it", "server"),
-    "predict": Entry("pipelines.predict.command:main", "classify many texts by a model folder or a server", "server"),
+    "predict": Entry("pipelines.predict.command:Predict", "classify many texts by a model folder or a server", "server"),
     "key": Entry("server.http.api_keys:Key", "make an API key for a caller of the server"),
     "job": Entry({
         "lint": Entry("pipelines.job.commands:Lint", "check manifests of training jobs", "pipelines"),

@@ -3,7 +3,7 @@
     class Lint(Command):
         """Check manifests of training jobs."""                  # the head of --help
 
-        manifests: CliPositionalArg[list[Path]]                  # a word without a flag (from pydantic_settings)
+        files: CliPositionalArg[Words]                           # words without a flag (from pydantic_settings)
         """YAML or JSON files."""                                # its help, to which range and default are added
         max_nodes: int = Field(default=10, ge=1, le=100)         # --max-nodes NODES
         """Nodes at most."""
@@ -26,8 +26,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from urllib.parse import quote, unquote
 
 import yaml
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError
@@ -124,6 +126,14 @@ Names = Annotated[tuple[_Name, ...], NoDecode, BeforeValidator(split)]
 """A list of names, separated by commas on a command line."""
 
 
+def _unquote(value: object) -> object:
+    return tuple(unquote(word) for word in value.split(",")) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_unquote)]
+"""Several words without a flag, as CliPositionalArg[Words]: quoted, since the library splits at commas and strips quotes."""
+
+
 def run_command(command: type[Command], words: Sequence[str] | None = None, *, prog: str) -> None:
     """Reads a command's settings and runs it: a wrong setting ends it with status 2, a UserError of its work with 1."""
     given = parse(command, words, prog=prog)
@@ -151,6 +161,8 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
                 options["metavar"] = _placeholder(fields[name], name)
             if heading := _heading(settings, name):
                 parser = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
+            if "dest" not in options and options.get("nargs") in ("*", "+"):
+                options["type"] = partial(quote, safe="")
         parser.add_argument(*names, **options)
 
     try:

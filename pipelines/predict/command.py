@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_settings import CliPositionalArg
 
-from pipelines.flags import parser
 from pipelines.predict.input import Input, Item, TextInput, find_input
 from pipelines.predict.models import Answer, FolderModel, Model, ServerModel
 from pipelines.predict.output import Output, OutputFormat, create, provenance_file, resume
-from server.cli import Names, Settings, build
+from server.cli import Command, Names, Words, fail
 from server.client import Client, read_api_key
 from server.errors import UserError
 from server.settings import EngineName
@@ -30,7 +30,15 @@ _PROGRAM = "distrinews predict"
 Scored = tuple[Item, Answer]
 
 
-class PredictSettings(Settings):
+class Predict(Command):
+    """Classify texts by a model folder, in this process, or by a server, whose API key the variable DISTRINEWS_API_KEY holds."""
+
+    model: CliPositionalArg[str]
+    """Model folder, or the address of a server, such as http://127.0.0.1:8080."""
+
+    texts: CliPositionalArg[Words] = ()
+    """Texts, instead of --input."""
+
     input: str | None = None
     """File with the texts: CSV, JSON Lines or plain lines, one text each (.csv, .jsonl, .txt, also .gz, .xz), or - for standard input."""
 
@@ -64,46 +72,45 @@ class PredictSettings(Settings):
     workers: int | None = Field(default=None, ge=1, le=256)
     """Threads that run a model folder; by default one a CPU."""
 
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        given, address = self.model_fields_set, _is_address(self.model)
+        if self.texts and self.input:
+            raise ValueError(f"--input {self.input}: leave it out, or the texts beside it")
+        if self.resume and self.output is None:
+            raise ValueError("--resume: name the file with --output")
+        if self.output and self.output_format == "auto" and self.output.suffix not in (".csv", ".jsonl"):
+            raise ValueError(f"--output {self.output}: end its name in .csv or .jsonl, or set --output-format")
+        if address and given & {"engine", "workers"}:
+            raise ValueError("--engine and --workers have no meaning for a server: they are for a model folder")
+        if not address and given & {"in_flight", "api_key_file"}:
+            raise ValueError("--in-flight and --api-key-file have no meaning for a model folder: they are for a server")
+        return self
 
-def main(args: list[str] | None = None) -> None:
-    """Classify; ends with status 1 when that fails, 2 when a setting is wrong, 130 when stopped by the keyboard."""
-    names = list(PredictSettings.model_fields)
-    command = parser(
-        _PROGRAM,
-        "Classify texts by a model folder, in this process, or by a server, whose API key the variable DISTRINEWS_API_KEY holds.",
-        {"settings": (PredictSettings, names)},
-    )
-    command.add_argument(
-        "model", metavar="MODEL", help="model folder, or the address of a server, such as http://127.0.0.1:8080"
-    )
-    command.add_argument("texts", metavar="TEXT", nargs="*", help="texts, instead of --input", default=[])
-    flags = vars(command.parse_args(args))
-    model, texts = flags.pop("model"), flags.pop("texts")
-    try:
-        settings = build(PredictSettings, flags)
-        source = _source(settings, texts)
-        _check_output(settings)
-        _check_model(model, settings)
-    except UserError as error:
-        command.error(str(error))
-    try:
-        predict(model, source, settings)
-    except UserError as error:
-        hint = "" if str(error).startswith("--") else _how_to_resume(settings)  # it did not even begin
-        print(f"{_PROGRAM}: error: {error}{hint}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(f"{_PROGRAM}: stopped by the keyboard{_how_to_resume(settings)}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    def run(self) -> int | None:
+        """Classifies; returns status 1 where that fails, 2 for an input that cannot be read, 130 for the keyboard."""
+        try:
+            source = _source(self)
+        except UserError as error:
+            fail(_PROGRAM, error, status=2)
+        try:
+            predict(source, self)
+        except UserError as error:
+            # An error of a flag comes before the first row.
+            raise UserError(f"{error}{'' if str(error).startswith('--') else _how_to_resume(self)}") from None
+        except KeyboardInterrupt:
+            print(f"{_PROGRAM}: stopped by the keyboard{_how_to_resume(self)}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return None
 
 
-def predict(model: str, source: Input | TextInput, settings: PredictSettings) -> None:
+def predict(source: Input | TextInput, settings: Predict) -> None:
     """Classifies every row of a source and writes it, in order."""
     rows, kind = _with_names(source), _output_kind(settings, source)
-    with closing(_open_model(model, settings)) as opened:
+    with closing(_open_model(settings)) as opened:
         output_format = OutputFormat(kind, source.names, opened.labels, errors=settings.bad_rows == "skip")
         provenance = {**opened.identity, "text columns": list(settings.text_column)}
         file, done = _open_output(settings, output_format, provenance, rows)
@@ -157,18 +164,20 @@ def _with_names(source: Input | TextInput) -> Iterator[Item]:
     return chain(first, rows)
 
 
-def _open_model(model: str, settings: PredictSettings) -> Model:
-    if not _is_address(model):
+def _open_model(settings: Predict) -> Model:
+    if not _is_address(settings.model):
         chosen = settings.model_dump(include={"engine", "workers"}, exclude_unset=True)
-        return FolderModel(Path(model), **chosen)
+        return FolderModel(Path(settings.model), **chosen)
     client = Client(
-        model, api_key=read_api_key(settings.api_key_file), on_retry=lambda line: print(line, file=sys.stderr)
+        settings.model,
+        api_key=read_api_key(settings.api_key_file),
+        on_retry=lambda line: print(line, file=sys.stderr),
     )
     return ServerModel(client, requests_at_once=settings.in_flight)
 
 
 def _open_output(
-    settings: PredictSettings, output_format: OutputFormat, provenance: Mapping[str, Any], rows: Iterator[Item]
+    settings: Predict, output_format: OutputFormat, provenance: Mapping[str, Any], rows: Iterator[Item]
 ) -> tuple[IO[bytes], int]:
     """Opens the output; returns how many rows it has already, which it takes from `rows`."""
     if settings.output is None:
@@ -180,44 +189,26 @@ def _open_output(
     return create(settings.output, output_format, provenance), 0
 
 
-def _source(settings: PredictSettings, texts: Sequence[str]) -> Input | TextInput:
-    if texts and settings.input:
-        raise UserError(f"--input {settings.input}: leave it out, or the texts beside it")
-    if texts:
-        return TextInput(texts)
+def _source(settings: Predict) -> Input | TextInput:
+    if settings.texts:
+        return TextInput(settings.texts)
     if settings.input is None and sys.stdin.isatty():
         raise UserError("nothing to classify: give texts, or --input FILE, or pipe them in")
     return find_input(settings.input or "-", settings.input_format, settings.text_column)
-
-
-def _check_model(model: str, settings: PredictSettings) -> None:
-    given = settings.model_fields_set
-    if _is_address(model) and given & {"engine", "workers"}:
-        raise UserError("--engine and --workers have no meaning for a server: they are for a model folder")
-    if not _is_address(model) and given & {"in_flight", "api_key_file"}:
-        raise UserError("--in-flight and --api-key-file have no meaning for a model folder: they are for a server")
 
 
 def _is_address(model: str) -> bool:
     return re.match(r"https?://", model) is not None
 
 
-def _check_output(settings: PredictSettings) -> None:
-    if settings.output is None:
-        if settings.resume:
-            raise UserError("--resume: name the file with --output")
-    elif settings.output_format == "auto" and settings.output.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--output {settings.output}: end its name in .csv or .jsonl, or set --output-format")
-
-
-def _output_kind(settings: PredictSettings, source: Input | TextInput) -> Literal["csv", "jsonl"]:
+def _output_kind(settings: Predict, source: Input | TextInput) -> Literal["csv", "jsonl"]:
     if settings.output_format != "auto":
         return settings.output_format
     like = settings.output.suffix if settings.output else f".{source.kind}"
     return "csv" if like == ".csv" else "jsonl"
 
 
-def _how_to_resume(settings: PredictSettings) -> str:
+def _how_to_resume(settings: Predict) -> str:
     begun = settings.output is not None and provenance_file(settings.output).is_file()
     return f"; the rows so far are in {settings.output}: continue with --resume" if begun else ""
 

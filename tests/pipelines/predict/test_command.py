@@ -19,6 +19,7 @@ import pytest
 from pipelines.predict import command as predict
 from pipelines.predict.input import Item, find_input
 from pipelines.predict.output import provenance_file
+from server.cli import run_command
 from server.client import Client
 from server.model_folder import write_manifest
 from tests.conftest import DISTRINEWS
@@ -51,7 +52,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: object, *args: object) -> None:
-    predict.main([str(model), *map(str, args)])
+    run_command(predict.Predict, [str(model), *map(str, args)], prog="distrinews predict")
 
 
 def refused(capsys: pytest.CaptureFixture[str], model: object, *args: object, status: int = 1) -> str:
