@@ -25,7 +25,7 @@ test: venv ## all checks: ruff, mypy, pytest
 bench-engines: venv ## measure what runs the model fastest, and its memory
 	$(BIN)/python -m tests.benchmarks.serving.engines
 
-bench-train: venv ## measure our trainer beside the one that tutorials write, and what each way brings; its loss and memory (more than half an hour)
+bench-train: venv ## measure our trainer beside the one that tutorials write, one rank beside two, loss and memory (more than half an hour)
 	$(BIN)/python -m tests.benchmarks.train
 	$(BIN)/python -m tests.benchmarks.train_loss
 	$(BIN)/python -m tests.benchmarks.train_memory

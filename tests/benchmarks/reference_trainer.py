@@ -3,15 +3,20 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from transformers import PreTrainedModel
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
 
+from trainer.config import PreprocessConfig
+from trainer.data.dataset import Dataset as DatasetFolder
 from trainer.data.dataset import Split
+from trainer.preprocess import preprocess
 
 MAX_LENGTH = 128
+_ROWS = 24_000
 
 
 class PaddedTexts(Dataset[dict[str, torch.Tensor]]):
@@ -70,3 +75,17 @@ def train_reference(
             now = time.perf_counter()
             yield Trained(rows, value, now - started)
             started = now
+
+
+def write_inputs(folder: Path, *, data: str, tokenizer: str) -> None:
+    """Writes a dataset, and beside it a model of DistilBERT size that reads it."""
+    preprocess(PreprocessConfig(data=data, model=tokenizer, max_train_rows=_ROWS), folder / "dataset")
+    write_model(folder / "model", DatasetFolder(folder / "dataset"))
+
+
+def write_model(folder: Path, dataset: DatasetFolder) -> None:
+    """Writes random weights of DistilBERT size, and the dataset's tokenizer."""
+    torch.manual_seed(0)
+    DistilBertForSequenceClassification(DistilBertConfig()).save_pretrained(folder)
+    for file in dataset.tokenizer_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())

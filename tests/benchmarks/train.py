@@ -1,9 +1,9 @@
-"""Our trainer beside the one that tutorials write, and what each of its ways brings.
+"""Compare our trainer with the one that tutorials write, and two ranks with one.
 
     python -m tests.benchmarks.train [--part speed] [--device cuda]
 
 A model of DistilBERT size with random weights, and the lengths of AG News where it is there, else of the sample. Each part
-runs its variants in turn, round after round, and what it measured is kept, so that parts can be measured one by one.
+runs its variants in turn, round after round, and its measurements are kept, so that parts can be measured one by one.
 """
 
 import argparse
@@ -12,23 +12,48 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+import torch.distributed as dist
+from pydantic import BaseModel
 
 from server.hardware import available_cpus
-from tests.benchmarks.record import RESULTS, wait_until_quiet, write
-from tests.benchmarks.train_rank import Spec, Variant
-from tests.benchmarks.train_report import report
+from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
+from tests.benchmarks.reference_trainer import MAX_LENGTH, PaddedTexts, train_reference, write_inputs
 from tests.support.data import AG_NEWS
-from trainer.config import PreprocessConfig
+from trainer.config import TrainConfig
+from trainer.data.batches import BatchSampler, Step, computed_tokens
 from trainer.data.dataset import Dataset
-from trainer.preprocess import preprocess
+from trainer.distributed.launch import worker
+from trainer.distributed.parallel import parallelize
+from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.model.classifier import build_model, freeze_unused
+from trainer.model.optimizer import Meter, choose_precision, make_optimizer
+from trainer.model.packing import enable_packing
+from trainer.train import train_step, update
 
-_ROWS = 24_000
+_WARM_UP_STEPS = 2
+_LEARNING_RATE = 5e-5
+_TITLES = {
+    "speed": "## Beside the reference\n\nThe same rows, the same threads; tokens computed are those of the batches with their padding.",
+    "ranks": "## Ranks, bf16\n\nCompared by tokens, as lengths differ; 32 rows a rank, or 32 over both ranks.",
+    "ranks-fp32": "## Ranks, fp32",
+}
+
+
+class Variant(BaseModel):
+    name: str
+    reference: bool = False
+    """Run the whole loop of `reference_trainer`, instead of ours."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int = 32
 
 
 @dataclass(frozen=True)
@@ -38,8 +63,17 @@ class Group:
     label: str
     variants: list[Variant]
     steps: int
+    """Steps of a round, spread over all lengths."""
     ranks: int = 1
     threads: int = 2
+
+
+class Spec(BaseModel):
+    dataset: Path
+    model: Path
+    variants: list[Variant]
+    rounds: int
+    steps: int
 
 
 REFERENCE = Variant(name="the reference", reference=True)
@@ -47,38 +81,16 @@ OURS = Variant(name="ours, fp32")
 BF16 = Variant(name="ours, bf16", precision="bf16")
 
 
-def but(name: str, base: Variant = BF16, **changes: Any) -> Variant:  # noqa: ANN401 - any field
-    return base.model_copy(update={"name": name, **changes})
-
-
 def parts(device: str) -> dict[str, list[Group]]:
     if device == "cuda":
-        large = [but(variant.name, variant, batch_size=256) for variant in (REFERENCE, OURS, BF16)]
-        compiled = but("ours but padded, bf16, compiled", large[-1], batches="by length", compiled=True)
-        return {"speed": [Group("one GPU", [*large, compiled], steps=24)]}
-    plain = {"gradient_as_bucket_view": True}
-    eager = but("padded to the longest of a batch", batches="as drawn", fused=False, first_position_only=False, ddp=plain)  # fmt: skip
-    padded = but("+ last layer for [CLS] alone", batches="by length", ddp=plain)
-    ways = [
-        but(f"{eager.name}, bf16", eager),
-        but("+ batches of like length", eager, batches="by length"),
-        but("+ fused AdamW", padded, first_position_only=False),
-        padded,
-        but("+ texts drawn at random and packed: ours"),
-        but("ours, with 2 × 16 rows accumulated", batch_size=16, accumulation_steps=2),
-        but("ours but padded, batches of 1,664 tokens", batches="by length", token_budget=1664),
-        but("ours but padded, with torch.compile", batches="by length", compiled=True),
-    ]
-    return {
-        "speed": [Group("2 threads", [REFERENCE, OURS, BF16], steps=8)],
-        "ways": [Group("2 threads", ways, steps=4)],
-        "ranks": _ranks(BF16),
-        "ranks-fp32": _ranks(OURS),
-    }
+        large = [variant.model_copy(update={"batch_size": 256}) for variant in (REFERENCE, OURS, BF16)]
+        return {"speed": [Group("one GPU", large, steps=24)]}
+    speed = [Group("2 threads", [REFERENCE, OURS, BF16], steps=8)]
+    return {"speed": speed, "ranks": _ranks(BF16), "ranks-fp32": _ranks(OURS)}
 
 
 def _ranks(variant: Variant) -> list[Group]:
-    smaller = but(f"{variant.name}, 16 rows a rank", variant, batch_size=16)
+    smaller = variant.model_copy(update={"name": f"{variant.name}, 16 rows a rank", "batch_size": 16})
     return [
         Group("1 rank × 1 thread", [variant], steps=3, threads=1),
         Group("1 rank × 2 threads", [variant], steps=3),
@@ -88,22 +100,21 @@ def _ranks(variant: Variant) -> list[Group]:
 
 
 def measure(group: Group, folder: Path, *, rounds: int) -> dict[str, Any]:
-    """Run the group's processes, with their share of the cores, and read what they measured."""
-    spec = Spec(
-        dataset=folder / "dataset", model=folder / "model", variants=group.variants, rounds=rounds, steps=group.steps
-    )
+    """Runs the group's processes, with their share of the cores, and reads their measurements."""
+    where = {"dataset": folder / "dataset", "model": folder / "model"}
+    spec = Spec(**where, variants=group.variants, rounds=rounds, steps=group.steps)
     given, result = folder / "spec.json", folder / "result.json"
     given.write_text(spec.model_dump_json(), encoding="utf-8")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(group.ranks), "-m"]
-    start = [sys.executable, "-m", *(torchrun if group.ranks > 1 else []), "tests.benchmarks.train_rank"]
+    start = [sys.executable, "-m", *(torchrun if group.ranks > 1 else []), "tests.benchmarks.train"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(group.threads)}
-    subprocess.run([*start, str(given), str(result)], env=environment, check=True)
+    subprocess.run([*start, "--measure", str(given), str(result)], env=environment, check=True)
     measured: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return measured
 
 
 def in_turn(groups: list[Group], folder: Path, *, rounds: int) -> dict[str, dict[str, Any]]:
-    """What each group measured; where there are several, they too take turns."""
+    """Returns the measurements of each group; several groups take turns, too."""
     if len(groups) == 1:
         return {groups[0].label: measure(groups[0], folder, rounds=rounds)}
     turns = [{group.label: measure(group, folder, rounds=1) for group in groups} for _ in range(rounds)]
@@ -115,30 +126,150 @@ def in_turn(groups: list[Group], folder: Path, *, rounds: int) -> dict[str, dict
     return found
 
 
-def write_inputs(folder: Path, *, data: str, tokenizer: str) -> None:
-    """A dataset, and beside it a model of DistilBERT size that reads it."""
-    preprocess(PreprocessConfig(data=data, model=tokenizer, max_train_rows=_ROWS), folder / "dataset")
-    write_model(folder / "model", Dataset(folder / "dataset"))
+def steps_of(variant: Variant, dataset: Dataset, process: Process, count: int) -> list[Step]:
+    """Returns steps of the same rows for all variants: batches at equal distances through all lengths stand for the whole."""
+    lengths = dataset.train.lengths
+    config = TrainConfig(batch_size=variant.batch_size)
+    sampler = partial(BatchSampler, config=config, rank=process.rank, world_size=process.world_size)
+    by_length = sampler(lengths, packed=False)
+    in_order = sorted(by_length.epoch(0), key=lambda step: int(lengths[step.rows].max()))
+    full = [step for step in in_order if step.global_rows == by_length.step_rows]
+    rows = np.concatenate([full[int((number + 0.5) * len(full) / count)].rows for number in range(count)])
+    steps = [
+        Step([rows[part] for part in step.micro_batches], rows[step.rows], packed=True)
+        for step in sampler(lengths[rows], packed=True).epoch(0)
+    ]
+    return sorted(steps, key=lambda step: computed_tokens(lengths[step.rows], packed=True))
 
 
-def write_model(folder: Path, dataset: Dataset) -> None:
-    """Random weights of DistilBERT size, and the dataset's tokenizer."""
-    torch.manual_seed(0)
-    DistilBertForSequenceClassification(DistilBertConfig()).save_pretrained(folder)
-    for file in dataset.tokenizer_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+class Runner:
+    """A variant with its model and optimizer, which runs again and again over the same rows."""
+
+    def __init__(self, variant: Variant, spec: Spec, dataset: Dataset, process: Process) -> None:
+        self.variant, self.dataset, self.process = variant, dataset, process
+        self.steps = steps_of(variant, dataset, process, spec.steps)
+        config = TrainConfig(model=str(spec.model), precision=variant.precision)
+        self.raw_model = build_model(config.model, dataset, seed=0, device=process.device)
+        if variant.reference:
+            return
+        enable_packing(self.raw_model)
+        freeze_unused(self.raw_model)
+        self.model = parallelize(self.raw_model, config, process)
+        self.optimizer = make_optimizer(self.model, config)
+        self.precision, _ = choose_precision(variant.precision, process.device)
+        self.meter = Meter(process.device)
+
+    def warm_up(self) -> None:
+        self._run(self.steps[-_WARM_UP_STEPS:])  # the longest: their memory serves the others
+
+    def round(self) -> dict[str, float]:
+        """Returns seconds, rows, tokens real and computed of all processes, and the mean loss."""
+        dist.barrier()
+        self._wait()
+        started = time.perf_counter()
+        loss = self._run(self.steps)
+        self._wait()
+        seconds = time.perf_counter() - started
+        batches = [self.dataset.train.lengths[rows] for step in self.steps for rows in step.micro_batches]
+        computed = sum(computed_tokens(lengths, packed=True) for lengths in batches)
+        rows, real = sum(map(len, batches)), sum(int(lengths.sum()) for lengths in batches)
+        counts = torch.tensor([rows, real, rows * MAX_LENGTH if self.variant.reference else computed], device=self.process.device)  # fmt: skip
+        dist.all_reduce(counts)
+        rows, real, computed = counts.tolist()
+        return {"seconds": seconds, "rows": rows, "tokens": real, "computed": computed, "loss": loss}
+
+    def _run(self, steps: list[Step]) -> float:
+        if self.variant.reference:
+            rows = np.concatenate([part for step in steps for part in step.micro_batches])
+            data = PaddedTexts(self.dataset.train, rows, pad_token_id=self.dataset.pad_token_id)
+            size = self.variant.batch_size
+            found = list(train_reference(self.raw_model, data, batch_size=size, learning_rate=_LEARNING_RATE))
+            return sum(step.loss for step in found) / len(found)
+        self.meter.restart()
+        for number, step in enumerate(steps):
+            seed_step(0, step=number, rank=self.process.rank)
+            train_step(self.model, step, self.dataset, self.process, self.precision, self.meter)
+            rate = _LEARNING_RATE * (1 - number / len(steps))  # as the reference's falls
+            update(self.model, self.optimizer, learning_rate=rate, max_grad_norm=1.0)
+        return self.meter.read()["loss"]
+
+    def _wait(self) -> None:
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure_rank(given: Path, result: Path) -> None:
+    """Runs the variants in this process of a group; the first process writes the measurements."""
+    spec = Spec.model_validate_json(given.read_text(encoding="utf-8"))
+    with process_group(timeout_minutes=10) as process:
+        dataset = Dataset(spec.dataset)
+        runners = [Runner(variant, spec, dataset, process) for variant in spec.variants]
+        rounds: dict[str, list[dict[str, float]]] = {runner.variant.name: [] for runner in runners}
+        for runner in runners:
+            runner.warm_up()
+        for turn in range(spec.rounds):
+            for runner in runners:
+                one = runner.round()
+                rounds[runner.variant.name].append(one)
+                if process.is_main:
+                    print(f"  round {turn + 1}: {runner.variant.name}: {one['rows'] / one['seconds']:.1f} rows/s", flush=True)  # fmt: skip
+        if process.is_main:
+            device = torch.cuda.get_device_name() if process.device.type == "cuda" else "CPU"
+            result.write_text(json.dumps({"rounds": rounds, "device": device}), encoding="utf-8")
+
+
+def middle(rounds: list[dict[str, float]], fact: str) -> float:
+    """Returns the median over the rounds of rows or tokens a second."""
+    return median(one[fact] / one["seconds"] for one in rounds)
+
+
+def _lines(part: dict[str, Any]) -> list[dict[str, object]]:
+    lines: list[dict[str, object]] = []
+    several, base = len(part["groups"]) > 1, 0.0
+    for label, group in part["groups"].items():
+        for name, rounds in group["rounds"].items():
+            speed = middle(rounds, "tokens")
+            base = base or speed
+            rates = [one["rows"] / one["seconds"] for one in rounds]
+            lines.append(
+                {
+                    "Variant": f"{label}: {name}" if several else name,
+                    "Samples/s": f"{middle(rounds, 'rows'):.1f}",
+                    "Lowest to highest": f"{min(rates):.1f} to {max(rates):.1f}",
+                    "Tokens/s": f"{speed:,.0f}",
+                    "Against the first": f"{speed / base:.2f} ×",
+                    "Tokens computed for each": f"{median(one['computed'] / one['tokens'] for one in rounds):.3f}",
+                    "Loss, last round": f"{rounds[-1]['loss']:.4f}",
+                }
+            )
+    return lines
+
+
+def report(found: dict[str, Any]) -> list[str]:
+    """Returns the parts of a Markdown file that were measured."""
+    texts = []
+    for name, title in _TITLES.items():
+        if name in found:
+            rounds = len(next(iter(next(iter(found[name]["groups"].values()))["rounds"].values())))
+            how = f"Each figure is the median of {rounds} rounds in turn. {found[name]['load']}"
+            texts += [title, table(_lines(found[name])), how]
+    return texts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--part", action="append", help="speed, ways, ranks or ranks-fp32; by default all")
+    parser.add_argument("--part", action="append", help="speed, ranks or ranks-fp32; by default all")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     parser.add_argument("--data", type=Path, default=AG_NEWS, help="folder with AG News")
     parser.add_argument("--tokenizer", default="tiny", help="folder of an uncased BERT; by default one is trained")
     parser.add_argument("--folder", type=Path, help="where dataset and model are made, or are already")
     parser.add_argument("--wait-minutes", type=float, default=10, help="for a quiet machine, at most")
+    parser.add_argument("--measure", type=Path, nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.measure:
+        worker(partial(measure_rank, *args.measure))
+        return
     if (args.device == "cuda") != torch.cuda.is_available():
         parser.error(f"--device {args.device}: this machine has {torch.cuda.device_count()} CUDA devices")
     if args.device == "cpu" and available_cpus() < 2:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tests.benchmarks.record import memory, table, write
-from tests.benchmarks.train import write_model
+from tests.benchmarks.reference_trainer import write_model
 from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig, TrainConfig
 from trainer.data.batches import BatchSampler, Step, collate

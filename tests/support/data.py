@@ -1,23 +1,28 @@
-"""Small tables, written as a user would have them."""
+"""Small tables, written as users have them."""
 
 import csv
 import gzip
 import io
 import json
 import lzma
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-AG_NEWS = Path(__file__).parents[3] / "shared" / "data" / "ag_news"
-"""The real data set; it is no part of the project, and what needs it is skipped where it is not."""
+import pytest
+
+AG_NEWS = Path(os.environ.get("AG_NEWS") or Path(__file__).parents[3] / "shared" / "data" / "ag_news")
+"""The real data set, which is no part of the project: the variable AG_NEWS names its folder, and tests without it are skipped."""
+
+needs_ag_news = pytest.mark.skipif(not AG_NEWS.is_dir(), reason=f"needs AG News; {AG_NEWS} is no folder: set AG_NEWS")
 
 _SUBJECTS = ("The committee", "A young team", "The old mill", "Our neighbour", "One engineer", "The night train")
 _ENDINGS = ("late in the evening", "without a word", "for the third time", "before the rain", "in front of everyone")
 
 
 def labelled(count: int, classes: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
-    """(text, class) rows, all texts different, the classes in turn."""
+    """Makes (text, class) rows, all texts different, the classes in turn."""
     return [
         (
             f"{_SUBJECTS[number % 6]} was {classes[number % len(classes)]} {_ENDINGS[number % 5]}, number {number}.",
@@ -28,7 +33,7 @@ def labelled(count: int, classes: Sequence[str] = ("bad", "good")) -> list[tuple
 
 
 def write(path: Path, content: str | bytes) -> Path:
-    """A file, compressed as its name says."""
+    """Writes a file, compressed as its name says."""
     packed = content.encode() if isinstance(content, str) else content
     if path.suffix == ".gz":
         packed = gzip.compress(packed)

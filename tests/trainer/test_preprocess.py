@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from server.errors import UserError
-from tests.support.data import AG_NEWS, labelled, write, write_csv, write_json_lines
+from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv, write_json_lines
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import SPLITS, Dataset, Split
 from trainer.data.tables import AG_NEWS_CLASSES
@@ -410,7 +410,7 @@ def test_unused_validation_files_are_said(tmp_path: Path, capsys: pytest.Capture
     assert "preprocess: dev.csv is not used: " in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not AG_NEWS.is_dir(), reason="the AG News data set is not beside the repository")
+@needs_ag_news
 def test_the_real_test_split_is_whole(tmp_path: Path) -> None:
     file = AG_NEWS / "test.csv"
     dataset = make(file, tmp_path / "dataset", test_data=str(file))
@@ -420,7 +420,8 @@ def test_the_real_test_split_is_whole(tmp_path: Path) -> None:
     assert of_each_class(dataset.test, dataset) == dict.fromkeys(AG_NEWS_CLASSES, 1900)
 
 
-@pytest.mark.skipif(not (AG_NEWS.is_dir() and ENCODER), reason="needs AG News, and an encoder in PRETRAINED_ENCODER")
+@needs_ag_news
+@pytest.mark.skipif(not ENCODER, reason="needs the folder of an encoder in PRETRAINED_ENCODER")
 def test_the_real_test_split_has_as_many_tokens_as_the_uncased_vocabulary_gives(tmp_path: Path) -> None:
     file = str(AG_NEWS / "test.csv")
     test = make(file, tmp_path / "dataset", test_data=file, model=ENCODER).info["splits"]["test"]

@@ -24,7 +24,7 @@ from server.client import Client
 from server.model_folder import write_manifest
 from tests.conftest import DISTRINEWS
 from tests.support.answering import Reply, answering, sports
-from tests.support.data import AG_NEWS, write, write_csv, write_json_lines
+from tests.support.data import AG_NEWS, needs_ag_news, write, write_csv, write_json_lines
 from tests.support.model_folder import LABELS, write_model_folder, write_onnx
 from tests.support.servers import serving
 
@@ -421,7 +421,7 @@ def test_a_text_beside_an_address_is_classified_as_helm_test_does(capfd: pytest.
     assert json_lines(capfd.readouterr().out)[0]["label"] == "Sports"
 
 
-@pytest.mark.skipif(not AG_NEWS.is_dir(), reason="the AG News data set is not beside the repository")
+@needs_ag_news
 def test_every_row_of_ag_news_is_read() -> None:
     source = find_input(str(AG_NEWS / "test.csv"), "auto", ())
     assert sum(not row.fault for row in source.rows()) == 7600

@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from server.errors import UserError
-from tests.support.data import AG_NEWS, labelled, write, write_csv, write_json_lines, write_parquet
+from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv, write_json_lines, write_parquet
 from trainer.config import PreprocessConfig
 from trainer.data.sources import Data, Source, find_data, hub_data
 from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Row
@@ -179,10 +179,10 @@ def test_class_names_that_the_user_gives_go_before_those_of_the_data(tmp_path: P
     assert rows(data.train) == [("t d", "minus"), ("t d", "plus")]
 
 
-@pytest.mark.skipif(not AG_NEWS.is_dir(), reason="the AG News data set is not beside the repository")
+@needs_ag_news
 def test_the_real_folder_has_train_and_test_rows_of_its_four_classes() -> None:
     data = find(AG_NEWS)
-    assert (data.title, data.classes, data.remarks) == ("ag_news", AG_NEWS_CLASSES, ())
+    assert (data.title, data.classes, data.remarks) == (AG_NEWS.name, AG_NEWS_CLASSES, ())
     assert files(data.test) == ["test.csv"]
     assert not isinstance(next(data.train.read())[1], BadRow)
 

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from server.errors import UserError
-from tests.support.data import AG_NEWS, write, write_csv, write_json_lines, write_parquet
+from tests.support.data import AG_NEWS, needs_ag_news, write, write_csv, write_json_lines, write_parquet
 from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Columns, Row, read_table, table_classes, table_format
 
 ENDINGS = ["", ".gz", ".xz"]
@@ -456,7 +456,7 @@ def test_the_ending_tells_the_kind_of_a_file(name: str, kind: str) -> None:
     assert table_format(Path(name)) == kind
 
 
-@pytest.mark.skipif(not AG_NEWS.is_dir(), reason="the AG News data set is not beside the repository")
+@needs_ag_news
 def test_the_real_test_split_has_no_bad_row() -> None:
     rows = found(AG_NEWS / "test.csv")
     assert len(rows) == 7600
