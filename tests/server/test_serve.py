@@ -204,14 +204,14 @@ def test_a_stop_answers_what_is_in_flight_and_exits_with_0(folder: Path, number:
 
 
 class Watched:
-    """The real engine, and a step of a test before each of its runs."""
+    """The real backend, and a step of a test before each of its runs."""
 
     name = "watched"
     batches = False
     gpu = False
 
     def __init__(self, folder: Path) -> None:
-        self._engine = OnnxBackend(folder / "onnx" / "model.onnx")
+        self._backend = OnnxBackend(folder / "onnx" / "model.onnx")
         self._lock = threading.Lock()
         self._running = 0
         self.most_running = 0
@@ -220,7 +220,7 @@ class Watched:
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         self._count(1)
         self.before()
-        logits = self._engine.run(input_ids, attention_mask)
+        logits = self._backend.run(input_ids, attention_mask)
         self._count(-1)
         return logits
 
@@ -232,12 +232,12 @@ class Watched:
 
 @contextmanager
 def watched(folder: Path, *, workers: int) -> Iterator[tuple[Watched, httpx.AsyncClient]]:
-    engine = Watched(folder)
+    backend = Watched(folder)
     settings = Settings(workers=workers)
-    classifier = Classifier(Choice(read_model_folder(folder, candidates("onnx-fp32")), engine), settings)
+    classifier = Classifier(Choice(read_model_folder(folder, candidates("onnx-fp32")), backend), settings)
     app = create_app(classifier, Lifecycle(classifier, drain_seconds=0), settings, Auth())
     transport = httpx.ASGITransport(app)
-    yield engine, httpx.AsyncClient(transport=transport, base_url="http://test")
+    yield backend, httpx.AsyncClient(transport=transport, base_url="http://test")
     classifier.close()
 
 
@@ -257,8 +257,8 @@ def test_health_answers_while_texts_are_classified(folder: Path) -> None:
         release.set()
         await classifying
 
-    with watched(folder, workers=1) as (engine, client):
-        engine.before = lambda: release.wait(5)
+    with watched(folder, workers=1) as (backend, client):
+        backend.before = lambda: release.wait(5)
         asyncio.run(ask(client))
     assert finished == ["health", "predict"]
 
@@ -269,10 +269,10 @@ def test_as_many_texts_run_at_once_as_there_are_workers_and_no_more(folder: Path
     async def ask(client: httpx.AsyncClient) -> int:
         return (await client.post("/predict/batch", json={"texts": ["goal"] * 8})).status_code
 
-    with watched(folder, workers=2) as (engine, client):
-        engine.before = meeting.wait  # broken, and an error, unless two are there
+    with watched(folder, workers=2) as (backend, client):
+        backend.before = meeting.wait  # broken, and an error, unless two are there
         assert asyncio.run(ask(client)) == 200
-    assert engine.most_running == 2
+    assert backend.most_running == 2
 
 
 @pytest.mark.parametrize("name", ["model.json", "tokenizer.json", "model_int8.onnx"])

@@ -95,8 +95,8 @@ class Gated:
 
 
 class Served:
-    def __init__(self, engine: Gated, classifier: Classifier, lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
-        self.engine, self.classifier, self.lifecycle, self.client = engine, classifier, lifecycle, client
+    def __init__(self, backend: Gated, classifier: Classifier, lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
+        self.backend, self.classifier, self.lifecycle, self.client = backend, classifier, lifecycle, client
 
     def predict(self, text: str = "goal", **headers: str) -> "asyncio.Task[httpx.Response]":
         return asyncio.create_task(self.client.post("/predict", json={"text": text}, headers=headers))
@@ -120,9 +120,9 @@ async def gated(
     **settings: Any,  # noqa: ANN401 - whatever Settings takes
 ) -> AsyncIterator[Served]:
     """Runs a real server in this process, on a real socket; its workers (one by default) wait at a gate."""
-    engine, chosen = Gated(gpu=gpu), Settings(workers=workers, **settings)
-    classifier = Classifier(Choice(read_model_folder(folder, ("int8",)), engine, 1_000_000 if gpu else 0), chosen)
-    engine.open.clear()
+    backend, chosen = Gated(gpu=gpu), Settings(workers=workers, **settings)
+    classifier = Classifier(Choice(read_model_folder(folder, ("int8",)), backend, 1_000_000 if gpu else 0), chosen)
+    backend.open.clear()
     lifecycle = Lifecycle(classifier, drain_seconds=0)
     app = create_app(classifier, lifecycle, chosen, Auth.from_settings(chosen))
     server = uvicorn.Server(uvicorn_config(app, chosen))
@@ -133,9 +133,9 @@ async def gated(
         base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20, limits=limits
     ) as client:
         try:
-            yield Served(engine, classifier, lifecycle, client)
+            yield Served(backend, classifier, lifecycle, client)
         finally:
-            engine.open.set()
+            backend.open.set()
             server.should_exit = True
             await running
             classifier.close()

@@ -175,7 +175,7 @@ def test_garbage_behind_a_request_closes_the_connection_without_an_error(
             await asyncio.sleep(0.05)
             writer.write(b"garbage\r\n\r\n")
             assert await read_all(reader) == b""
-            served.engine.open.set()
+            served.backend.open.set()
             assert (await served.predict()).status_code == 200
             writer.close()
 
@@ -281,7 +281,7 @@ def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_l
             gone = [await ended(reader) for reader, _ in slow]
             assert all(gone[:10])
             assert not gone[-1], "only the oldest had to go"
-            served.engine.open.set()
+            served.backend.open.set()
             assert (await asked).status_code == 200
             for _, writer in slow:
                 writer.close()
@@ -299,7 +299,7 @@ def test_where_all_connections_have_requests_in_work_one_more_is_refused(folder:
             reader, writer = await asyncio.open_connection(url.host, url.port)
             assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
             writer.close()
-            served.engine.open.set()
+            served.backend.open.set()
             assert [(await one).status_code for one in asked] == [200, 200]
             assert (await served.client.get("/livez")).status_code == 200
 
@@ -342,7 +342,7 @@ def test_a_request_that_takes_long_to_answer_is_not_one_that_takes_long_to_come(
         async with gated(folder) as served:
             asked = served.predict()
             await asyncio.sleep(0.4)
-            served.engine.open.set()
+            served.backend.open.set()
             assert (await asked).status_code == 200
 
     asyncio.run(check())

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from server.errors import ModelFolderError
-from server.inference import backends as engine_module
+from server.inference import backends
 from server.inference.backends import candidates, load_backend, reason
 from server.inference.backends.onnx import OnnxBackend
 from server.inference.backends.openvino import OpenVinoBackend
@@ -33,7 +33,7 @@ def model(finished_run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> OpenVinoBackend:
+def backend(model: Path) -> OpenVinoBackend:
     loaded = load_backend(read_model_folder(model, candidates("openvino")), workers=WORKERS)
     assert isinstance(loaded, OpenVinoBackend)
     return loaded
@@ -48,49 +48,49 @@ def texts(finished_run: Path) -> list[list[int]]:
     return found
 
 
-def run(engine: OpenVinoBackend | OnnxBackend, texts: Sequence[Sequence[int]]) -> Logits:
+def run(backend: OpenVinoBackend | OnnxBackend, texts: Sequence[Sequence[int]]) -> Logits:
     length = max(map(len, texts))
     mask = np.array([[1] * len(ids) + [0] * (length - len(ids)) for ids in texts])
     ids = np.array([[*ids, *[0] * (length - len(ids))] for ids in texts])
-    return engine.run(ids, mask)
+    return backend.run(ids, mask)
 
 
 def test_it_gives_the_labels_of_the_trained_model(
-    engine: OpenVinoBackend, texts: list[list[int]], finished_run: Path
+    backend: OpenVinoBackend, texts: list[list[int]], finished_run: Path
 ) -> None:
     trained = np.load(finished_run / "predictions.npy")[: len(texts)]
-    found = np.concatenate([run(engine, [ids]) for ids in texts])
+    found = np.concatenate([run(backend, [ids]) for ids in texts])
     assert (found.argmax(axis=1) == trained.argmax(axis=1)).mean() > 0.95
 
 
-def test_an_answer_is_the_same_alone_and_in_any_batch(engine: OpenVinoBackend, texts: list[list[int]]) -> None:
-    alone = np.concatenate([run(engine, [ids]) for ids in texts])
-    assert engine.batches
+def test_an_answer_is_the_same_alone_and_in_any_batch(backend: OpenVinoBackend, texts: list[list[int]]) -> None:
+    alone = np.concatenate([run(backend, [ids]) for ids in texts])
+    assert backend.batches
     for size in (2, 8, 48):
-        batched = np.concatenate([run(engine, texts[start : start + size]) for start in range(0, len(texts), size)])
+        batched = np.concatenate([run(backend, texts[start : start + size]) for start in range(0, len(texts), size)])
         np.testing.assert_allclose(batched, alone, atol=1e-2)
         np.testing.assert_array_equal(batched.argmax(axis=1), alone.argmax(axis=1))
 
 
-def test_callers_at_once_get_the_answers_that_one_gets(engine: OpenVinoBackend, texts: list[list[int]]) -> None:
-    alone = [run(engine, [ids]) for ids in texts]
+def test_callers_at_once_get_the_answers_that_one_gets(backend: OpenVinoBackend, texts: list[list[int]]) -> None:
+    alone = [run(backend, [ids]) for ids in texts]
     with ThreadPoolExecutor(4) as callers:
-        together = list(callers.map(lambda ids: run(engine, [ids]), texts * 20))
+        together = list(callers.map(lambda ids: run(backend, [ids]), texts * 20))
     np.testing.assert_array_equal(together, alone * 20)
 
 
-def test_it_has_a_stream_of_one_thread_for_each_worker_and_pins_none(engine: OpenVinoBackend) -> None:
-    found = {name: engine._model.get_property(name) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS")}
+def test_it_has_a_stream_of_one_thread_for_each_worker_and_pins_none(backend: OpenVinoBackend) -> None:
+    found = {name: backend._model.get_property(name) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS")}
     assert set(found.values()) == {WORKERS}
-    assert not engine._model.get_property("ENABLE_CPU_PINNING")
-    assert engine._model.get_property("INFERENCE_PRECISION_HINT").get_type_name() in engine.name
+    assert not backend._model.get_property("ENABLE_CPU_PINNING")
+    assert backend._model.get_property("INFERENCE_PRECISION_HINT").get_type_name() in backend.name
 
 
 def test_lengths_are_rounded_up_so_that_shapes_are_few_but_never_past_max_length(
-    engine: OpenVinoBackend, monkeypatch: pytest.MonkeyPatch
+    backend: OpenVinoBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[tuple[int, ...]] = set()
-    request = engine._request()
+    request = backend._request()
 
     class Watched:
         def set_tensor(self, name: str, tensor: Any) -> None:  # noqa: ANN401 - the library publishes no types
@@ -100,10 +100,10 @@ def test_lengths_are_rounded_up_so_that_shapes_are_few_but_never_past_max_length
         infer = request.infer
         get_output_tensor = request.get_output_tensor
 
-    monkeypatch.setattr(engine, "_request", Watched)
-    monkeypatch.setattr(engine, "_max_length", 40)
+    monkeypatch.setattr(backend, "_request", Watched)
+    monkeypatch.setattr(backend, "_max_length", 40)
     for length in range(1, 41):
-        assert np.isfinite(run(engine, [[5] * length])).all()
+        assert np.isfinite(run(backend, [[5] * length])).all()
     assert seen == {(1, 16), (1, 32), (1, 40)}
 
 
@@ -134,7 +134,7 @@ def test_a_setting_names_variants_in_order_with_the_reason(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_module, "openvino_installed", lambda: installed)
+    monkeypatch.setattr(backends, "openvino_installed", lambda: installed)
     assert candidates(setting) == variants
     assert said in reason(setting, variants[0])
 
@@ -183,9 +183,9 @@ def test_the_libraries_send_nothing_and_leave_no_file_behind(module: str, tmp_pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
 def test_its_threads_have_a_lower_priority_than_those_that_answer(
-    engine: OpenVinoBackend, texts: list[list[int]]
+    backend: OpenVinoBackend, texts: list[list[int]]
 ) -> None:
-    run(engine, texts[:1])
+    run(backend, texts[:1])
     nice = {
         task.name: os.getpriority(os.PRIO_PROCESS, int(task.name))
         for task in Path(f"/proc/{os.getpid()}/task").iterdir()

@@ -36,7 +36,7 @@ def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder:
             assert served.metric("distrinews_rejected_requests_total", reason="rate_limited") == 0
             assert served.metric("distrinews_queue_texts") == 3
             assert served.metric("distrinews_http_requests_in_flight") == 4
-            served.engine.open.set()
+            served.backend.open.set()
             assert [(await one).status_code for one in accepted] == [200] * 4
 
     asyncio.run(check())
@@ -50,7 +50,7 @@ def test_what_is_answered_or_too_late_is_freed_at_once_without_the_garbage_colle
             try:
                 late = [served.predict(**{"X-Request-Timeout-Ms": "50"}) for _ in range(20)]
                 assert [(await one).status_code for one in late] == [504] * 20
-                served.engine.open.set()
+                served.backend.open.set()
                 assert [(await served.predict()).status_code for _ in range(20)] == [200] * 20
                 held = [found for found in gc.get_objects() if type(found) is QueueEntry]
             finally:
@@ -70,10 +70,10 @@ def test_a_batch_is_admitted_or_refused_as_a_whole(folder: Path) -> None:
             refused = await served.client.post("/predict/batch", json={"texts": ["goal"] * 2})
             assert refused.status_code == 429
             assert served.classifier.queue.size[0] == 4
-            served.engine.open.set()
+            served.backend.open.set()
             assert len((await accepted).json()) == 4
             await first
-            assert served.engine.texts == 5, "nothing of what was refused is computed"
+            assert served.backend.texts == 5, "nothing of what was refused is computed"
 
     asyncio.run(check())
 
@@ -81,7 +81,7 @@ def test_a_batch_is_admitted_or_refused_as_a_whole(folder: Path) -> None:
 def test_a_batch_of_more_tokens_than_may_wait_is_answered_when_nothing_waits(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, max_queued_tokens=64) as served:
-            served.engine.open.set()
+            served.backend.open.set()
             answer = await served.client.post("/predict/batch", json={"texts": ["goal " * 100] * 64})
             assert answer.status_code == 200, answer.text
             assert len(answer.json()) == 64
@@ -98,9 +98,9 @@ def test_on_a_gpu_the_queue_is_shared_out_over_its_two_workers_not_over_the_cpus
                     await asyncio.sleep(0.005)
             batch = asyncio.create_task(served.client.post("/predict/batch", json={"texts": ["goal"] * 32}))
             await served.until_waiting(32)
-            served.engine.open.set()
+            served.backend.open.set()
             assert [(await one).status_code for one in [*first, batch]] == [200] * 3
-            assert max(served.engine.sizes) == 16
+            assert max(served.backend.sizes) == 16
 
     asyncio.run(check())
 
@@ -113,10 +113,10 @@ def test_a_text_whose_deadline_passes_in_the_queue_is_answered_504_and_never_com
             late = await served.predict(**{"X-Request-Timeout-Ms": "50"})
             assert late.status_code == 504
             assert "no answer within 50 ms; the header X-Request-Timeout-Ms" in late.json()["detail"]
-            served.engine.open.set()
+            served.backend.open.set()
             assert (await first).status_code == 200
             assert (await served.predict()).status_code == 200
-            assert served.engine.texts == 2
+            assert served.backend.texts == 2
             assert served.metric("distrinews_rejected_requests_total", reason="deadline") == 1
 
     asyncio.run(check())
@@ -144,31 +144,31 @@ def test_the_texts_of_a_client_that_hung_up_are_dropped_and_counted(folder: Path
             with contextlib.suppress(asyncio.CancelledError):
                 await leaving
             await asyncio.sleep(0.1)  # the server reads the end of the connection
-            served.engine.open.set()
+            served.backend.open.set()
             assert (await first).status_code == 200
             assert (await served.predict()).status_code == 200
-            assert served.engine.texts == 2
+            assert served.backend.texts == 2
             assert served.metric("distrinews_dropped_texts_total", reason="client_left") == 1
             assert served.metric("distrinews_rejected_requests_total", reason="client_left") == 1
 
     asyncio.run(check())
 
 
-def test_an_engine_that_fails_on_a_text_fails_that_request_and_no_other(folder: Path) -> None:
+def test_a_backend_that_fails_on_a_text_fails_that_request_and_no_other(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder) as served:
-            served.engine.open.set()
-            works = served.engine.run
+            served.backend.open.set()
+            works = served.backend.run
 
             def fails(*_: object) -> NDArray[np.float32]:
                 raise MemoryError
 
-            served.engine.run = fails  # type: ignore[method-assign,assignment]
+            served.backend.run = fails  # type: ignore[method-assign,assignment]
             failed = await served.predict()
             assert (failed.status_code, failed.headers["content-type"]) == (500, "application/problem+json")
             assert failed.json()["request_id"] == failed.headers["X-Request-ID"]
             assert served.metric("distrinews_http_requests_total", route="/predict", code="500") == 1
-            served.engine.run = works  # type: ignore[method-assign]
+            served.backend.run = works  # type: ignore[method-assign]
             assert (await served.predict()).status_code == 200
 
     asyncio.run(check())
@@ -183,7 +183,7 @@ def test_probes_answer_quickly_while_every_worker_is_busy_and_the_queue_is_full(
                 started = time.monotonic()
                 assert (await served.client.get(path)).status_code == 200
                 assert time.monotonic() - started < 0.5
-            served.engine.open.set()
+            served.backend.open.set()
             assert {(await one).status_code for one in asked} == {200, 429}
 
     asyncio.run(check())
@@ -203,7 +203,7 @@ def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_is_no
             monkeypatch.setattr("server.lifecycle._FULL_SECONDS", 0.0)
             full = await served.client.get("/readyz")
             assert (full.status_code, full.json()["detail"]) == (503, "the queue has been full for more than 0 s")
-            served.engine.open.set()
+            served.backend.open.set()
             await asyncio.gather(*asked)
             ready = await served.client.get("/readyz")
             assert ready.status_code == 200, "ready again by itself: one that is not ready gets no request to admit"
@@ -219,7 +219,7 @@ def test_a_stuck_or_ended_worker_makes_the_server_not_alive(folder: Path, monkey
             monkeypatch.setattr("server.lifecycle._STUCK_SECONDS", 0.0)
             stuck = await served.client.get("/livez")
             assert (stuck.status_code, "a worker has been at one batch for" in stuck.text) == (503, True)
-            served.engine.open.set()
+            served.backend.open.set()
             await asked
             assert (await served.client.get("/livez")).status_code == 200
             served.classifier.close()

@@ -31,7 +31,7 @@ NO_OPENVINO = ("int8", "fp32")
 
 
 @pytest.fixture(scope="module")
-def engine(finished_run: Path) -> TorchBackend:
+def backend(finished_run: Path) -> TorchBackend:
     loaded = load_backend(read_model_folder(finished_run / "model", candidates("torch")), workers=2)
     assert isinstance(loaded, TorchBackend)
     return loaded
@@ -57,37 +57,37 @@ def fresh_gpu() -> Iterator[None]:
     backends.gpu.cache_clear()
 
 
-def run(engine: TorchBackend, texts: Sequence[Sequence[int]]) -> Logits:
+def run(backend: TorchBackend, texts: Sequence[Sequence[int]]) -> Logits:
     length = max(map(len, texts))
     mask = np.array([[1] * len(ids) + [0] * (length - len(ids)) for ids in texts])
-    return engine.run(np.array([[*ids, *[0] * (length - len(ids))] for ids in texts]), mask)
+    return backend.run(np.array([[*ids, *[0] * (length - len(ids))] for ids in texts]), mask)
 
 
 def test_it_answers_as_the_trained_model_alone_and_in_any_batch(
-    engine: TorchBackend, texts: list[list[int]], finished_run: Path
+    backend: TorchBackend, texts: list[list[int]], finished_run: Path
 ) -> None:
     trained = np.load(finished_run / "predictions.npy")[: len(texts)]
-    alone = np.concatenate([run(engine, [ids]) for ids in texts])
+    alone = np.concatenate([run(backend, [ids]) for ids in texts])
     np.testing.assert_allclose(softmax(alone, axis=1), trained, atol=SAME)
     for size in (3, 48):
-        batched = np.concatenate([run(engine, texts[start : start + size]) for start in range(0, len(texts), size)])
+        batched = np.concatenate([run(backend, texts[start : start + size]) for start in range(0, len(texts), size)])
         np.testing.assert_allclose(softmax(batched, axis=1), softmax(alone, axis=1), atol=SAME)
         assert (batched.argmax(axis=1) == alone.argmax(axis=1)).all()
 
 
-def test_threads_that_call_at_once_get_their_own_answers(engine: TorchBackend, texts: list[list[int]]) -> None:
-    alone = [run(engine, [ids]) for ids in texts]
+def test_threads_that_call_at_once_get_their_own_answers(backend: TorchBackend, texts: list[list[int]]) -> None:
+    alone = [run(backend, [ids]) for ids in texts]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda ids: run(engine, [ids]), texts))
+        together = list(pool.map(lambda ids: run(backend, [ids]), texts))
     np.testing.assert_allclose(np.concatenate(together), np.concatenate(alone), atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_lengths_are_padded_to_eights_but_not_beyond_what_the_model_reads(engine: TorchBackend) -> None:
-    assert engine.gpu
-    assert "bf16 on" in engine.name
-    for length in (1, 9, engine._max_length):
-        assert run(engine, [[5] * length]).shape == (1, 4)
+def test_on_a_gpu_lengths_are_padded_to_eights_but_not_beyond_what_the_model_reads(backend: TorchBackend) -> None:
+    assert backend.gpu
+    assert "bf16 on" in backend.name
+    for length in (1, 9, backend._max_length):
+        assert run(backend, [[5] * length]).shape == (1, 4)
 
 
 def test_the_server_runs_it_when_it_is_asked_to(finished_run: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_device_that_pytorch_cannot_use_is_told_of_with_the_reason(monkeypatch
 
 
 class OnGpu:
-    """An engine as a GPU is: a batch of any size takes as long as a text."""
+    """A backend that behaves like a GPU: a batch of any size takes as long as a text."""
 
     name = "on a gpu"
     batches = True
@@ -201,10 +201,10 @@ class OnGpu:
 
 
 def test_on_a_gpu_batches_of_up_to_64_texts_are_tried_and_two_workers_are_enough(tmp_path: Path) -> None:
-    engine = OnGpu()
-    assert measure_token_budget(engine, max_length=128) > 8 * 64
-    assert engine.rows == {1, 8, 32, 64}
+    backend = OnGpu()
+    assert measure_token_budget(backend, max_length=128) > 8 * 64
+    assert backend.rows == {1, 8, 32, 64}
     folder = read_model_folder(write_model_folder(tmp_path / "model"), NO_OPENVINO)
-    classifier = Classifier(Choice(folder, engine), Settings(workers=16))
+    classifier = Classifier(Choice(folder, backend), Settings(workers=16))
     assert classifier.workers == 2
     classifier.close()

@@ -123,7 +123,7 @@ def test_a_triton_client_s_timeout_is_the_deadline_of_the_request(folder: Path) 
             assert (full.status_code, list(full.json())) == (429, ["error"])
             assert int(full.headers["retry-after"]) >= 1
             assert full.headers["content-type"] == "application/json"
-            served.engine.open.set()
+            served.backend.open.set()
             assert [(await one).status_code for one in [first, *waiting]] == [200] * 4
 
     asyncio.run(check())
@@ -232,7 +232,7 @@ def test_a_triton_client_is_told_what_is_wrong(tritons: triton.InferenceServerCl
 def test_a_server_that_stops_is_not_ready_for_the_protocol_either(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder) as served:
-            served.engine.open.set()
+            served.backend.open.set()
             assert (await served.client.get("/v2/health/ready")).json() == {"live": True, "ready": True}
             served.lifecycle.draining = True
             for path in ("/v2/health/ready", "/v2/models/distrinews/ready"):
@@ -250,7 +250,7 @@ def test_a_failure_of_the_engine_is_told_in_the_protocol_s_form_too(folder: Path
             def fails(*_: object) -> None:
                 raise MemoryError
 
-            served.engine.run = fails  # type: ignore[method-assign,assignment]
+            served.backend.run = fails  # type: ignore[method-assign,assignment]
             answer = await served.client.post("/v2/models/distrinews/infer", json=ask())
             said = "The server failed; its log has the error"
             assert (answer.status_code, answer.json()) == (500, {"error": said})
