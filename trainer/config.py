@@ -1,4 +1,4 @@
-"""Every setting of the steps: its meaning, unit and range. Flags, `--help`, the form in Kubeflow and job arguments derive from here."""
+"""Defines every setting of the steps with its meaning, unit and range; flags, `--help` and job arguments derive from here."""
 
 from typing import Literal, Self, TypeVar
 
@@ -13,10 +13,12 @@ NOT_OF_THE_MODEL = {
     "resume", "allow_changed_world", "checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_best", "log_steps", "profile_steps",
     "timeout_minutes", "hang_minutes",
 }  # fmt: skip
-"""Settings of training whatever they are, the model is the same: another start may change them."""
+"""Settings of training that do not change the model, so that a resume may change them."""
 
 
 class ModelConfig(Settings):
+    """Settings that preprocess and train share."""
+
     model: str = "tiny"
     """Encoder to fine-tune: a folder, a Hugging Face id, or `tiny`: a small DistilBERT with random weights that needs no download."""
 
@@ -25,6 +27,8 @@ class ModelConfig(Settings):
 
 
 class PreprocessConfig(ModelConfig):
+    """Settings of the preprocess step."""
+
     data: str = Field(default="sample", min_length=1)
     """Training rows: a folder with train and test files, a CSV, JSON Lines or Parquet file (also .gz, .xz), a Hugging Face dataset id, `sample`, or `sample:ROWS`."""
 
@@ -76,6 +80,8 @@ class PreprocessConfig(ModelConfig):
 
 
 class TrainConfig(ModelConfig):
+    """Settings of the train step."""
+
     epochs: int = Field(default=3, ge=1, le=1000)
     """Passes over the training rows."""
 
@@ -164,16 +170,22 @@ class TrainConfig(ModelConfig):
 
 
 class EvaluateConfig(Settings):
+    """Settings of the evaluate step."""
+
     mistakes_shown: int = Field(default=20, ge=0, le=200)
     """Most confident mistakes that the report shows with their texts."""
 
 
 class ExportConfig(Settings):
+    """Settings of the export step."""
+
     check_rows: int = Field(default=1000, ge=10)
     """Test rows at most on which an exported model is compared with the trained one, alone and in batches."""
 
 
 class GateConfig(Settings):
+    """Settings of the gate step."""
+
     min_accuracy: float = Field(default=0.8, ge=0, le=1)
     """Accuracy on the test rows below which a model is not exported or served, from 0 to 1."""
 
@@ -182,6 +194,8 @@ class GateConfig(Settings):
 
 
 class LaunchConfig(Settings):
+    """Settings of training on this machine."""
+
     ranks: int | None = Field(default=None, ge=1, le=64)
     """Processes that train together on this machine. By default one for each GPU; on a CPU one, with all CPUs that it may use."""
 
@@ -190,7 +204,7 @@ class LaunchConfig(Settings):
 
 
 class RunConfig(PreprocessConfig, TrainConfig, EvaluateConfig, GateConfig, ExportConfig, LaunchConfig):
-    """All settings of a run, those of each step together."""
+    """All settings of a run."""
 
 
 GROUPS: dict[str, type[Settings]] = {
@@ -211,6 +225,6 @@ def own_fields(group: str) -> list[str]:
     return [name for name in GROUPS[group].model_fields if name not in shared]
 
 
-def part(config: RunConfig, kind: type[S]) -> S:
-    """The settings of one step out of those of a run."""
+def part(config: Settings, kind: type[S]) -> S:
+    """Picks the settings of one step from those of a run or of a command."""
     return kind(**{name: getattr(config, name) for name in kind.model_fields})

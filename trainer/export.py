@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from server.cli import fail, parse
+from server.cli import Command, run_command
 from server.errors import ModelFolderError, UserError
 from server.files import atomic_directory
 from server.hardware import available_cpus
@@ -22,7 +22,7 @@ from server.inference.backends import load_backend
 from server.inference.encoder import Encoder
 from server.model_folder import TORCH_FILES, ModelJson, Variant, read_model_folder, write_manifest
 from trainer import exporters
-from trainer.config import ExportConfig
+from trainer.config import ExportConfig, part
 from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import Probabilities, predict_texts
 from trainer.model.classifier import load_model
@@ -39,7 +39,7 @@ _ACCURACY_DROP = 0.005  # by which a quantised variant may be less accurate
 _BATCH = 32  # as many texts together as a server may batch
 
 
-class ExportArguments(ExportConfig):
+class ExportArguments(Command, ExportConfig):
     """Write a trained model in the formats that the server reads."""
 
     dataset: Path
@@ -47,6 +47,9 @@ class ExportArguments(ExportConfig):
 
     output: Path
     """Folder of the run, with the model and what evaluate wrote; model/onnx is written in it."""
+
+    def run(self) -> None:
+        export(part(self, ExportConfig), Dataset(self.dataset), self.output)
 
 
 def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, Any]:
@@ -202,13 +205,5 @@ def _fault(variant: str, found: dict[str, float]) -> str:
     return ""
 
 
-def main() -> None:
-    arguments = parse(ExportArguments, prog="python -m trainer.export")
-    try:
-        export(ExportConfig(check_rows=arguments.check_rows), Dataset(arguments.dataset), arguments.output)
-    except UserError as error:
-        fail("export", error)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(ExportArguments, prog="python -m trainer.export")

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from server.cli import fail, parse
-from server.errors import UserError
+from server.cli import Command, run_command
 from server.files import atomic_directory, link_folder, write_json
-from trainer.config import PreprocessConfig
+from trainer.config import PreprocessConfig, part
 from trainer.data.dataset import FORMAT, SPLITS, UNUSED, read_info, read_texts
 from trainer.data.ingest import BadRows, ingest, token_dtype, tokenise
 from trainer.data.sources import Data, find_data
@@ -28,11 +27,14 @@ from trainer.monitoring.console import print0
 _TINY_TRAINING_TEXTS = 100_000
 
 
-class PreprocessArguments(PreprocessConfig):
+class PreprocessArguments(Command, PreprocessConfig):
     """Turn labelled texts into a dataset folder of tokens."""
 
     output: Path
     """Dataset folder to write."""
+
+    def run(self) -> None:
+        preprocess(part(self, PreprocessConfig), self.output)
 
 
 def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -126,15 +128,5 @@ def _describe(info: dict[str, Any]) -> None:
     print0(f"preprocess: {info['test_texts_also_in_train']:,} of the test texts are in train too")
 
 
-def main() -> None:
-    arguments = parse(PreprocessArguments, prog="python -m trainer.preprocess")
-    try:
-        preprocess(
-            PreprocessConfig(**arguments.model_dump(include=set(PreprocessConfig.model_fields))), arguments.output
-        )
-    except UserError as error:
-        fail("preprocess", error)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(PreprocessArguments, prog="python -m trainer.preprocess")
