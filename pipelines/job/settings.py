@@ -1,4 +1,4 @@
-"""Every setting of a training job on a cluster: its meaning, unit and range."""
+"""Settings of a training job on a cluster, with meaning, unit and range."""
 
 from typing import Annotated, Any, Self
 
@@ -50,13 +50,13 @@ class JobConfig(Settings):
     """GPUs of each pod, with a process for each; 0 trains on CPUs."""
 
     gpu_resource: str = "nvidia.com/gpu"
-    """What the cluster calls a GPU."""
+    """Name of the resource that is a GPU on the cluster."""
 
     processes: int = Field(default=1, ge=1, le=64)
     """Processes of each pod without GPUs."""
 
     elastic: bool = False
-    """Workers alone, which find each other again when some are lost, and with allow_changed_world go on without those; needed under Pod Security `restricted`, and on spot nodes."""
+    """Run Workers alone, which rendezvous again when some are lost, and with allow_changed_world train without those; needed under Pod Security `restricted`, and on spot nodes."""
 
     cpu: str | None = None
     """Cores of each pod, such as 4 or 500m. By default as in manifests/."""
@@ -68,7 +68,7 @@ class JobConfig(Settings):
     """Claim of the volume with the runs. By default as in manifests/."""
 
     mount_path: str = Field(default="/workspace", pattern="^/.+")
-    """Where that volume is mounted in the pods."""
+    """Path at which that volume is mounted in the pods."""
 
     queue: str | None = None
     """Kueue's queue that starts the job. By default it starts at once."""
@@ -95,7 +95,7 @@ class JobConfig(Settings):
     """Restarts of all containers together after which the job has failed. By default as in manifests/."""
 
     keep_failed: bool = False
-    """Leave a job that failed on the cluster, to look at."""
+    """Keep a job that failed on the cluster, for inspection."""
 
     @model_validator(mode="after")
     def _shape(self) -> Self:
@@ -107,22 +107,24 @@ class JobConfig(Settings):
 
 
 class Deadlines(Settings):
+    """Deadlines of the launcher."""
+
     schedule_minutes: float | None = Field(default=60, gt=0)
-    """Minutes that pods may wait for a node, a queue or their image. Empty for no end."""
+    """Minutes that pods may wait for a node, a queue or their image. Empty for no limit."""
 
     run_minutes: float | None = Field(default=24 * 60, gt=0)
-    """Minutes from the first to the last that all is given. Empty for no end."""
+    """Minutes that the job may take from its creation to its end. Empty for no limit."""
 
     progress_minutes: float | None = Field(default=30, gt=0)
-    """Minutes that running pods may say nothing of progress. Empty for no end."""
+    """Minutes that pods may run without progress. Empty for no limit."""
 
     def __str__(self) -> str:
         parts = [(self.schedule_minutes, "to be scheduled"), (self.run_minutes, "in all"), (self.progress_minutes, "without progress")]  # fmt: skip
-        return ", ".join(f"{minutes:g} min {what}" if minutes else f"no end {what}" for minutes, what in parts)
+        return ", ".join(f"{minutes:g} min {what}" if minutes else f"no limit {what}" for minutes, what in parts)
 
 
 class StepPod(BaseSettings):
-    """The pod that the launcher runs in, as Kubeflow tells it; empty elsewhere."""
+    """The pod that the launcher runs in, from the environment that Kubeflow sets; empty elsewhere."""
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="KFP_")
 

@@ -141,7 +141,7 @@ def test_a_job_is_made_followed_and_its_model_returned(stage: Stage, said: Said)
     assert "master-0 | train: epoch 1/2: 50/100 steps" in text
     assert "worker-0 | hello of the other rank" in text
     assert "launch | master-0 is on node node-1" in text
-    assert "deadlines: no end to be scheduled, no end in all, no end without progress" in text
+    assert "deadlines: no limit to be scheduled, no limit in all, no limit without progress" in text
 
 
 def test_a_launcher_that_starts_again_attaches_to_the_job_that_runs(
