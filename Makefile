@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS := trainer,server,mlflow,oidc,telemetry,pipelines,dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -10,35 +11,32 @@ venv: .venv/installed ## set up .venv with the locked versions
 .venv/installed: pyproject.toml images/constraints.txt
 	@echo "setting up .venv (about a minute; needs a package index)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[trainer,server,mlflow,oidc,telemetry,pipelines,dev]'
+	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 run: venv ## the whole pipeline on generated sample data with a small model
-	$(BIN)/distrinews run --data sample --ranks 2
+	$(BIN)/distrinews run --data sample
 
-test: venv ## all checks: ruff, mypy, pytest
+static: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: static ## format, lint, types and the fast tests
+	$(BIN)/python -m pytest -m "not slow and not cluster and not browser"
+
+test: static ## all checks and all tests
 	$(BIN)/python -m pytest
 
-bench-engines: venv ## measure what runs the model fastest, and its memory
-	$(BIN)/python -m tests.benchmarks.serving.engines
+test-images: venv ## build the images for a CPU and run them with podman: two pods train, one is killed, a server serves
+	TORCH=cpu images/build
+	$(BIN)/python -m pytest -rP tests/images/containers.py
 
-bench-train: venv ## measure our trainer beside the one that tutorials write, one rank beside two, loss and memory (more than half an hour)
-	$(BIN)/python -m tests.benchmarks.train
-	$(BIN)/python -m tests.benchmarks.train_loss
-	$(BIN)/python -m tests.benchmarks.train_memory
+test-cluster: venv ## the tests that need a cluster: dry runs on the one of kubeconfig's current context; they change nothing
+	$(BIN)/python -m pytest -rs -n0 -m cluster
 
-bench-gpu: venv ## the same on a CUDA device
-	$(BIN)/python -m tests.benchmarks.train --device cuda
-
-bench-serve: venv ## measure our server beside the one that tutorials write (half an hour)
-	$(BIN)/python -m tests.benchmarks.serving.compare
-
-bench-serve-more: venv ## the same beside LitServe and BentoML, and its memory over a soak (an hour)
-	$(BIN)/python -m tests.benchmarks.serving.others
-	$(BIN)/python -m tests.benchmarks.serving.soak
+bench: venv ## measure: NAME=train, train_memory, seeds, serving.compare, serving.engines, serving.soak ... (docs/benchmarks)
+	$(BIN)/python -m tests.benchmarks.$(or $(NAME),$(error name a module of tests/benchmarks, such as NAME=train))
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings
 	$(BIN)/python .ci/charts
@@ -46,18 +44,13 @@ charts: venv ## write what is generated in helm/: README tables, the schema of s
 images: ## build the images with docker, podman or buildah; TORCH=cpu: the trainer without CUDA
 	images/build
 
-test-images: venv ## build them for a CPU and run them with podman: two pods train, one is killed, a server serves
-	TORCH=cpu images/build
-	$(BIN)/python -m pytest -rP tests/images/containers.py
-
-lock: ## renew images/constraints.txt from the newest versions that pyproject allows, then what each image installs
+lock: ## renew images/constraints.txt from the newest versions that pyproject allows, then the lock of each image
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH_VERSION)' '.[trainer,server,mlflow,oidc,telemetry,pipelines,dev]'
+	.venv-lock/bin/python -m pip install --quiet 'torch$(TORCH_VERSION)' '.[$(EXTRAS)]'
 	.venv-lock/bin/python -m pip freeze --exclude distrinews | sed 's/+cpu$$//' > images/constraints.txt
-	rm -rf .venv-lock
 	$(MAKE) lock-images
 
-lock-images: ## renew what each image installs from images/constraints.txt
+lock-images: ## renew the lock of each image from images/constraints.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv
 	images/lock .venv-lock/bin/python
@@ -66,4 +59,4 @@ lock-images: ## renew what each image installs from images/constraints.txt
 clean: ## remove what the targets made, but not runs/
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help venv run test charts bench-data bench-engines bench-train bench-gpu bench-serve bench-serve-more images test-images lock lock-images clean
+.PHONY: help venv run static check test test-images test-cluster bench charts images lock lock-images clean

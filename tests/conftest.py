@@ -19,6 +19,12 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # what tests train is nothing to tr
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and "finished_run" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # for models as small as these, more threads only wait for each other

@@ -34,6 +34,7 @@ from tests.support.model_folder import write_into
 from tests.support.servers import serving as serving_model
 from tests.support.tools import helm
 
+pytestmark = pytest.mark.slow
 HURRY = Polling(
     interval_seconds=0.05, max_interval_seconds=0.2, read_timeout_seconds=2, timeout_seconds=1, heartbeat_seconds=1
 )
