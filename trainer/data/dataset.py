@@ -1,6 +1,6 @@
 """The dataset folder that preprocess writes: flat arrays, read through memory maps, so that rows cost little memory.
 
-dataset.json   class names, fingerprint, how it was made, counts
+dataset.json   class names, fingerprint, settings, counts
 tokenizer/     as `transformers` saves it
 texts.bin      the texts of all rows in the order of the source, UTF-8    texts.ends   where each row ends (int64)
 tokens.bin     their token ids; unused rows have none                     tokens.ends
@@ -94,7 +94,7 @@ class Dataset:
         if self.info.get("format") != FORMAT:
             raise UserError(
                 f"{folder}: has dataset format {self.info.get('format', 1)}, this version reads format {FORMAT}; "
-                "make it anew with the preprocess step"
+                "run the preprocess step again"
             )
         self.classes: list[str] = self.info["classes"]
         self.fingerprint: str = self.info["fingerprint"]
@@ -115,7 +115,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         info: dict[str, Any] = json.loads((recover_directory(folder) / "dataset.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: is no dataset folder, it has no dataset.json; make it with the preprocess step"
+            f"{folder}: is no dataset folder, it has no dataset.json; write one with the preprocess step"
         ) from error
     return info
 

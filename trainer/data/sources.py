@@ -1,4 +1,4 @@
-"""What `--data` means: which rows to train on and which to test on, and a digest that changes when they do."""
+"""Find the rows that `--data` names, those to train on and those to test on, with a digest that changes when they do."""
 
 import hashlib
 import re
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 _SPLIT_FILE = r"(?P<split>{split})(-\d+-of-\d+)?\.(csv|jsonl?|parquet)(\.gz|\.xz)?"
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _LOADERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
-"""Names that the `datasets` library takes for ways to read the files of the working folder."""
+"""Names that the `datasets` library reads as formats of the files in the working folder."""
 
 _SAMPLE_ROWS = 4000
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one split: `read` gives them as a stream, in the order of `files`."""
+    """Rows of one split: `read` streams them in the order of the files."""
 
     name: str
-    """What messages about all of it call it."""
+    """Name in messages about the whole source."""
     read: Callable[[], Iterator[tuple[str, Row | BadRow]]]
-    """(file, row) pairs; file is what messages about the row call it."""
+    """Yields (file, row) pairs; messages about the row name the file."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Data:
     digest: str
     """Changes when any row may have changed."""
     classes: tuple[str, ...] = ()
-    """Class names where the data set brings them, in order."""
+    """Class names in order, where the data set defines them."""
     remarks: tuple[str, ...] = ()
 
 
 def find_data(config: PreprocessConfig) -> Data:
-    """The rows that the settings name; UserError when there are none such."""
+    """Finds the rows that the settings name; UserError when there are none."""
     if re.fullmatch(r"sample(:.*)?", config.data):
         return _sample(config)
     path = Path(config.data)
@@ -90,7 +90,7 @@ def _folder(folder: Path, config: PreprocessConfig) -> Data:
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split, or the numbered parts of it in order."""
+    """Returns the file of a split, or its numbered parts in order."""
     found = _matching(folder, split)
     counts = {int(part[1]) if (part := re.search(r"-of-(\d+)\.", path.name)) else 1 for path in found}
     names = ", ".join(path.name for path in found[:10])
@@ -132,7 +132,7 @@ def _files(
 
 
 def _listed_classes(path: Path) -> tuple[str, ...]:
-    """The class names in a file, one a line, or those of AG News where there is none."""
+    """Reads class names, one a line; those of AG News where there is no such file."""
     if not path.is_file():
         return AG_NEWS_CLASSES
     try:
@@ -156,13 +156,13 @@ def _hub(config: PreprocessConfig) -> Data:
     except Exception as error:  # the library raises many kinds; each becomes one line with its reason
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--data {config.data}: is no file or folder here, and cannot be had as a Hugging Face dataset: {reason}"
+            f"--data {config.data}: is no file or folder here, and cannot be loaded as a Hugging Face dataset: {reason}"
         ) from error
     return hub_data(splits, config)
 
 
 def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
-    """The train and test splits of a loaded Hugging Face dataset."""
+    """Returns the train and test splits of a loaded Hugging Face dataset."""
     if "train" not in splits:
         raise UserError(f"--data {config.data}: has no train split; it has {', '.join(splits)}")
     columns = Columns(config.text_column, config.label_column, config.class_names)
@@ -179,7 +179,7 @@ def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
 
     used = [name for name in ("train", "test") if name in splits]
     sources = {split: Source(f"{config.data} {split}", partial(read, split)) for split in used}
-    digest = _digest(*used, *(splits[name]._fingerprint for name in used))  # noqa: SLF001 - the library's own digest has no other name
+    digest = _digest(*used, *(splits[name]._fingerprint for name in used))  # noqa: SLF001 - the library has no public name for its digest
     classes = config.class_names or table("train").classes
     remarks = tuple(_unused(f"the split {name}") for name in splits if name not in used)
     return Data(config.data, sources["train"], sources.get("test"), digest, classes, remarks)

@@ -1,4 +1,4 @@
-"""The fast tokenizer of an encoder, or one trained on the data for `tiny`."""
+"""Load the fast tokenizer of an encoder, or train one on the data for `tiny`."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ _SPECIAL = {
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of an encoder given by folder or Hugging Face id; UserError when it has no fast one."""
+    """Loads the tokenizer of an encoder given by folder or Hugging Face id; UserError when it has no fast one."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True, local_files_only=Path(model).is_dir())
     except Exception as error:  # the library raises many kinds; each becomes one line with its reason
@@ -32,7 +32,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
         raise UserError(
             f"--model {model}: has no fast tokenizer (tokenizer.json), which preprocess and the server need"
         )
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what the library makes up where it finds none
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # as the library makes one where it finds none
         raise UserError(f"--model {model}: its tokenizer has no vocabulary; is tokenizer.json or vocab.txt missing?")
     if tokenizer.pad_token_id is None:
         raise UserError(f"--model {model}: its tokenizer has no padding token; choose an encoder that has one")
@@ -40,7 +40,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
 
 
 def check_model(model: str) -> None:
-    """UserError when the encoder is neither `tiny`, nor a folder with a model, nor shaped like a Hugging Face id."""
+    """Raises UserError when the encoder is neither `tiny`, nor a folder with a model, nor shaped like a Hugging Face id."""
     folder = Path(model)
     if model == "tiny":
         return
@@ -52,9 +52,9 @@ def check_model(model: str) -> None:
 
 
 def train_tokenizer(texts: Iterator[str], *, max_length: int) -> PreTrainedTokenizerFast:
-    """An uncased WordPiece tokenizer: the most frequent words of these texts, and their characters for all other words.
+    """Trains an uncased WordPiece tokenizer: the most frequent words of these texts, and their characters for all others.
 
-    The library's own trainer breaks ties at random, so that the same seed would give another model each time.
+    The library's own trainer breaks ties at random, so the same seed would give another model each time.
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
@@ -76,7 +76,7 @@ def train_tokenizer(texts: Iterator[str], *, max_length: int) -> PreTrainedToken
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Equal for tokenizers that give the same tokens; how they truncate and pad is set where they are used."""
+    """Returns a digest that is equal for tokenizers with the same tokens, however they truncate and pad."""
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     fast.no_truncation()
     fast.no_padding()
@@ -84,5 +84,5 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def use_all_cores() -> None:
-    """Let `encode_batch` use every core; said before its first call, which otherwise warns in a forked process."""
+    """Lets `encode_batch` use every core; set before its first call, which otherwise warns in a forked process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

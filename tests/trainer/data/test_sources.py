@@ -357,7 +357,7 @@ def test_a_name_that_is_neither_a_file_nor_on_the_hub_gets_one_clear_line() -> N
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
     assert done.stdout.startswith(
-        "--data someone/no-such-dataset: is no file or folder here, and cannot be had as a Hugging Face dataset: "
+        "--data someone/no-such-dataset: is no file or folder here, and cannot be loaded as a Hugging Face dataset: "
     )
 
 

@@ -1,0 +1,98 @@
+"""Tokens as transformers makes them, the tokenizer of `tiny`, and encoders that cannot be used."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from server.errors import UserError
+from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv
+from tests.support.datasets import make, refusal
+from trainer.data.dataset import SPLITS
+from trainer.data.tokenizer import check_model, load_tokenizer, train_tokenizer
+
+ENCODER = os.environ.get("PRETRAINED_ENCODER", "")
+"""Folder of a pretrained encoder with the uncased vocabulary, where there is one."""
+
+
+def test_tokens_are_what_transformers_gives(tmp_path: Path, encoder: Path) -> None:
+    came_in = [(f"{text} {'again ' * (number % 40)}", label) for number, (text, label) in enumerate(labelled(200))]
+    path = write_csv(tmp_path / "rows.csv", [*came_in, ("Ünknown 世界 🌍!", "good"), ("ENDS[SEP]here", "bad")])
+    for model in ("tiny", str(encoder)):
+        dataset = make(path, tmp_path / f"dataset of {Path(model).name}", model=model, max_length=24)
+        tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer_folder)
+        truncated = 0
+        for split in (dataset.train, dataset.validation, dataset.test):
+            texts = [split.text(row) for row in range(len(split))]
+            expected = tokenizer(texts, truncation=True, max_length=24)["input_ids"]
+            assert [split.tokens(row).tolist() for row in range(len(split))] == expected
+            assert split.lengths.tolist() == [len(tokens) for tokens in expected]
+            truncated += sum(len(tokens) > 24 for tokens in tokenizer(texts)["input_ids"])
+        assert truncated > 20
+        assert sum(dataset.info["splits"][name]["truncated"] for name in SPLITS) == truncated
+        assert dataset.vocabulary_size == len(tokenizer)
+        assert dataset.pad_token_id == tokenizer.pad_token_id
+
+
+def test_the_tokenizer_of_tiny_learns_from_training_rows_alone(tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path / "rows.csv", [(f"{text} w{number}w", label) for number, (text, label) in enumerate(labelled(60))]
+    )
+    dataset = make(path, tmp_path / "dataset")
+    learnt = AutoTokenizer.from_pretrained(dataset.tokenizer_folder).get_vocab()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        words = [split.text(row).split()[-1] for row in range(len(split))]
+        assert {word in learnt for word in words} == {split is dataset.train}
+
+
+def test_the_tokenizer_of_tiny_knows_the_most_frequent_words_and_every_character() -> None:
+    texts = ["Seldom SELDOM often often often", "same name", *(f"w{number}" for number in range(10_000))]
+    vocabulary = train_tokenizer(iter(texts), max_length=32).get_vocab()
+    assert len(vocabulary) == 8192
+    by_number = sorted(vocabulary, key=vocabulary.__getitem__)
+    characters = sorted(set("seldomoftensamenamew0123456789"))
+    assert by_number[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert by_number[5 : 5 + 2 * len(characters)] == [*characters, *("##" + character for character in characters)]
+    assert by_number[5 + 2 * len(characters) :][:6] == ["often", "seldom", "name", "same", "w0", "w1"]
+
+
+@needs_ag_news
+@pytest.mark.skipif(not ENCODER, reason="needs the folder of an encoder in PRETRAINED_ENCODER")
+def test_the_real_test_split_has_as_many_tokens_as_the_uncased_vocabulary_gives(tmp_path: Path) -> None:
+    file = str(AG_NEWS / "test.csv")
+    test = make(file, tmp_path / "dataset", test_data=file, model=ENCODER).info["splits"]["test"]
+    assert test["rows"] == 7600
+    assert test["tokens"] / 7600 == pytest.approx(52.3, rel=0.01)
+    assert test["truncated"] / 7600 == pytest.approx(0.007, abs=0.0005)
+    assert list(test["length_percentiles"].values()) == pytest.approx([31, 50, 79, 121], abs=1)
+
+
+@pytest.mark.parametrize("model", ["./absent", "/no/such/model", "~/model", "a/b/c"])
+def test_an_encoder_that_can_only_be_a_folder_must_be_there(model: str, tmp_path: Path) -> None:
+    assert refusal("sample", tmp_path / "dataset", model=model) == f"--model {model}: no such folder"
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    assert "holds no config.json, so it is no encoder" in refusal("sample", tmp_path / "dataset", model=str(tmp_path))
+
+
+def test_an_encoder_may_be_named_by_its_id() -> None:
+    check_model("someone/encoder")
+    check_model("tiny")
+
+
+def test_an_encoder_without_its_vocabulary_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "config.json", json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match=r"its tokenizer has no vocabulary; is tokenizer\.json or vocab\.txt missing\?"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": 5, "added_tokens": []}'])
+def test_a_broken_tokenizer_is_refused_with_one_line(tmp_path: Path, encoder: Path, content: str) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    write(folder / "tokenizer.json", content)
+    said = refusal("sample", tmp_path / "dataset", model=str(folder))
+    assert said.startswith(f"--model {folder}: its tokenizer cannot be loaded: ")
