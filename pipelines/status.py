@@ -14,7 +14,7 @@ from trainer.monitoring.training_log import read_log
 
 _EVENTS_SHOWN = 12
 _SILENT_SECONDS = 120  # a run that trains has a line more often than this
-_FACTS = {"why", "norm", "in_a_row", "loss", "median", "world_size", "best_epoch", "samples", "unsent_lines"}
+_FACTS = {"why", "norm", "consecutive", "loss", "median", "world_size", "best_epoch", "samples", "unsent_lines"}
 
 
 class Status(Command):

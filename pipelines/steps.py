@@ -24,7 +24,13 @@ def preprocess(run: RunFolder) -> dict[str, Any]:
 def train(run: RunFolder, *, task_config: object | None = None) -> dict[str, Any]:
     if run.cluster.launch == "job":
         return _train_as_job(run, task_config)
-    ranks = _launch(run, "trainer.train", as_flags(part(run.config, TrainConfig)), max_restarts=run.config.max_restarts)
+    config = part(run.config, TrainConfig)
+    if config.resume == "never":  # once, and not again at every restart
+        from trainer.checkpoint.checkpointer import start_over
+
+        start_over(run.folder)
+        config = config.model_copy(update={"resume": "auto"})
+    ranks = _launch(run, "trainer.train", as_flags(config), max_restarts=run.config.max_restarts)
     trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
     return {"ranks": ranks, "best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
 

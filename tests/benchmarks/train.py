@@ -35,9 +35,10 @@ from trainer.distributed.launch import worker
 from trainer.distributed.parallel import parallelize
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.model.classifier import build_model, freeze_unused
-from trainer.model.optimizer import Meter, choose_precision, make_optimizer
+from trainer.model.optimizer import choose_precision, make_optimizer
 from trainer.model.packing import enable_packing
-from trainer.train import train_step, update
+from trainer.monitoring.monitor import Meter
+from trainer.train import forward_backward, optimizer_step
 
 _WARM_UP_STEPS = 2
 _LEARNING_RATE = 5e-5
@@ -188,9 +189,10 @@ class Runner:
         self.meter.restart()
         for number, step in enumerate(steps):
             seed_step(0, step=number, rank=self.process.rank)
-            train_step(self.model, step, self.dataset, self.process, self.precision, self.meter)
+            loss = forward_backward(self.model, step, self.dataset, self.process, self.precision)
+            self.meter.add(loss, rows=sum(map(len, step.micro_batches)), tokens=0)
             rate = _LEARNING_RATE * (1 - number / len(steps))  # as the reference's falls
-            update(self.model, self.optimizer, learning_rate=rate, max_grad_norm=1.0)
+            optimizer_step(self.model, self.optimizer, rate, max_grad_norm=1.0)
         return self.meter.read()["loss"]
 
     def _wait(self) -> None:

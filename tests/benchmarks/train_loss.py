@@ -22,10 +22,10 @@ from trainer.distributed.parallel import parallelize
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.evaluation.predict import predict, score
 from trainer.model.classifier import build_model
-from trainer.model.optimizer import Meter, choose_precision, make_optimizer
+from trainer.model.optimizer import choose_precision, make_optimizer
 from trainer.model.packing import enable_packing
 from trainer.preprocess import preprocess
-from trainer.train import train_step, update
+from trainer.train import forward_backward, optimizer_step
 
 _LEARNING_RATE, _BATCH_ROWS = 1e-3, 32
 _PADDED = "ours but padded, by length"
@@ -96,8 +96,8 @@ def train_ours(
     dtype, _ = choose_precision(config.precision, process.device)
     for number, step in enumerate(steps):
         seed_step(config.seed, step=number, rank=0)
-        train_step(wrapped, step, dataset, process, dtype, Meter(process.device))
-        update(wrapped, optimizer, learning_rate=_LEARNING_RATE * (1 - number / len(steps)), max_grad_norm=1.0)
+        forward_backward(wrapped, step, dataset, process, dtype)
+        optimizer_step(wrapped, optimizer, _LEARNING_RATE * (1 - number / len(steps)), max_grad_norm=1.0)
 
 
 if __name__ == "__main__":

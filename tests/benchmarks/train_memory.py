@@ -29,10 +29,10 @@ from trainer.config import PreprocessConfig, TrainConfig
 from trainer.data.batches import BatchSampler, Step, collate
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group, seed_step
-from trainer.model.optimizer import Meter, choose_precision
+from trainer.model.optimizer import choose_precision
 from trainer.model.packing import is_packed
 from trainer.preprocess import preprocess
-from trainer.train import prepare, rehearse, train_step, update
+from trainer.train import forward_backward, optimizer_step, prepare, warm_up
 
 _MB = 2**20
 _FEW_ROWS = 10_000
@@ -96,22 +96,21 @@ def in_ranks(dataset: Path, model: Path, precision: str, *, steps: int, folder: 
 def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process: Process) -> dict[str, Any]:
     imported = memory("RssAnon")
     config = TrainConfig.model_validate({"model": model, "precision": precision})
-    bare, replica, optimizer, _ = prepare(config, dataset, process)
+    raw_model, replica, optimizer = prepare(config, dataset, process)
     number_format, _ = choose_precision(precision, process.device)
-    meter = Meter(process.device)
     plan = BatchSampler(
-        dataset.train.lengths, config, rank=process.rank, world_size=process.world_size, packed=is_packed(bare)
+        dataset.train.lengths, config, rank=process.rank, world_size=process.world_size, packed=is_packed(raw_model)
     )
-    rehearse(replica, plan, dataset, process, number_format, epochs=1)
+    warm_up(replica, plan.largest_step(1), dataset, process, number_format)
     for number, step in enumerate([*plan.epoch(0)[:steps], plan.largest_step(1)]):
         seed_step(0, step=number, rank=process.rank)
-        train_step(replica, step, dataset, process, number_format, meter)
-        update(replica, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
+        forward_backward(replica, step, dataset, process, number_format)
+        optimizer_step(replica, optimizer, 1e-5, max_grad_norm=1.0)
         if number == 0:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-    trained = 4 * sum(parameter.nbytes for parameter in bare.parameters()) / _MB  # weights, gradients, two moments
+    trained = 4 * sum(parameter.nbytes for parameter in raw_model.parameters()) / _MB  # weights, gradients, two moments
     peak, code = memory("VmHWM") - memory("RssFile") - memory("RssShmem") - trained, memory("RssFile")
-    activations = saved_for_backward(bare, loss_of(plan.largest_step(1), dataset), number_format) / _MB
+    activations = saved_for_backward(raw_model, loss_of(plan.largest_step(1), dataset), number_format) / _MB
     return {
         "rows": len(dataset.train), "imported": imported, "code": code, "peak": peak, "activations": activations,
         "trained": trained,

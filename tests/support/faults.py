@@ -39,7 +39,7 @@ def infinite_loss(rank: int) -> None:
 
 
 def _with_loss(change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
-    calls, work = iter(range(-2, 10_000)), functional.cross_entropy  # the first two are the rehearsal's
+    calls, work = iter(range(-2, 10_000)), functional.cross_entropy  # the first two are the warm-up's
 
     def changed(logits: torch.Tensor, labels: torch.Tensor, *, reduction: str) -> torch.Tensor:
         return change(work(logits, labels, reduction=reduction), next(calls))

@@ -17,11 +17,10 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import launch
 from trainer.distributed.process_group import Process
-from trainer.evaluation.predict import Score
 from trainer.model.classifier import build_model, freeze_unused
-from trainer.model.optimizer import choose_precision, make_optimizer, peak_learning_rate, schedule
+from trainer.model.optimizer import choose_precision, make_optimizer, schedule
 from trainer.monitoring.training_log import read_log
-from trainer.train import train, update
+from trainer.train import optimizer_step, train
 
 QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=1)
 
@@ -107,7 +106,7 @@ def test_a_finished_run_started_again_trains_no_more(
     before = losses(tmp_path)
     train(QUICK, dataset, tmp_path, process)
     assert losses(tmp_path) == before
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_resuming_with_other_settings_is_refused_with_both_values(
@@ -143,9 +142,9 @@ def test_the_model_folder_loads_with_plain_transformers_and_gives_our_labels(
 def test_the_best_epoch_is_the_most_accurate_and_patience_ends_training() -> None:
     state = TrainState()
     for accuracy, loss in ((0.7, 0.9), (0.8, 0.5), (0.8, 0.4), (0.79, 0.1)):
-        state.end_epoch(Score(100, loss, accuracy), patience=2)
+        state.end_epoch(loss, accuracy, patience=2)
     assert (state.best_epoch, state.stopped_early) == (3, False)
-    state.end_epoch(Score(100, 0.1, 0.79), patience=2)
+    state.end_epoch(0.1, 0.79, patience=2)
     assert state.stopped_early
     assert "epoch 3" in state.conclusion()
 
@@ -173,32 +172,12 @@ def test_gradients_are_clipped_as_pytorch_clips_them(size: float) -> None:
     for model in models:
         torch.manual_seed(0)
         (size * model(torch.randn(5, 8)).square().sum()).backward()
-    norm = update(models[0], ours, learning_rate=0.1, max_grad_norm=1.0)
+    norm = optimizer_step(models[0], ours, 0.1, max_grad_norm=1.0)
     torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(models[1].parameters(), 1.0))
     assert (float(norm) > 1) == (size > 1)
     usual.step()
     for mine, theirs in zip(*(optimizer.state.values() for optimizer in (ours, usual)), strict=True):
         torch.testing.assert_close(mine["exp_avg"], theirs["exp_avg"])
-
-
-def test_the_optimizer_has_its_moments_from_the_start_and_steps_as_one_that_makes_them_does() -> None:
-    config = TrainConfig(weight_decay=0.1)
-    models = [nn.Linear(8, 4), nn.Linear(8, 4)]
-    models[1].load_state_dict(models[0].state_dict())
-    ours = make_optimizer(models[0], config)
-    usual = torch.optim.AdamW([{"params": [models[1].weight], "weight_decay": 0.1}, {"params": [models[1].bias], "weight_decay": 0.0}], lr=peak_learning_rate(config), fused=True)  # fmt: skip
-    moments = {name: id(tensor) for name, tensor in ours.state[models[0].weight].items()}
-    assert set(moments) == {"step", "exp_avg", "exp_avg_sq"}
-    for number in range(3):
-        for model, optimizer in zip(models, (ours, usual), strict=True):
-            torch.manual_seed(number)
-            model(torch.randn(5, 8)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    assert {name: id(tensor) for name, tensor in ours.state[models[0].weight].items()} == moments
-    assert all(
-        torch.equal(mine, theirs) for mine, theirs in zip(*(model.parameters() for model in models), strict=True)
-    )
 
 
 def test_matrices_decay_and_biases_do_not(dataset: Dataset) -> None:

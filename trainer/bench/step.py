@@ -27,10 +27,10 @@ from trainer.distributed.launch import worker
 from trainer.distributed.parallel import gradient_sync, parallelize
 from trainer.distributed.process_group import Process, process_group
 from trainer.model.classifier import build_model, freeze_unused
-from trainer.model.optimizer import Meter, choose_precision, make_optimizer, schedule
+from trainer.model.optimizer import choose_precision, make_optimizer, schedule
 from trainer.model.packing import enable_packing, is_packed
 from trainer.monitoring.console import Progress
-from trainer.train import train_step, update
+from trainer.train import forward_backward, optimizer_step
 
 _BLOCK_STEPS = 5
 
@@ -172,20 +172,18 @@ def _run(steps: list[Step], trained: Trained, progress: Progress, *, exchange: b
     forwards: list[_Moment] = []
     backwards: list[_Moment] = []
     hook = trained.model.register_forward_hook(lambda *_: forwards.append(_now(device)))
-    meter, beat = Meter(device), torch.zeros(1, device=device)
+    beat = torch.zeros(1, device=device)
     dist.barrier()
     _wait(device)
     begin = time.perf_counter()
     for number, step in enumerate(steps):
         with gradient_sync(trained.model, when=exchange):
-            train_step(trained.model, step, trained.dataset, trained.process, trained.precision, meter)
+            forward_backward(trained.model, step, trained.dataset, trained.process, trained.precision)
         backwards.append(_now(device))
         if not exchange:
             dist.all_reduce(beat)
         learning_rate = schedule(number, len(steps), trained.config)
-        update(
-            trained.model, trained.optimizer, learning_rate=learning_rate, max_grad_norm=trained.config.max_grad_norm
-        )
+        optimizer_step(trained.model, trained.optimizer, learning_rate, max_grad_norm=trained.config.max_grad_norm)
         progress.advance()
     _wait(device)
     whole = time.perf_counter() - begin

@@ -1,111 +1,220 @@
-"""When checkpoints are written, and by whom: a thread of the main process, while training goes on."""
+"""Checkpoints of a run: saved on time by a background thread of the main process, and resumed by all processes."""
 
+import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.profiler import record_function
+from transformers import PreTrainedModel
 
 from server.errors import UserError
+from trainer.checkpoint import store
 from trainer.checkpoint.state import TrainState
-from trainer.checkpoint.store import Snapshot, snapshot, write
-from trainer.config import TrainConfig
-from trainer.distributed.agreement import Agreement
-from trainer.distributed.parallel import whole, whole_optimizer_state
-from trainer.distributed.preemption import Preempted, Preemption
+from trainer.config import NOT_OF_THE_MODEL, TrainConfig
+from trainer.distributed.preemption import Consensus, Preempted, Preemption
 from trainer.distributed.process_group import Process
-from trainer.model.optimizer import Meter
 from trainer.monitoring.console import print0
-from trainer.monitoring.training_log import TrainingLog
+from trainer.monitoring.monitor import Monitor
 
-_LONG_SECONDS = 1.0  # a wait that is worth a word
+_WORLD = ("world_size", "batch_size", "accumulation_steps")  # may change with --allow-changed-world
+_LONG_SECONDS = 1.0  # a wait for the disk that is logged
+_WARN_SECONDS = 10.0  # a wait for the disk that is a warning
+_FULL = StateDictOptions(full_state_dict=True)  # the same files, however processes share the model
+_FULL_ON_RANK0 = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-class Checkpoints:
-    """Copies what is trained to memory, and has it written in the background, one checkpoint at a time."""
+class Checkpointer:
+    """Holds the state of training; copies it with model and optimizer to memory, and writes one checkpoint at a time."""
 
     def __init__(
-        self, folder: Path, config: TrainConfig, *, made_with: dict[str, Any], process: Process, log: TrainingLog
-    ) -> None:
-        self._folder, self._config, self._made_with, self._process, self._log = folder, config, made_with, process, log
+        self, output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, config: TrainConfig,
+        provenance: dict[str, Any], process: Process,
+    ) -> None:  # fmt: skip
+        self._output, self._folder = output, output / "checkpoints"
+        self._model, self._optimizer, self._config = model, optimizer, config
+        self._provenance, self._process = provenance, process
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._saved_at = time.monotonic()
-        self._agreement, self._preemption = Agreement(), Preemption()
+        self._consensus, self._preemption = Consensus(), Preemption()
+        self.state = TrainState()
 
-    def __enter__(self) -> Self:
-        self._preemption.__enter__()
-        return self
+    @contextmanager
+    def report_to(self, monitor: Monitor) -> Iterator[Self]:
+        """Saves while the block runs, and logs to this monitor; at its end the last checkpoint is on the disk."""
+        self._monitor = monitor
+        with self._preemption:
+            try:
+                yield self
+            finally:
+                self._thread.shutdown()
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._thread.shutdown()  # what is being written is finished, whatever ended training
-        self._preemption.__exit__(kind, *error)
+    def resume(self) -> TrainState:
+        """Loads the newest undamaged checkpoint into model and optimizer, if there is one, and returns the state.
 
-    def after_step(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
-        """Save if it is time to, and leave after that if a process was sent SIGTERM: all processes at the same step."""
-        self._check()
-        old = self._process.is_main and time.monotonic() - self._saved_at >= self._config.checkpoint_minutes * 60
-        due = self.leave_if_told(state, model, optimizer, meter, save=old)
-        if due or state.step % (self._config.checkpoint_steps or state.step + 1) == 0:
-            self._preemption.saving()
-            self.save(state, model, optimizer, meter)
+        UserError when it was made with other settings: the same command would have trained another model.
+        """
+        found: list[str | None] = [None, None]  # a checkpoint, and why there can be none
+        if self._process.is_main:
+            try:
+                found[0] = self._find()
+            except UserError as error:
+                found[1] = str(error)
+        dist.broadcast_object_list(found, src=0, device=self._process.device)
+        if found[1]:
+            raise UserError(found[1])
+        if found[0]:
+            self._load(Path(found[0]))
+            seen = f"{self.state.epoch} epochs, {self.state.step:,} steps, {self.state.samples:,} rows seen"
+            print0(f"train: resuming from {found[0]}: {seen}")
+        return self.state
 
-    def leave_if_told(
-        self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter, *, save: bool = False
-    ) -> bool:  # fmt: skip
-        """Save and leave if a process was sent SIGTERM, all at the same call; else whether one wished to save."""
-        due, stop = self._agreement.after_step(save=save, stop=self._preemption.requested)
+    def _load(self, checkpoint: Path) -> None:
+        saved = store.read_state(checkpoint)
+        optimizer = {"state": store.read_moments(checkpoint), "param_groups": saved["param_groups"]}
+        weights: dict[str, Any] = dict(store.read_weights(checkpoint))
+        set_state_dict(
+            self._model, self._optimizer, model_state_dict=weights, optim_state_dict=optimizer, options=_FULL
+        )  # fmt: skip
+        self._optimizer.zero_grad(set_to_none=True)
+        self.state = TrainState(**saved["state"])
+
+    def _find(self) -> str | None:
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if self._config.resume == "never" and not restarted:
+            start_over(self._output)
+        store.remove_unfinished(self._folder)
+        there = store.names(self._folder)
+        for name in there:
+            checkpoint = self._folder / name
+            if not (damage := store.find_damage(checkpoint)):
+                self._compare(checkpoint)
+                return str(checkpoint)
+            aside = store.quarantine(checkpoint).name
+            print0(f"train: warning: {checkpoint} is damaged: {damage}; it is now {aside}, the one before is used")
+        if there:
+            raise UserError(
+                f"{self._folder}: all of {len(there)} checkpoints are damaged, see the warnings above; "
+                "bring one back, or start over with --resume never"
+            )
+        return None
+
+    def _compare(self, checkpoint: Path) -> None:
+        """Compares settings; one that an older version did not save had its default."""
+        defaults = TrainConfig().model_dump(mode="json")
+        saved = store.read_state(checkpoint)["provenance"]
+        for name, now in self._provenance.items():
+            then = saved.get(name, defaults.get(name, now))
+            if now == then or name in NOT_OF_THE_MODEL:
+                continue
+            if name in _WORLD and self._config.allow_changed_world:
+                print0(f"train: {name} was {then}, now it is {now}: resuming with the rows that this epoch has left")
+                continue
+            again = f"give {then} again to resume, " if name in defaults else ""
+            other = "--allow-changed-world to resume with the rows that are left, " if name in _WORLD else ""
+            raise UserError(
+                f"{checkpoint} was made with {name} = {then}, now it is {now}: "
+                f"{again}{other}{'or ' if again or other else ''}--resume never to start over and keep the earlier checkpoints aside"
+            )
+
+    def after_step(self) -> None:
+        """Saves when it is time, and stops as `stop_if_asked` does: all processes at the same step."""
+        with record_function("save"):
+            if self._writing is not None and self._writing.done():
+                self.wait()  # raises an error of the thread
+            old = self._process.is_main and time.monotonic() - self._saved_at >= self._config.checkpoint_minutes * 60
+            due = self.stop_if_asked(save=old)
+            if due or self.state.step % (self._config.checkpoint_steps or self.state.step + 1) == 0:
+                self.save()
+
+    def stop_if_asked(self, *, save: bool = False) -> bool:
+        """Saves and raises Preempted if a process received SIGTERM; else returns True if one requested a save."""
+        due, stop = self._consensus.after_step(save=save, stop=self._preemption.requested)
         if stop:
             self._preemption.saving()
-            self.save(state, model, optimizer, meter)
-            self._leave(state)
+            self.save()
+            self.wait()
+            self._monitor.event("preemption", samples=self.state.samples)
+            print0(f"train: SIGTERM: step {self.state.step:,} is saved; start again to resume")
+            self._consensus.barrier()  # the first to leave ends the others, and the main process has yet to write
+            raise Preempted
         return due
 
-    def _leave(self, state: TrainState) -> None:
-        self.wait()
-        self._log.event("preemption", step=state.step, samples=state.samples)
-        if self._process.is_main:
-            print0(f"train: SIGTERM: step {state.step:,} is saved; start again to go on")
-        self._agreement.barrier()  # whoever leaves first has the others ended, and they wait for the main process to write
-        raise Preempted
-
-    def save(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
-        """Take a snapshot and begin to write it; all processes call this, at the same step."""
-        state.meter = meter.shares() if state.parts else []
+    def save(self) -> None:
+        """Copies everything to memory and begins to write it; a collective call."""
         self._saved_at = time.monotonic()
-        weights = whole(model.state_dict(), keep=self._process.is_main)
-        moments = whole_optimizer_state(optimizer, keep=self._process.is_main)
+        weights, moments = get_state_dict(self._model, self._optimizer, options=_FULL_ON_RANK0)
         if not self._process.is_main:
             return
+        gathered = time.monotonic()
         self.wait()
-        waited = time.monotonic() - self._saved_at
-        taken = snapshot(state, weights, moments, made_with=self._made_with, keep_best=self._config.keep_best)
-        copied = time.monotonic() - self._saved_at - waited
-        self._writing = self._thread.submit(self._write, taken, state.step, copied=copied, waited=waited)
+        waited = time.monotonic() - gathered
+        snapshot = self._snapshot(weights, moments)
+        copy_seconds = time.monotonic() - self._saved_at - waited
+        self._writing = self._thread.submit(
+            self._write, snapshot, self.state.step, copy_seconds=copy_seconds, waited=waited
+        )  # fmt: skip
 
-    def _check(self) -> None:
-        """Raise what the thread met, if it has met anything."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
+    def _snapshot(self, weights: dict[str, Any], moments: dict[str, Any]) -> store.Snapshot:
+        state = self.state
+        return store.Snapshot(
+            name=store.epoch_name(state.epoch) + (f"-step-{state.step:08}" if state.segments else ""),
+            state=store.copied(asdict(state)),
+            provenance=self._provenance,
+            best=[store.epoch_name(epoch) for epoch in state.best_epochs(self._config.keep_best)],
+            model={name: self._copied(tensor) for name, tensor in weights.items()},
+            optimizer={
+                f"{parameter}.{name}": self._copied(tensor)
+                for parameter, entry in moments["state"].items() for name, tensor in entry.items()
+            },
+            param_groups=store.copied(moments["param_groups"]),
+        )  # fmt: skip
+
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor of its own: on a CPU the state dicts share the live ones."""
+        on_cpu = self._process.device.type == "cpu"
+        return tensor.detach().clone(memory_format=torch.contiguous_format) if on_cpu else tensor.contiguous()
 
     def wait(self) -> None:
-        """Return when everything is on the disk."""
-        if self._writing is not None:
-            try:
-                self._writing.result()
-            except OSError as error:
-                raise UserError(
-                    f"{self._folder}: a checkpoint cannot be written: {error.strerror or error}; "
-                    "earlier ones are whole, training goes on from them when it is started again"
-                ) from error
-            self._writing = None
-
-    def _write(self, taken: Snapshot, step: int, *, copied: float, waited: float) -> None:
+        """Returns when everything is on the disk; UserError when it cannot be written."""
+        if self._writing is None:
+            return
         started = time.monotonic()
-        write(self._folder, taken, keep_last=self._config.keep_last)
-        facts = {"name": taken.name, "copy_seconds": copied, "write_seconds": time.monotonic() - started}
-        self._log.event(
-            "checkpoint", step=step, **facts, **({"waited_seconds": waited} if waited > _LONG_SECONDS else {})
-        )
+        try:
+            with self._monitor.paused():
+                self._writing.result()
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: a checkpoint cannot be written: {error.strerror or error}; "
+                "earlier ones are complete, training resumes from them when it is started again"
+            ) from error
+        self._writing = None
+        if (seconds := time.monotonic() - started) > _WARN_SECONDS:
+            print0(f"train: warning: training waited {seconds:,.0f} s for the disk of {self._folder}")
+
+    def _write(self, snapshot: store.Snapshot, step: int, *, copy_seconds: float, waited: float) -> None:
+        started = time.monotonic()
+        store.write(self._folder, snapshot, keep_last=self._config.keep_last)
+        facts = {"name": snapshot.name, "copy_seconds": copy_seconds, "write_seconds": time.monotonic() - started}
+        late = {"waited_seconds": waited} if waited > _LONG_SECONDS else {}
+        self._monitor.event("checkpoint", step=step, **facts, **late)
+
+
+def start_over(output: Path) -> None:
+    """Moves the checkpoints and logs of a run into a folder before-…, if it has any checkpoints."""
+    if not (output / "checkpoints").exists():
+        return
+    aside = output / time.strftime("before-%Y%m%d-%H%M%S")
+    aside.mkdir()
+    for name in ("checkpoints", "logs"):
+        if (output / name).exists():
+            (output / name).rename(aside / name)
+    print0(f"train: starting over; the earlier checkpoints and logs are in {aside}")

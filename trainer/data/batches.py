@@ -113,7 +113,7 @@ class BatchSampler:
         self, lengths: npt.NDArray[np.int32], config: TrainConfig, *, rank: int = 0, world_size: int = 1, packed: bool
     ) -> None:
         self._lengths, self._seed, self._rank, self._world_size = lengths, config.seed, rank, world_size
-        self.packed = packed
+        self.packed, self.rows = packed, len(lengths)
         self._micro_rows = config.batch_size * world_size
         self.step_rows = self._micro_rows * config.accumulation_steps
         self.steps_per_epoch = -(-len(lengths) // self.step_rows)

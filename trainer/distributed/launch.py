@@ -1,4 +1,4 @@
-"""Start a module of ours on this machine as torchrun would, and say in one line what went wrong in it."""
+"""Starts a module of ours on this machine as torchrun would; a failure becomes one line."""
 
 import json
 import logging
@@ -19,7 +19,6 @@ from server.cli import fail
 from server.errors import UserError
 from server.hardware import available_cpus
 from trainer.distributed.preemption import PREEMPTED
-from trainer.distributed.watchdog import HUNG
 from trainer.monitoring.console import print0
 
 _THREADS = "OMP_NUM_THREADS"  # threads of one process, which torch reads when it starts
@@ -33,17 +32,15 @@ def default_ranks() -> int:
 def launch(
     module: str, args: Sequence[str], *, ranks: int, max_restarts: int = 0, restarting: Callable[[str], None] = print0
 ) -> None:
-    """Run `python -m module args` as `ranks` processes, the CPUs shared out among them.
+    """Runs `python -m module args` as `ranks` processes, the CPUs shared out among them.
 
-    When one dies or hangs, the others are ended and all are started again, `max_restarts` times at most; `restarting` is
-    told why. Raises UserError with the message of the first process that failed.
+    When one dies or hangs, the others are ended and all are started again, `max_restarts` times at most; `restarting` gets
+    the reason. Raises UserError with the message of the first process that failed.
     """
     gpus = torch.cuda.device_count()
     if gpus and ranks > gpus:
         raise UserError(f"--ranks {ranks}: this machine has {gpus} GPUs, and a process needs one for itself")
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # what it says of a failure, we say in a line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a failure is one line of ours
     for start in range(max_restarts + 1):
         try:
             with _threads(ranks):
@@ -71,7 +68,7 @@ def _threads(ranks: int) -> Iterator[None]:
 
 
 def _start(module: str, args: Sequence[str], ranks: int) -> None:
-    # Its own restarts would start again what a user has to mend, and what was told to stop.
+    # torch's own restarts would repeat a user's error, and restart what SIGTERM has stopped.
     with tempfile.TemporaryDirectory(prefix="distrinews-") as logs:
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
@@ -81,7 +78,7 @@ def _start(module: str, args: Sequence[str], ranks: int) -> None:
 
 
 def _may_pass(error: ChildFailedError) -> bool:
-    """Whether what went wrong may not go wrong again."""
+    """Returns True where a restart may help."""
     _, failure = error.get_first_failure()
     return failure.exitcode != PREEMPTED and not _message(failure).startswith("UserError: ")
 
@@ -100,17 +97,15 @@ def _explain(module: str, error: ChildFailedError) -> str:
         )
         return f"process {rank} of {module} was ended by {name}{hint}"
     if failure.exitcode == PREEMPTED:
-        return f"{module} was told to stop (SIGTERM) and has saved what it had: start it again to go on"
-    if failure.exitcode == HUNG:
-        return f"process {rank} of {module} hung: the stacks above say where"
+        return f"{module} was stopped by SIGTERM and has saved a checkpoint: start it again to resume"
     return _message(failure).removeprefix("UserError: ")
 
 
 def worker(main: Callable[[], None]) -> None:
-    """Run the main function of a process that `launch` or torchrun starts, and record its failure where they look for it."""
+    """Runs the main function of a process that `launch` or torchrun starts, and records its failure for them."""
     try:
         record(main)()
     except UserError as error:
-        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # else whoever started us says it, once for all processes
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # else the parent prints it, once for all processes
             fail(sys.argv[0], error)
         raise SystemExit(1) from None

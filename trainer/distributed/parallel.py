@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch._C._distributed_c10d import GradBucket  # as torch.distributed has it
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
@@ -91,52 +91,6 @@ def gradient_sync(model: nn.Module, *, when: bool) -> Iterator[None]:
 
 
 def gradient_norm(model: nn.Module) -> torch.Tensor:
-    """Of the mean gradients, the same in all processes."""
-    return whole_tensor(get_total_norm([one.grad for one in model.parameters() if one.grad is not None])).detach()
-
-
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without shards, put together on all processes; itself where it has none."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(tensors: dict[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
-    """The same without shards: each put together on all processes, one at a time, and kept where it is asked for."""
-    found = {}
-    for name, tensor in tensors.items():
-        gathered = whole_tensor(tensor)
-        if keep:
-            found[name] = gathered
-    return found
-
-
-def whole_optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
-    """Its state_dict without shards; a collective call where there are some."""
-    state = optimizer.state_dict()
-    return {**state, "state": {number: whole(entry, keep=keep) for number, entry in state["state"].items()}}
-
-
-def put_weights(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
-    """Put whole tensors into a model, of which each process takes its shards."""
-    now = model.state_dict()
-    model.load_state_dict({name: _shard_like(tensor, now.get(name)) for name, tensor in saved.items()})
-
-
-def put_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Put a whole state_dict into the state that an optimizer has, of which each process takes its shards."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, entry in saved["state"].items():
-        for name, tensor in entry.items():
-            there = optimizer.state[parameters[number]][name]
-            there.copy_(_shard_like(tensor, there))
-    for group, kept in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        group.update({name: value for name, value in kept.items() if name != "params"})
-
-
-def _shard_like(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
-    if not isinstance(like, DTensor):
-        return tensor
-    placed = tensor.to(like.device)
-    return distribute_tensor(
-        placed, like.device_mesh, like.placements, src_data_rank=None
-    )  # every process has the file
+    """Returns the norm of the mean gradients, the same in all processes."""
+    norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()

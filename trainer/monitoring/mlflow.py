@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from server.errors import UserError
-from trainer.distributed.alike import environment
 from trainer.distributed.preemption import Preempted
-from trainer.distributed.process_group import Process
+from trainer.distributed.process_group import Process, versions
 from trainer.monitoring.console import print0
 from trainer.monitoring.mlflow_run import Journal, MlflowRun, MlflowSettings, prepare, redact
 from trainer.monitoring.training_log import append_event
@@ -34,8 +33,8 @@ class MlflowTracker:
 
     def __init__(self, output: Path, provenance: dict[str, Any], process: Process, *, step: str = "train") -> None:
         self._output, self._step, self._enabled = output, step, process.is_main
-        versions = {f"environment.{name}": value for name, value in environment().items()} if step == "train" else {}
-        self._parameters = provenance | versions
+        environment = {f"environment.{name}": value for name, value in versions().items()} if step == "train" else {}
+        self._parameters = provenance | environment
         self._patience = provenance.get("timeout_minutes", 10.0) / 2 * 60
         self._end: dict[str, Any] = {}
         self._settings = MlflowSettings()

@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from server.errors import UserError
 from tests.support.kills import kill_and_compare, losses, same_weights
 from tests.trainer.data.test_batches import LENGTHS, sampler
-from trainer.checkpoint.store import Snapshot, names, what_is_wrong, write
+from trainer.checkpoint.store import Snapshot, find_damage, names, write
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group, seed_step
 from trainer.monitoring.training_log import read_log
 from trainer.train import train
 
-QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=3, checkpoint_steps=4)
+QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=1, checkpoint_steps=4)
 
 
 def stopped_at(step: int, config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> None:
@@ -64,11 +64,11 @@ def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_
     assert found.weights_equal
 
 
-def test_stopped_between_two_lines_of_the_log_the_next_line_is_the_same(
+def test_stopped_again_and_again_every_later_step_is_the_same(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
     train(QUICK, dataset, tmp_path / "whole", process)
-    for step in (5, 6, 9):  # counted from where it goes on
+    for step in (5, 6, 9):  # counted from where it resumes
         stopped_at(step, QUICK, dataset, tmp_path / "stopped", process)
     train(QUICK, dataset, tmp_path / "stopped", process)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
@@ -80,13 +80,13 @@ def test_a_checkpoint_does_not_change_while_training_goes_on(
 ) -> None:
     """A checkpoint that shares the live tensors would hold values of later steps (pytorch#144657)."""
 
-    def slowly(folder: Path, taken: Snapshot, *, keep_last: int) -> None:
+    def slowly(folder: Path, snapshot: Snapshot, *, keep_last: int) -> None:
         time.sleep(0.3)  # several steps go by
-        write(folder, taken, keep_last=keep_last)
+        write(folder, snapshot, keep_last=keep_last)
 
     train(QUICK, dataset, tmp_path / "whole", process)
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.checkpoint.checkpointer.write", slowly)
+        patched.setattr("trainer.checkpoint.checkpointer.store.write", slowly)
         stopped_at(7, QUICK, dataset, tmp_path / "slow", process)
     assert names(tmp_path / "slow" / "checkpoints") == ["epoch-0000-step-00000004"]
     train(QUICK, dataset, tmp_path / "slow", process)
@@ -114,9 +114,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
         with pytest.raises(KeyboardInterrupt):
             train(QUICK, dataset, run, process)
     said = capsys.readouterr().out
-    assert f"warning: {run}/checkpoints/{newest} is not whole: " in said
+    assert f"warning: {run}/checkpoints/{newest} is damaged: " in said
     assert file in said
-    assert f"going on from {run}/checkpoints/{before}" in said
+    assert f"resuming from {run}/checkpoints/{before}" in said
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +128,13 @@ def stopped(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_where_no_checkpoint_is_whole_training_does_not_start_over_unasked(
+def test_where_all_checkpoints_are_damaged_training_does_not_start_over_unasked(
     dataset: Dataset, stopped: Path, tmp_path: Path, process: Process
 ) -> None:
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     for file in run.glob("checkpoints/*/model.safetensors"):
         file.write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of 2 checkpoints is whole.*--resume never"):
+    with pytest.raises(UserError, match=r"all of 2 checkpoints are damaged.*--resume never"):
         train(QUICK, dataset, run, process)
 
 
@@ -158,7 +158,7 @@ def test_a_full_disk_ends_training_with_a_clear_error_and_leaves_earlier_checkpo
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     (left_over,) = (tmp_path / "checkpoints").glob("*epoch-*")
     assert left_over.name == "epoch-0000-step-00000004"
-    assert what_is_wrong(left_over) == ""
+    assert find_damage(left_over) == ""
     assert (tmp_path / "checkpoints" / "latest").read_text(encoding="utf-8") == left_over.name
     assert not (tmp_path / "model").exists()
 
@@ -178,16 +178,16 @@ def test_another_batch_size_goes_on_with_the_rows_that_are_left_only_when_allowe
 
 
 def test_worlds_that_follow_each_other_in_an_epoch_see_every_row_once() -> None:
-    chance, seen, parts = random.Random(0), list[int](), list[list[int]]()
+    chance, seen, segments = random.Random(0), list[int](), list[list[int]]()
     for batch_size, world_size in ((32, 2), (8, 1), (16, 3), (32, 2)):
-        parts.append([batch_size * world_size, 0])
+        segments.append([batch_size * world_size, 0])
         ranks = [
-            sampler(batch_size=batch_size, rank=rank, world_size=world_size).epoch(5, parts)
+            sampler(batch_size=batch_size, rank=rank, world_size=world_size).epoch(5, segments)
             for rank in range(world_size)
         ]
-        done = chance.randint(2, 5) if len(parts) < 4 else len(ranks[0])
+        done = chance.randint(2, 5) if len(segments) < 4 else len(ranks[0])
         seen += [int(row) for steps in ranks for step in steps[:done] for micro in step.micro_batches for row in micro]
-        parts[-1][1] = done
+        segments[-1][1] = done
     assert sorted(seen) == list(range(len(LENGTHS)))
 
 

@@ -19,15 +19,14 @@ from tests.support.faults import hang, infinite_loss, other_batch_size
 from tests.support.kills import losses, same_weights
 from tests.support.ranks import Ranks, steps_done, wait_for
 from tests.trainer.checkpoint.test_resume import stopped_at
-from trainer.checkpoint.store import what_is_wrong
+from trainer.checkpoint.store import find_damage
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import launch
 from trainer.distributed.preemption import PREEMPTED
 from trainer.distributed.process_group import Process
-from trainer.distributed.watchdog import HUNG
 from trainer.monitoring.training_log import read_log
-from trainer.train import train
+from trainer.train import optimizer_step, train
 
 LONG = ["--epochs", "60", "--batch-size", "16", "--precision", "fp32", "--log-steps", "1"]
 QUICK = TrainConfig(epochs=1, batch_size=32, precision="fp32", log_steps=1)
@@ -67,8 +66,8 @@ def test_sigterm_to_one_process_has_all_save_the_same_step_and_leave_with_status
     step = steps_done(tmp_path)
     latest = (tmp_path / "checkpoints" / "latest").read_text(encoding="utf-8")
     assert latest.endswith(f"-step-{step:08}")
-    assert what_is_wrong(tmp_path / "checkpoints" / latest) == ""
-    assert f"train: SIGTERM: step {step:,} is saved; start again to go on" in ranks.said
+    assert find_damage(tmp_path / "checkpoints" / latest) == ""
+    assert f"train: SIGTERM: step {step:,} is saved; start again to resume" in ranks.said
     assert kinds(tmp_path)[-2:] == ["checkpoint", "preemption"]
 
 
@@ -117,11 +116,10 @@ def test_one_process_killed_ends_the_other_at_once(dataset: Dataset, tmp_path: P
 
 def test_a_process_that_hangs_ends_all_with_the_stacks_of_each_in_the_log(dataset: Dataset, tmp_path: Path) -> None:
     with Ranks(tmp_path, flags(dataset, tmp_path, "--hang-minutes", "0.1"), hook=hang) as ranks:
-        assert ranks.wait(60) == [HUNG, HUNG], ranks.said
-    for rank in (0, 1):
-        assert f"rank {rank} hangs: no progress for 0.1 minutes in the step after 3" in ranks.said
+        assert ranks.wait(60) == [1, 1], ranks.said
+    assert ranks.said.count("Timeout (0:00:06)!") >= 1
     assert "in asleep" in ranks.said
-    assert "in train_step" in ranks.said
+    assert "in forward_backward" in ranks.said
 
 
 def test_processes_that_differ_are_found_before_the_first_step(dataset: Dataset, tmp_path: Path) -> None:
@@ -138,22 +136,19 @@ def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all_and_counted(
     with Ranks(tmp_path, given, hook=infinite_loss) as ranks:
         assert ranks.wait(60) == [0, 0], ranks.said
     skipped = [line for line in read_log(tmp_path / "logs") if line["kind"] == "skipped"]
-    assert [(line["step"], line["in_a_row"], len(line["rows"])) for line in skipped] == [(4, 1, 32)]
+    assert [(line["step"], line["consecutive"], len(line["rows"])) for line in skipped] == [(4, 1, 32)]
     assert "train: warning: step 4 is skipped: its gradient norm is nan; 1 skipped so far" in ranks.said
     losses = [line["loss"] for line in read_log(tmp_path / "logs") if line["kind"] == "train"]
     assert all(loss < 10 for loss in losses), "weights are as they were"
 
 
 def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were() -> None:
-    from trainer.monitoring.monitor import skip_unless_finite
-
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    layer = torch.nn.Linear(3, 1, bias=False)
+    weight, optimizer = layer.weight, torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
     for value in (1.0, torch.nan, 1.0):
-        weight.grad = torch.full((3,), value)
+        weight.grad = torch.full((1, 3), value)
         before = weight.detach().clone()
-        skip_unless_finite(optimizer, weight.grad.norm())
-        optimizer.step()
+        optimizer_step(layer, optimizer, 0.1, max_grad_norm=1.0)
         assert torch.equal(weight.detach(), before) == (value != 1.0)
     assert optimizer.state[weight]["step"] == 2
     assert torch.isfinite(weight).all()
@@ -165,7 +160,7 @@ def test_after_so_many_skipped_in_a_row_training_stops_with_the_rows_of_the_last
     work = functional.cross_entropy
     monkeypatch.setattr(functional, "cross_entropy", lambda *args, **given: work(*args, **given) * torch.nan)
     with pytest.raises(
-        UserError, match=r"3 steps in a row, the last of them 3, .* not finite.* rows \d+, \d+.* lines "
+        UserError, match=r"3 consecutive steps, the last of them 3, .* not finite.* rows \d+, \d+.* lines "
     ):
         train(QUICK.model_copy(update={"max_skipped_steps": 3}), dataset, tmp_path, process)
     assert kinds(tmp_path) == ["start", "skipped", "skipped", "skipped"]
@@ -177,7 +172,7 @@ def test_a_loss_far_above_those_before_it_is_reported(
     calls, work = iter(range(10_000)), functional.cross_entropy
     monkeypatch.setattr(
         functional, "cross_entropy", lambda *args, **given: work(*args, **given) * (9 if next(calls) == 14 else 1)
-    )  # two calls are of the rehearsal
+    )  # two calls are of the warm-up
     train(QUICK.model_copy(update={"batch_size": 16}), dataset, tmp_path, process)
     (spike,) = [line for line in read_log(tmp_path / "logs") if line["kind"] == "spike"]
     assert (spike["step"], spike["loss"] > 3 * spike["median"]) == (13, True)

@@ -3,12 +3,18 @@
 import copy
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
 
 from server.errors import UserError
@@ -17,25 +23,18 @@ from trainer.config import TrainConfig
 from trainer.data.batches import BatchSampler, Step
 from trainer.data.dataset import Dataset
 from trainer.distributed import parallel
-from trainer.distributed.parallel import (
-    check,
-    parallelize,
-    put_optimizer_state,
-    put_weights,
-    whole,
-    whole_optimizer_state,
-)
+from trainer.distributed.parallel import check, parallelize
 from trainer.distributed.process_group import Process, process_group
 from trainer.model.classifier import build_model, load_model
-from trainer.model.optimizer import Meter, make_optimizer
+from trainer.model.optimizer import make_optimizer
 from trainer.monitoring.training_log import read_log
-from trainer.train import train, train_step, update
+from trainer.train import forward_backward, optimizer_step, train
 
 ROWS_A_STEP = 36
 
 
 class Learner(NamedTuple):
-    bare: PreTrainedModel
+    raw_model: PreTrainedModel
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
 
@@ -113,25 +112,31 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
         steps = list(plan.epoch(0))[:4]
 
         def fresh(seed: int) -> Learner:
-            bare = build_model("tiny", dataset, seed=seed, device=process.device)
-            bare.train(mode=False)  # without dropout
-            model = parallelize(bare, settings, process)
-            return Learner(bare, model, make_optimizer(model, settings))
+            raw_model = build_model("tiny", dataset, seed=seed, device=process.device)
+            raw_model.train(mode=False)  # without dropout
+            model = parallelize(raw_model, settings, process)
+            return Learner(raw_model, model, make_optimizer(model, settings))
 
         def learn(learner: Learner, steps: list[Step]) -> None:
             for step in steps:
-                train_step(learner.model, step, dataset, process, torch.float32, Meter(process.device))
-                update(learner.model, learner.optimizer, learning_rate=1e-3, max_grad_norm=1.0)
+                forward_backward(learner.model, step, dataset, process, torch.float32)
+                optimizer_step(learner.model, learner.optimizer, 1e-3, max_grad_norm=1.0)
 
+        full = StateDictOptions(full_state_dict=True)
         first, second = fresh(seed=0), fresh(seed=1)
         learn(first, steps[:2])
-        weights = copy.deepcopy(whole(first.bare.state_dict(), keep=True))
-        put_weights(second.bare, weights)
-        put_optimizer_state(second.optimizer, copy.deepcopy(whole_optimizer_state(first.optimizer, keep=True)))
+        weights, moments = copy.deepcopy(get_state_dict(first.raw_model, first.optimizer, options=full))
+        saved = cast("torch.Tensor", weights["classifier.weight"]).clone()
+        set_state_dict(
+            second.raw_model, second.optimizer, model_state_dict=weights, optim_state_dict=moments, options=full
+        )
         learn(first, steps[2:])
         learn(second, steps[2:])
-        expected, found = (whole(learner.bare.state_dict(), keep=True) for learner in (first, second))
-        assert not torch.equal(weights["classifier.weight"], expected["classifier.weight"])
+        expected, found = (
+            cast("dict[str, torch.Tensor]", get_model_state_dict(learner.raw_model, options=full))
+            for learner in (first, second)
+        )
+        assert not torch.equal(saved, expected["classifier.weight"])
         assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 

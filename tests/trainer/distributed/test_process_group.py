@@ -12,7 +12,7 @@ import torch.distributed as dist
 from server.errors import UserError
 from tests.support.ranks import Ranks
 from trainer.data.dataset import Dataset
-from trainer.distributed.rendezvous import meet
+from trainer.distributed.process_group import meet
 
 SOON = timedelta(seconds=10)
 
@@ -41,14 +41,14 @@ def test_a_process_that_does_not_come_is_missed_in_time() -> None:
 
 def refused_in_an_exchange(rank: int) -> None:
     """Which the other rank joins a moment later."""
-    import trainer.train
+    from trainer.checkpoint.checkpointer import Checkpointer
 
     def resume(*_: object, **__: object) -> None:
         time.sleep(rank / 2)
         dist.all_reduce(torch.ones(1), async_op=rank == 0)
         raise UserError("refused")
 
-    vars(trainer.train)["resume"] = resume
+    Checkpointer.resume = resume  # type: ignore[assignment]
 
 
 def test_a_process_that_is_refused_in_the_middle_of_an_exchange_ends(dataset: Dataset, tmp_path: Path) -> None:

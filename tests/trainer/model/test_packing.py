@@ -133,6 +133,6 @@ def test_it_is_trained_on_padded_texts_of_like_length_and_that_is_said(
         "precision": "fp32",
     }
     state = train(TrainConfig.model_validate(settings), dataset, tmp_path, process)
-    assert "not known to read packed texts: those of like length come together, padded" in capsys.readouterr().out
+    assert "cannot read packed texts: those of similar length are padded together" in capsys.readouterr().out
     assert state.validation[-1]["accuracy"] > 0.5
     assert state.validation[-1]["loss"] < state.validation[0]["loss"]

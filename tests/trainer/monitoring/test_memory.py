@@ -15,8 +15,7 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Step
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import process_group
-from trainer.model.optimizer import Meter
-from trainer.train import prepare, train_step, update
+from trainer.train import forward_backward, optimizer_step, prepare
 
 _MB_MORE = 30  # with the libraries' own limits it is 240
 
@@ -25,16 +24,14 @@ def learn_from_many_shapes(folder: Path) -> None:
     """Each step has a number of rows and a length that none had before it."""
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
-        _, model, optimizer, _ = prepare(TrainConfig(precision="bf16"), dataset, process)
+        _, model, optimizer = prepare(TrainConfig(precision="bf16"), dataset, process)
         lengths, places = np.unique(dataset.train.lengths, return_index=True)
         assert len(lengths) > 20
         seen = []
         for number, (count, row) in enumerate(itertools.product((8, 9, 10), places[-21:])):
             batch = np.full(count, row)
-            train_step(
-                model, Step([batch], batch, packed=True), dataset, process, torch.bfloat16, Meter(process.device)
-            )
-            update(model, optimizer, learning_rate=1e-5, max_grad_norm=1.0)
+            forward_backward(model, Step([batch], batch, packed=True), dataset, process, torch.bfloat16)
+            optimizer_step(model, optimizer, 1e-5, max_grad_norm=1.0)
             if number in (12, 62):
                 ctypes.CDLL(None).malloc_trim(0)  # what is left is in use
                 seen.append(memory("RssAnon"))
