@@ -101,7 +101,7 @@ def test_one_and_three_processes_measure_the_same_on_every_row(
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_model_with_other_classes_or_another_order_of_them_is_refused_with_both_fingerprints(
+def test_a_model_with_other_classes_or_order_is_refused_with_both_fingerprints(
     dataset: Dataset, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build_model("tiny", dataset, seed=0, device=torch.device("cpu"))

@@ -78,7 +78,7 @@ def test_the_manifest_of_a_run_has_every_file_that_a_server_reads(finished_run: 
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_fp32_gives_the_probabilities_of_the_trained_model_whatever_a_text_is_batched_with(
+def test_fp32_gives_the_probabilities_of_the_trained_model_in_any_batch(
     finished_run: Path, run_dataset: Dataset, batch_size: int
 ) -> None:
     texts = [run_dataset.test.text(row) for row in range(70)]

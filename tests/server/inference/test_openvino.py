@@ -139,7 +139,7 @@ def test_a_setting_names_variants_in_order_with_the_reason(
     assert said in reason(setting, variants[0])
 
 
-def test_a_folder_without_the_variant_is_served_by_onnx_with_the_reason_and_refused_when_openvino_is_asked_for(
+def test_a_folder_without_openvino_is_served_by_onnx_unless_openvino_is_required(
     tmp_path: Path,
 ) -> None:
     folder = write_model_folder(tmp_path / "model")

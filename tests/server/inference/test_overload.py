@@ -105,7 +105,7 @@ def test_on_a_gpu_the_queue_is_shared_out_over_its_two_workers_not_over_the_cpus
     asyncio.run(check())
 
 
-def test_a_text_whose_deadline_passes_in_the_queue_is_answered_504_and_never_computed(folder: Path) -> None:
+def test_a_text_whose_deadline_passes_in_the_queue_gets_504_and_is_never_computed(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder) as served:
             first = served.predict()
@@ -189,7 +189,7 @@ def test_probes_answer_quickly_while_every_worker_is_busy_and_the_queue_is_full(
     asyncio.run(check())
 
 
-def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_is_not_full(
+def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_moves(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def check() -> None:
@@ -229,7 +229,7 @@ def test_a_stuck_or_ended_worker_makes_the_server_not_alive(folder: Path, monkey
     asyncio.run(check())
 
 
-def test_while_it_drains_a_server_is_not_ready_yet_answers_and_asks_clients_to_connect_anew(folder: Path) -> None:
+def test_a_draining_server_is_not_ready_but_answers_and_closes_connections(folder: Path) -> None:
     with serving(folder, "--drain-seconds", "1") as (process, client):
         assert "connection" not in client.get("/readyz").headers
         process.send_signal(signal.SIGTERM)

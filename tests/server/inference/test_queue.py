@@ -61,7 +61,7 @@ def test_a_batch_holds_the_waiting_texts_of_nearest_length_within_the_budget() -
     assert [harness.queue.next_batch() for _ in long] == [[one] for one in long], "two of 90 exceed 100 tokens"
 
 
-def test_a_worker_takes_no_more_than_its_share_so_that_none_waits_behind_it_while_another_comes_free() -> None:
+def test_a_worker_takes_no_more_than_its_share_of_the_queue() -> None:
     harness = Harness(token_budget=1000, workers=2)
     harness.put(*[entry(20) for _ in range(5)])
     assert [len(harness.queue.next_batch()) for _ in range(3)] == [3, 1, 1]
@@ -147,9 +147,7 @@ def test_a_queue_full_of_tokens_refuses_too() -> None:
 
 
 @pytest.mark.parametrize(("max_texts", "max_tokens"), [(8, 10_000), (1000, 100)])
-def test_a_request_larger_than_the_queue_is_admitted_when_nothing_waits_and_only_then(
-    max_texts: int, max_tokens: int
-) -> None:
+def test_a_request_larger_than_the_queue_is_admitted_only_when_nothing_waits(max_texts: int, max_tokens: int) -> None:
     harness, small = Harness(max_texts=max_texts, max_tokens=max_tokens), entry(20)
     large = [entry(20) for _ in range(9)]
     harness.put(small)
@@ -197,7 +195,7 @@ def test_how_long_the_queue_has_been_full_counts_from_the_first_refusal() -> Non
     assert harness.queue.full_seconds() >= 0.02
 
 
-def test_a_queue_is_not_full_any_more_once_a_batch_is_taken_though_nobody_asks_again() -> None:
+def test_a_queue_is_not_full_once_a_batch_is_taken_without_another_request() -> None:
     harness = Harness(max_texts=1)
     harness.put(entry(10))
     with pytest.raises(QueueFullError):

@@ -168,7 +168,7 @@ def test_auto_takes_the_next_where_the_weights_were_left_out_and_says_so(
 
 
 @pytest.mark.usefixtures("fresh_gpu")
-def test_a_device_that_pytorch_cannot_use_is_told_of_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_pytorch_cannot_use_is_reported_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "cuda_devices", lambda: 1)
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "torch" else find_spec(name))
     assert "torch" not in candidates("auto")

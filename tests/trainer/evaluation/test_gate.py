@@ -25,7 +25,7 @@ def served(folder: Path, dataset: Dataset, **changes: Any) -> Path:  # noqa: ANN
     return path
 
 
-def test_a_model_below_min_accuracy_does_not_pass_and_is_told_by_how_much(dataset: Dataset) -> None:
+def test_a_model_below_min_accuracy_does_not_pass_and_the_difference_is_given(dataset: Dataset) -> None:
     with pytest.raises(UserError, match=r"accuracy 0.7500 is 15.00 points below min_accuracy 0.9; the model is kept"):
         gate(GateConfig(min_accuracy=0.9), {"accuracy": 0.75}, dataset, served=None)
 

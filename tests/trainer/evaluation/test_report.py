@@ -156,7 +156,7 @@ def test_rows_of_the_confusion_matrix_are_true_classes(tmp_path: Path) -> None:
     ]
 
 
-def test_a_picture_of_many_classes_tells_its_counts_when_pointed_at(tmp_path: Path) -> None:
+def test_a_picture_of_many_classes_shows_its_counts_in_tooltips(tmp_path: Path) -> None:
     matrix = [[95 if row == column else 0 for column in range(30)] for row in range(30)]
     matrix[4][7] = 5
     page = Page(report(tmp_path, metrics=metrics_of(names(30), matrix)))
