@@ -142,62 +142,62 @@ class Settings(cli.Settings):
     """Address to listen on; 0.0.0.0 is every one of this machine."""
 
     port: Annotated[int, BeforeValidator(_no_service_link)] = Field(default=8080, ge=0, le=65535)
-    """Port to listen on, up to 65535; 0 takes a free one, which the first line of output names. Without this setting, that of the variable PORT, which hosts such as Hugging Face Spaces set."""
+    """Port to listen on; 0 takes a free one, which the first line of output names. Without this setting the variable PORT counts, which hosts such as Hugging Face Spaces set."""
 
     metrics_port: Annotated[
         Annotated[int, Field(ge=0, le=65535)] | Literal["off"], BeforeValidator(_no_service_link)
     ] = Field(default_factory=above_port)
-    """Port at which Prometheus finds /metrics: by default 1,000 above --port (9080), 0 for a free one, which the first line of output names, or off."""
+    """Port of /metrics for Prometheus: by default 1,000 above --port (9080), 0 for a free one, which the first line of output names, or off."""
 
     engine: EngineName = "auto"
-    """What runs the model: openvino (int8, the fastest in batches), onnx (int8, the smallest), the same in fp32, or torch (bf16 on a CUDA device, else slow); auto takes torch on a CUDA device, else the first of them that is installed and in the folder."""
+    """Library that runs the model: openvino (int8, the fastest in batches), onnx (int8, the smallest), the same in fp32, or torch (bf16 on a CUDA device, else slow); auto takes torch on a CUDA device, else the first of them that is installed and in the folder."""
 
     workers: int = Field(default_factory=available_cpus, ge=1, le=256)
-    """Batches computed at the same time, one thread each, 1 to 256. By default the CPUs that this process may use; a GPU gets no more than 2."""
+    """Batches computed at the same time, one thread each. By default the CPUs that this process may use; a GPU gets no more than 2."""
 
     max_text_characters: int = Field(default=10_000, ge=1, le=1_000_000)
-    """Characters of a text at most, 1 to 1,000,000; a longer one is refused. The model reads only its first tokens."""
+    """Most characters of a text; a longer one is refused. The model reads only its first tokens."""
 
     max_batch_texts: int = Field(default=64, ge=1, le=1024)
-    """Texts of one request at most, 1 to 1024; a request with more is refused."""
+    """Most texts of one request; a request with more is refused."""
 
     max_queued_texts: int = Field(default=512, ge=1, le=1_000_000)
-    """Texts that may wait, up to 1,000,000 and no fewer than one request may have; a request for which there is no room is refused with 429."""
+    """Most texts that wait, no fewer than one request may have; a request for which there is no room is refused with 429."""
 
     max_queued_tokens: int = Field(default=32_768, ge=64, le=100_000_000)
-    """Tokens of waiting texts, 64 to 100,000,000; a request for which there is no room is refused with 429, unless nothing waits."""
+    """Most tokens of waiting texts; a request for which there is no room is refused with 429, unless nothing waits."""
 
     max_connections: Annotated[int, AfterValidator(_within_open_files)] = Field(
         default_factory=most_connections, ge=1, le=100_000
     )
-    """Connections at a time, up to 100,000. For one more, the one that has waited longest without a request is closed. By default 2,000, or what the limit on open files (ulimit -n) has room for."""
+    """Most open connections. For one more, the one that has waited longest without a request is closed. By default 2,000, or what the limit on open files (ulimit -n) has room for."""
 
     keep_alive_seconds: int = Field(default=75, ge=1, le=3600)
-    """Seconds for which a connection stays open without a request, 1 to 3600: longer than a load balancer before the server keeps its own, 60 s for most."""
+    """Seconds for which a connection stays open without a request: more than the 60 s for which most load balancers keep theirs."""
 
     timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
-    """Seconds that a request may take, up to 3600, where its header X-Request-Timeout-Ms says nothing else."""
+    """Seconds that a request may take unless its header X-Request-Timeout-Ms sets another time."""
 
     model_name: str = Field(default="distrinews", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """Name of the model under /v2/models, as clients of KServe and Triton ask for it: letters, digits, dots, _ and -."""
+    """Name of the model under /v2/models, by which clients of KServe and Triton call it: letters, digits, dots, _ and -."""
 
     model_version: str = Field(default="1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Version of the model under /v2/models, of the same characters."""
 
     drain_seconds: float = Field(default=5.0, ge=0, le=600)
-    """Seconds, up to 600, for which a server that is told to stop still answers, while others learn that it is not ready."""
+    """Seconds for which a server still answers after the signal to stop, while load balancers learn that it is not ready."""
 
     log_format: Literal["text", "json"] = "text"
-    """What is written to standard error: text to read, or json, one object a line, to collect."""
+    """Format of the log on standard error: text to read, or json, one object a line, to collect."""
 
     log_level: LogLevel = Field(default_factory=by_log_format)
-    """The least severe messages that are written; info, which json has by default, adds a line for each request, text has warning."""
+    """Least severe messages that are written: by default warning for text, and for json info, which adds a line for each request."""
 
     log_texts: bool = False
-    """Whether the line of a request holds its texts. They may be private: off unless asked for."""
+    """Log the texts of each request. They may be private."""
 
     traces: bool = False
-    """Whether spans of each request are sent by OTLP over HTTP, to http://localhost:4318 unless OTEL_EXPORTER_OTLP_ENDPOINT says another; the standard variables OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and so on count too."""
+    """Send spans of each request by OTLP over HTTP, to http://localhost:4318 or OTEL_EXPORTER_OTLP_ENDPOINT; the standard variables OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and so on count too."""
 
     api_keys_file: Path | None = None
     """File with a line NAME:SHA256 for each key that may call in the header X-API-Key, as distrinews key NAME prints it; read again when it changes. The variable DISTRINEWS_API_KEYS may hold such lines instead; it is no flag, since others could read that."""
@@ -209,7 +209,7 @@ class Settings(cli.Settings):
     """Audience for which tokens have to be made; needed with --oidc-issuer."""
 
     oidc_jwks_url: HttpUrl | None = None
-    """URL of the issuer's public keys, where its discovery document is not to be asked for it."""
+    """URL of the issuer's public keys, in place of the one that its discovery document names."""
 
     rate_limit: Annotated[str, AfterValidator(_rate)] | None = None
     """Requests that a caller may make, such as 600/minute or 20/second;600/minute; more get 429. A batch is one request. Without keys and tokens a caller is an address. Each process counts for itself."""
@@ -218,7 +218,7 @@ class Settings(cli.Settings):
     """Addresses or networks of the proxies, with commas between, whose X-Forwarded-For and X-Forwarded-Proto are believed; none by default."""
 
     cors_origins: Origins = ()
-    """Origins, with commas between, whose pages may call from a browser, such as https://news.example; * is any, and only where no key or token is asked for. None by default."""
+    """Origins, with commas between, whose pages may call from a browser, such as https://news.example; * is any, and only without keys and tokens. None by default."""
 
     frame_origins: NamedOrigins = ()
     """Origins, with commas between, whose pages may show this server's pages in a frame, such as https://huggingface.co; none by default."""

@@ -36,7 +36,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _BoundedServer(ThreadingMixIn, WSGIServer):
-    """A thread for each connection; one too many closes the oldest."""
+    """Answers each connection on a thread of its own; one too many closes the oldest."""
 
     daemon_threads = True
 

@@ -97,7 +97,7 @@ def _new_id() -> str:
 
 
 class ServerFailure:
-    """Answers a request that fails with status 500 and its id; the error goes on to the log."""
+    """Answers a request that fails with status 500 and its id; the log gets the error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

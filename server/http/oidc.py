@@ -15,7 +15,7 @@ from server.errors import IssuerUnavailableError
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _LEEWAY_SECONDS = 30  # that clocks may differ
 _MAX_TOKEN_CHARACTERS = 16_384
-_MAX_SUBJECT_CHARACTERS = 255  # as OpenID Connect says
+_MAX_SUBJECT_CHARACTERS = 255  # as in OpenID Connect
 _RENEW_SECONDS = 300  # so that a key which the issuer withdraws is soon refused
 _RETRY_SECONDS = 10  # for a key that is not known: anyone can name one
 _TRUST_SECONDS = 3600  # in keys while the issuer does not answer
@@ -53,7 +53,7 @@ class OidcVerifier:
             leeway=_LEEWAY_SECONDS,
             options={
                 "require": ["exp", "iss", "aud", "sub"]
-            },  # nbf and iat count where they stand; few issuers give nbf
+            },  # nbf and iat are checked if present; few issuers give nbf
         )
         subject = claims["sub"]
         # It is written to logs.

@@ -119,7 +119,7 @@ def _describe(fault: Mapping[str, Any]) -> Fault:
         case "missing" | "model_attributes_type", ("body",):
             message = f"The body should be {_EXPECTED}"
         case "string_unicode", _:
-            message = "String should be valid Unicode; \\ud800 to \\udfff stand for a character only in pairs"
+            message = "String should be valid Unicode; \\ud800 to \\udfff encode a character only in pairs"
         case _:
             message = fault["msg"]
     return Fault(place="/".join(map(str, fault["loc"])), detail=message)

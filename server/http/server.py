@@ -91,10 +91,10 @@ class _Server(uvicorn.Server):
 
 
 class Connections:
-    """The open connections, at most so many, in the order in which they began to wait for a request.
+    """Keeps at most so many open connections, in the order in which they began to wait for a request.
 
-    One more takes the place of the one that has waited longest: under an attack by silent or slow clients, one of theirs.
-    None is closed whose request is being answered.
+    One more closes the one that has waited longest: under an attack by silent or slow clients, one of theirs.
+    A connection whose request is being answered stays.
     """
 
     def __init__(self, at_most: int) -> None:
@@ -141,7 +141,7 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the client has to send or to read something."""
+        """True if the client has to send or to read something."""
         return self.flow.write_paused or self.conn.their_state in _CLIENTS_TURN
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -39,7 +39,7 @@ GAUGES = {
     "queue_tokens_limit": ("Tokens of waiting texts that there may be.", ()),
     "workers": ("Batches that can be computed at the same time.", ()),
     "workers_busy": ("Batches that are being computed.", ()),
-    "ready": ("Whether requests should be sent to this server, as /readyz says it.", ()),
+    "ready": ("1 if the server takes requests, as /readyz reports, else 0.", ()),
     "model_info": ("1; the labels say what is served.", ("version", "engine", "variant", "sha256")),
 }
 
@@ -143,7 +143,7 @@ class Metrics(ClassifierEvents):
         gauges["model_info"].labels(version("distrinews"), classifier.backend.name, model.variant, model.sha256).set(1)
 
     def _begin_at_zero(self, labels: Sequence[str]) -> None:
-        """A series that appears with its first event hides that event from rate()."""
+        """Creates every series at zero: one that appears with its first event hides that event from rate()."""
         for label in labels:
             self._counters["predictions_total"].labels(label)
         for kind in ("text", "padding"):

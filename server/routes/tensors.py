@@ -20,7 +20,7 @@ _NUMBERS = {"FP32": "<f4", "BOOL": "?"}
 
 
 class ProtocolError(ValueError):
-    """A request that does not follow the protocol: where, and what would be right."""
+    """A request does not follow the protocol; the message names the place and the fix."""
 
 
 class _Part(BaseModel):
@@ -51,14 +51,14 @@ class Input(_Part):
             }
         },
     )
-    """The texts, each in a list of its own or not."""
+    """Texts, each in a list of its own or not."""
 
 
 class OutputParameters(_Part):
     binary_data: bool | None = None
-    """Whether this output comes after the JSON."""
+    """Send this output after the JSON."""
     classification: PositiveInt | None = Field(default=None, le=2**31)
-    """Of probabilities: so many of the best classes, each as a string score:index:label."""
+    """Send so many of the best classes in place of probabilities, each as a string score:index:label."""
 
 
 class OutputWanted(_Part):
@@ -74,18 +74,18 @@ class OutputWanted(_Part):
 
 class InferParameters(_Part):
     binary_data_output: bool = False
-    """Whether outputs come after the JSON where they say nothing else."""
+    """Send outputs after the JSON unless their own parameters differ."""
     timeout: NonNegativeInt | None = Field(default=None, le=3_600_000_000)
     """Microseconds that the request may take; 0 and none is what the server is set to."""
 
 
 class InferRequest(_Part):
     id: str | None = Field(default=None, max_length=1000)
-    """Comes back with the answer."""
+    """Id that comes back with the answer."""
     parameters: InferParameters = InferParameters()
     inputs: list[Input] = Field(min_length=1, max_length=1)
     outputs: list[OutputWanted] = Field(default=[], max_length=16)
-    """Those that are wanted; all where it is empty."""
+    """Outputs to send; all if empty."""
 
 
 class Output(BaseModel):
@@ -105,7 +105,7 @@ class InferResponse(BaseModel):
 
 @dataclass(frozen=True)
 class Tensor:
-    """An output: its values, row after row."""
+    """Holds the values of an output, row after row."""
 
     datatype: Literal["BYTES", "FP32", "BOOL"]
     shape: tuple[int, ...]
@@ -118,7 +118,7 @@ class Tensor:
 
 
 def read_request(body: bytes, json_length: int | None) -> tuple[InferRequest, list[Any]]:
-    """The request, and its texts as they stand there: not checked yet."""
+    """Parses a body into the request and its texts, which are not validated yet."""
     if json_length is not None and json_length > len(body):
         raise ProtocolError(f"{JSON_LENGTH}: {json_length} is more than the {len(body)} bytes of the body")
     head, tail = (body, b"") if json_length is None else (body[:json_length], body[json_length:])
@@ -130,7 +130,7 @@ def read_request(body: bytes, json_length: int | None) -> tuple[InferRequest, li
     size = text.parameters.binary_data_size
     if len(tail) != (size or 0):
         raise ProtocolError(
-            f"{len(tail)} bytes follow the JSON, but inputs/0/parameters/binary_data_size says {size or 0}"
+            f"{len(tail)} bytes follow the JSON, but inputs/0/parameters/binary_data_size is {size or 0}"
         )
     if size is not None and text.data:
         raise ProtocolError("inputs/0 has both data and binary_data_size: only one of them may be")
@@ -155,15 +155,15 @@ def best_classes(probabilities: Tensor, best: int, labels: Sequence[str]) -> Ten
 
 
 def explain(error: ValidationError, within: str = "") -> str:
-    """The first fault: its place, and what would be right."""
+    """Describes the first fault with its place."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = "/".join([*([within] if within else []), *map(str, first["loc"])])
     return f"{place}: {first['msg']}" if place else f"The body is not what it should be: {first['msg']}"
 
 
 def write_response(response: dict[str, Any], outputs: Sequence[tuple[str, Tensor, bool]]) -> tuple[bytes, int | None]:
-    """The body with outputs, each binary or not, and the length of its JSON; None when that is all there is."""
-    told, tail = [], b""
+    """Returns a body with outputs, each binary or not, and the length of its JSON if binary data follows."""
+    described, tail = [], b""
     for name, tensor, binary in outputs:
         output: dict[str, Any] = {"name": name, "datatype": tensor.datatype, "shape": tensor.shape}
         if binary:
@@ -172,8 +172,8 @@ def write_response(response: dict[str, Any], outputs: Sequence[tuple[str, Tensor
             output["parameters"] = {"binary_data_size": len(data)}
         else:
             output["data"] = tensor.values
-        told.append(output)
-    head = json.dumps(response | {"outputs": told}, ensure_ascii=False, separators=(",", ":")).encode()
+        described.append(output)
+    head = json.dumps(response | {"outputs": described}, ensure_ascii=False, separators=(",", ":")).encode()
     return head + tail, len(head) if any(binary for _, _, binary in outputs) else None
 
 

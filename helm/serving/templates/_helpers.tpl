@@ -14,13 +14,13 @@
 {{- end }}
 {{- end }}
 
-{{/* Labels that never change, as selectors cannot: of all pods of the release. */}}
+{{/* Labels of all pods of the release; they never change, as selectors cannot. */}}
 {{- define "serving.selector" -}}
 app.kubernetes.io/name: {{ include "serving.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Of the pod of `helm test`, which no Service and no policy of the server may take for one. */}}
+{{/* Labels of the pod of `helm test`, which no Service and no policy of the server may select. */}}
 {{- define "serving.testLabels" -}}
 app.kubernetes.io/name: {{ include "serving.name" . }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -59,7 +59,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end }}
 
-{{/* Which series are this release's: those that its ServiceMonitor reads. */}}
+{{/* Selector of this release's series, those that its ServiceMonitor reads. */}}
 {{- define "serving.series" -}}
 namespace="{{ .Release.Namespace }}", service="{{ include "serving.fullname" . }}-metrics"
 {{- end }}

@@ -14,7 +14,7 @@ emptyDir:
 {{- end }}
 {{- end }}
 
-{{/* Only the model's folder of a claim is mounted: its neighbours are no business of the server. */}}
+{{/* Mounts only the model's folder of a claim, not its neighbours. */}}
 {{- define "serving.modelMount" -}}
 - name: model
   mountPath: /model
@@ -26,7 +26,7 @@ emptyDir:
   {{- end }}
 {{- end }}
 
-{{/* The step that fetches the model and compares its checksum; nothing where neither is to be done. */}}
+{{/* The init container that fetches the model and compares its checksum; empty if neither is needed. */}}
 {{- define "serving.modelStep" -}}
 {{- $values := .root.Values }}
 {{- $fetches := include "serving.fetches" .model }}

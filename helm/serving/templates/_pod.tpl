@@ -1,9 +1,9 @@
-{{/* Where the server finds .imagePath of its model. */}}
+{{/* Folder of the model in the container. */}}
 {{- define "serving.modelFolder" -}}
 /model{{ with .imagePath }}/{{ . }}{{ end }}
 {{- end }}
 
-{{/* Whether pods fetch their model over the network; otherwise the node mounts it. */}}
+{{/* True if pods fetch their model over the network; otherwise the node mounts it. */}}
 {{- define "serving.fetches" -}}
 {{- if not (or (hasPrefix "pvc://" .uri) (hasPrefix "oci://" .uri)) }}true{{ end }}
 {{- end }}

@@ -1,4 +1,4 @@
-{{/* What the schema cannot say: values that need each other. */}}
+{{/* Checks that the schema cannot make: values that need each other. */}}
 {{- define "serving.check" -}}
 {{- if not .Values.model.uri }}
 {{- fail "model.uri is required: the model folder that the pipeline wrote, such as pvc://distrinews-workspace/RUN/model or s3://BUCKET/FOLDER" }}
@@ -23,7 +23,7 @@
 {{- fail (printf "autoscaling.minReplicas is %v, more than autoscaling.maxReplicas, %v" .minReplicas .maxReplicas) }}
 {{- end }}
 {{- if and (eq .kind "keda") .queuedTexts (not .prometheusAddress) }}
-{{- fail "autoscaling.queuedTexts with kind keda needs autoscaling.prometheusAddress: the Prometheus to ask" }}
+{{- fail "autoscaling.queuedTexts with kind keda needs autoscaling.prometheusAddress: the Prometheus to query" }}
 {{- end }}
 {{- end }}
 {{- if and .Values.prometheusRule.enabled (not .Values.serviceMonitor.enabled) }}

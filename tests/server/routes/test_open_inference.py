@@ -185,7 +185,7 @@ BAD_BINARY: dict[str, tuple[bytes, int, str]] = {
     "cut off in a length": (b"\x01\0\0\0a\x05\0", 7, "ends inside of text 1"),
     "endless": (b"\xff\xff\xff\xffa", 5, "ends inside of text 0"),
     "not UTF-8": (b"\x01\0\0\0\xff", 5, "text 0 is not UTF-8"),
-    "more than said": (b"\x01\0\0\0a+", 5, "6 bytes follow the JSON, but inputs/0/parameters/binary_data_size says 5"),
+    "more than said": (b"\x01\0\0\0a+", 5, "6 bytes follow the JSON, but inputs/0/parameters/binary_data_size is 5"),
     "nothing": (b"", 0, "there are 0 texts"),
 }
 
