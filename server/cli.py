@@ -269,6 +269,8 @@ def explain_flags(message: str, flags: Sequence[str]) -> str:
     message = " ".join(message.removeprefix("error parsing CLI: ").split())
     unknown = [word for word in message.split()[2:] if word.startswith("--")]
     near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1) if unknown else []
+    if re.match(r"(.*ignored explicit argument|unrecognized arguments: (true|false|yes|no|on|off)\b)", message.lower()):
+        message += "; a switch has no value: write --name or --no-name"
     return message + (f"; did you mean {near[0]}?" if near and near[0] != unknown[0] else "") + " (--help lists all)"
 
 

@@ -13,8 +13,9 @@ from typing import Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from server.cli import Environment
 from server.errors import UserError
 
 _ANSWER_SECONDS = 300  # that a batch may take, in the queue too
@@ -50,8 +51,8 @@ class Health(BaseModel):
 _HEALTH, _PREDICTIONS = TypeAdapter(Health), TypeAdapter(list[Prediction])
 
 
-class _Credentials(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, env_prefix="DISTRINEWS_", extra="ignore")
+class _Credentials(Environment):
+    model_config = SettingsConfigDict(env_prefix="DISTRINEWS_")
 
     api_key: SecretStr | None = None
 

@@ -15,7 +15,7 @@ from obstore.store import HTTPStore, ObjectStore, from_url
 from pydantic import AfterValidator, SecretStr, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from server.cli import Command, Environment, build, run_command
+from server.cli import Command, Environment, build
 from server.errors import ModelFolderError, UserError
 from server.inference.backends import candidates
 from server.model_folder import TORCH_FILES, Manifest, files_to_fetch
@@ -159,7 +159,3 @@ def _compare(manifest: Manifest, sha256: str | None, where: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-if __name__ == "__main__":
-    run_command(Fetch, prog="python -m server.fetch")

@@ -6,7 +6,7 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import CliPositionalArg
 
 from pipelines.job.settings import JobConfig
-from server.cli import Command
+from server.cli import Command, Words
 from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Reap(_Place):
 class Lint(Command):
     """Check PyTorchJob manifests strictly; ends with status 1 when there are findings."""
 
-    files: CliPositionalArg[list[str]]
+    files: CliPositionalArg[Words]
     """YAML or JSON files, or - for standard input."""
 
     as_json: bool = Field(default=False, alias="json")

@@ -3,10 +3,10 @@
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from pipelines import TRAINER
-from server.cli import Names, Settings
+from server.cli import Environment, Names, Settings
 
 Object = dict[str, Any]
 
@@ -123,10 +123,10 @@ class Deadlines(Settings):
         return ", ".join(f"{minutes:g} min {what}" if minutes else f"no limit {what}" for minutes, what in parts)
 
 
-class StepPod(BaseSettings):
+class StepPod(Environment):
     """The pod that the launcher runs in, from the environment that Kubeflow sets; empty elsewhere."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="KFP_")
+    model_config = SettingsConfigDict(env_prefix="KFP_")
 
     pod_name: str = ""
     pod_uid: str = ""

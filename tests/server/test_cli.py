@@ -146,7 +146,8 @@ def test_help_has_meaning_range_and_default_of_each_setting(
         (["here", "--rate", "nan"], "--rate 'nan': input should be a finite number"),
         (["here", "--kind", "best"], "--kind 'best': input should be 'fast' or 'exact'"),
         (["here", "--job.nodes", "0"], "--job.nodes '0': input should be greater than or equal to 1"),
-        (["here", "--elastic=maybe"], "argument --elastic/--no-elastic: ignored explicit argument 'maybe' (--help lists all)"),
+        (["here", "--elastic=maybe"], "argument --elastic/--no-elastic: ignored explicit argument 'maybe'; a switch has no value: write --name or --no-name (--help lists all)"),
+        (["here", "--elastic", "true"], "unrecognized arguments: true; a switch has no value: write --name or --no-name (--help lists all)"),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_one_line_with_the_nearest_right_one(

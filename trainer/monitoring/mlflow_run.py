@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from server.cli import Environment
 from server.files import write_json
 from trainer.monitoring.console import print0
 
@@ -41,10 +42,10 @@ _FIXED = {
 }
 
 
-class MlflowSettings(BaseSettings):
+class MlflowSettings(Environment):
     """Variables of MLflow that we read; it reads all others itself, such as credentials."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="MLFLOW_", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(env_prefix="MLFLOW_")
 
     tracking_uri: str = ""
     """A server, `file:` and a folder, or a database. Empty: nothing is tracked."""
