@@ -1,4 +1,4 @@
-"""The built-in sample: what the pipeline may rely on when there is no data set at hand."""
+"""The built-in sample, on which the pipeline runs without a data set."""
 
 import re
 from collections import Counter
@@ -84,7 +84,7 @@ def test_no_team_plays_against_itself() -> None:
         assert winner != loser
 
 
-def test_headline_and_sentence_tell_the_same_match(rows: list[tuple[str, str]]) -> None:
+def test_headline_and_sentence_describe_the_same_match(rows: list[tuple[str, str]]) -> None:
     matches = [found for text, _ in rows if (found := re.search(r"(\d-\d) .* to beat (.+) (\d-\d) in", text))]
     assert len(matches) > 20
     for match in matches:

@@ -1,42 +1,13 @@
-"""What `--data` may name, and the digest that tells whether rows may have changed."""
+"""Everything that `--data` may name, and the digest that changes when rows may have changed."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import datasets
 import pytest
 
-from server.errors import UserError
 from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv, write_json_lines, write_parquet
-from trainer.config import PreprocessConfig
-from trainer.data.sources import Data, Source, find_data, hub_data
+from tests.support.sources import files, find, refusal, rows
 from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Row
-
-
-def find(data: Path | str, **settings: Any) -> Data:  # noqa: ANN401 - as PreprocessConfig takes it
-    return find_data(PreprocessConfig(data=str(data), **settings))
-
-
-def refusal(data: Path | str, **settings: Any) -> str:  # noqa: ANN401 - as PreprocessConfig takes it
-    with pytest.raises(UserError) as refused:
-        find(data, **settings)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
-
-
-def rows(source: Source | None) -> list[tuple[str, str]]:
-    assert source is not None
-    return [(row.text, row.label) for _, row in source.read() if isinstance(row, Row)]
-
-
-def files(source: Source | None) -> list[str]:
-    """Names of the files that rows come from, in order."""
-    assert source is not None
-    return list(dict.fromkeys(Path(file).name for file, _ in source.read()))
 
 
 @pytest.fixture
@@ -111,7 +82,7 @@ def test_two_candidates_for_test_rows_are_refused_too(folder: Path) -> None:
     assert f"{folder}: which are the test rows?" in refusal(folder)
 
 
-def test_a_validation_file_is_not_used_and_that_is_said(folder: Path) -> None:
+def test_a_validation_file_is_not_used_and_that_is_reported(folder: Path) -> None:
     for name in ("validation.csv", "dev.jsonl", "val-00000-of-00002.parquet"):
         write(folder / name, "")
     write(folder / "valid", "no split file")
@@ -218,7 +189,7 @@ def test_the_digest_changes_with_any_row(folder: Path) -> None:
     assert len(digests) == 6
 
 
-def test_the_digest_tells_train_from_test(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_distinguishes_train_from_test(folder: Path, tmp_path: Path) -> None:
     before = find(folder).digest
     swapped = tmp_path / "swapped"
     swapped.mkdir()
@@ -239,7 +210,7 @@ def test_the_digest_changes_with_the_names_of_numbered_classes(tmp_path: Path) -
 # The sample
 
 
-def test_the_sample_has_the_size_that_is_asked_for() -> None:
+def test_the_sample_has_the_size_of_its_name() -> None:
     assert len(rows(find("sample").train)) == 4000
     data = find("sample:150")
     assert len(rows(data.train)) == 150
@@ -260,113 +231,6 @@ def test_the_sample_depends_on_its_seed_and_size() -> None:
 def test_a_size_that_the_sample_cannot_have_is_refused(count: str) -> None:
     said = refusal(f"sample:{count}")
     assert said == f"--data sample:{count}: sample:ROWS takes a number of rows from 100 to 100,000,000"
-
-
-# The Hugging Face hub
-
-
-def hub(**splits: tuple[list[str], list[int]]) -> datasets.DatasetDict:
-    features = datasets.Features(
-        {"idx": datasets.Value("int32"), "sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
-    )  # fmt: skip
-    return datasets.DatasetDict(
-        {
-            name: datasets.Dataset.from_dict(
-                {"idx": list(range(len(texts))), "sentence": texts, "label": labels}, features=features
-            )
-            for name, (texts, labels) in splits.items()
-        }
-    )
-
-
-def hub_settings(**settings: Any) -> PreprocessConfig:  # noqa: ANN401 - as PreprocessConfig takes it
-    return PreprocessConfig(data="someone/reviews", **settings)
-
-
-def test_a_dataset_of_the_hub_gives_its_train_and_test_splits() -> None:
-    splits = hub(train=(["fine", "poor"], [1, 0]), test=(["well", "odd"], [1, -1]), validation=(["so"], [0]))
-    data = hub_data(splits, hub_settings())
-    assert (data.title, data.classes) == ("someone/reviews", ("neg", "pos"))
-    assert list(data.train.read()) == [
-        ("someone/reviews train", Row("fine", "pos", 1)),
-        ("someone/reviews train", Row("poor", "neg", 2)),
-    ]
-    assert rows(data.test) == [("well", "pos"), ("odd", "-1")]  # -1 is none of the classes, so a bad row later
-    assert data.remarks == ("the split validation is not used: validation rows are taken from the training rows",)
-
-
-def test_rows_of_the_hub_are_checked_as_those_of_files_are() -> None:
-    data = hub_data(hub(train=(["fine", " "], [1, 0])), hub_settings())
-    assert [row for _, row in data.train.read()] == [
-        Row("fine", "pos", 1),
-        BadRow("empty text", "no text in the text columns", 2),
-    ]
-
-
-def test_columns_of_a_hub_dataset_may_be_named() -> None:
-    splits = hub(train=(["fine", "poor"], [1, 0])).rename_columns({"sentence": "review", "label": "mood"})
-    assert rows(hub_data(splits, hub_settings(text_column="review", label_column="mood")).train) == [
-        ("fine", "pos"),
-        ("poor", "neg"),
-    ]
-    with pytest.raises(UserError, match="someone/reviews train: which column is the text"):
-        hub_data(splits, hub_settings())
-
-
-def test_a_hub_dataset_without_class_names_has_those_of_its_rows() -> None:
-    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]}))
-    data = hub_data(splits, hub_settings())
-    assert (data.classes, data.test) == ((), None)
-    assert rows(data.train) == [("a", "x"), ("b", "y")]
-
-
-def test_a_hub_dataset_needs_a_train_split() -> None:
-    with pytest.raises(UserError, match="--data someone/reviews: has no train split; it has test, unsupervised"):
-        hub_data(hub(test=(["a"], [0]), unsupervised=(["b"], [1])), hub_settings())
-
-
-def test_the_digest_of_a_hub_dataset_changes_with_its_rows() -> None:
-    def digest(*texts: str, test: str = "t") -> str:
-        return hub_data(hub(train=(list(texts), [0] * len(texts)), test=([test], [1])), hub_settings()).digest
-
-    assert digest("a", "b") == digest("a", "b")
-    assert len({digest("a", "b"), digest("b", "a"), digest("a"), digest("a", "b", test="u")}) == 4
-
-
-def test_test_data_has_no_meaning_with_a_hub_dataset() -> None:
-    assert "leave it out" in refusal("someone/reviews", test_data="t.csv")
-
-
-_FIND = """
-import sys
-from trainer.config import PreprocessConfig
-from server.errors import UserError
-from trainer.data.sources import find_data
-try:
-    find_data(PreprocessConfig(data=sys.argv[1]))
-except UserError as error:
-    print(error)
-"""
-
-
-def test_a_name_that_is_neither_a_file_nor_on_the_hub_gets_one_clear_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _FIND, "someone/no-such-dataset"],
-        capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.stderr == ""
-    assert done.stdout.count("\n") == 1
-    assert done.stdout.startswith(
-        "--data someone/no-such-dataset: is no file or folder here, and cannot be loaded as a Hugging Face dataset: "
-    )
-
-
-@pytest.mark.parametrize(
-    "data", ["no.csv", "folder/no.jsonl", "folder/no.tsv", "./folder", "/no/such/folder", "../news", "a/b/c", "csv", "text"]
-)  # fmt: skip
-def test_what_can_only_be_a_path_is_not_asked_of_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the hub was asked"))
-    assert refusal(data) == f"--data {data}: no such file or folder"
 
 
 def test_a_parquet_file_may_be_packed_and_split(tmp_path: Path) -> None:
