@@ -1,0 +1,23 @@
+"""Fixtures of jobs: a namespace with a launcher, and its output."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.api_server import Store, serving
+from tests.support.stage import Said, Stage
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setenv("KFP_POD_NAME", "train-step")
+    monkeypatch.setenv("KFP_POD_UID", "uid-of-the-step")
+    store = Store()
+    with serving(store) as port:
+        yield Stage(store, port, tmp_path)
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    return Said(capsys)
