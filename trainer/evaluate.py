@@ -4,8 +4,6 @@ torchrun --nproc-per-node 2 -m trainer.evaluate --dataset runs/x/dataset --outpu
 """
 
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +17,7 @@ from server.inference.encoder import softmax
 from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset, Split
 from trainer.distributed.launch import worker
-from trainer.distributed.process_group import Process, process_group
+from trainer.distributed.process_group import Process, process_group, versions
 from trainer.evaluation.metrics import Temperature, fit_temperature, measure, measure_confidence
 from trainer.evaluation.predict import Probabilities, predict
 from trainer.evaluation.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
@@ -29,7 +27,6 @@ from trainer.monitoring.mlflow import MlflowTracker, read_provenance
 from trainer.monitoring.training_log import read_log
 
 _TIMEOUT_MINUTES = 10
-_VERSIONS = ("distrinews", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
 
 
 class EvaluateArguments(EvaluateConfig):
@@ -106,7 +103,7 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
             facts={
                 "Settings": trained["settings"],
                 "Dataset": {name: value for name, value in dataset.info.items() if name not in ("splits", "classes")},
-                "Versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+                "Versions": versions(),
             },
         )
         low, high = metrics["accuracy_interval"]

@@ -83,6 +83,7 @@ def evaluate_with(*flags: str) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_one_and_three_processes_measure_the_same_on_every_row(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:

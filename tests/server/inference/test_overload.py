@@ -229,6 +229,7 @@ def test_a_stuck_or_ended_worker_makes_the_server_not_alive(folder: Path, monkey
     asyncio.run(check())
 
 
+@pytest.mark.slow
 def test_a_draining_server_is_not_ready_but_answers_and_closes_connections(folder: Path) -> None:
     with serving(folder, "--drain-seconds", "1") as (process, client):
         assert "connection" not in client.get("/readyz").headers
@@ -240,6 +241,7 @@ def test_a_draining_server_is_not_ready_but_answers_and_closes_connections(folde
         assert process.wait(5) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_cuts_the_pause_short(folder: Path) -> None:
     with serving(folder, "--drain-seconds", "60") as (process, _):
         process.send_signal(signal.SIGTERM)
@@ -248,6 +250,7 @@ def test_a_second_signal_cuts_the_pause_short(folder: Path) -> None:
         assert process.wait(5) == 0
 
 
+@pytest.mark.slow
 def test_restarting_both_replicas_in_turn_under_load_fails_no_request(folder: Path) -> None:
     """A small round-robin client asks whichever replica is ready, as a Service would."""
     with contextlib.ExitStack() as stack:
