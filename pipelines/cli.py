@@ -16,7 +16,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "run": Entry("pipelines.run:main", "run the whole pipeline on this machine, from labelled texts to a served model", "trainer,server,pipelines"),
+    "run": Entry("pipelines.run:Run", "run the whole pipeline on this machine, from labelled texts to a served model", "trainer,server,pipelines"),
     "status": Entry("pipelines.status:Status", "show how far a run's training is, and what happened to it", "trainer"),
     "serve": Entry("server.main:Serve", "serve a model over HTTP", "server"),
     "fetch": Entry("server.fetch:Fetch", "copy a model from a bucket, a hub or a URL to where a server reads it", "server"),
@@ -31,8 +31,8 @@ COMMANDS = {
         "delete": Entry("pipelines.job.commands:Delete", "delete a job and its pods; the run's folder stays", "pipelines"),
         "reap": Entry("pipelines.job.commands:Reap", "delete jobs that runs left: finished, or without a launcher", "pipelines"),
     }, "handle one training job on a cluster"),
-    "submit": Entry("pipelines.kubeflow.submit:main", "run the whole pipeline on a cluster, through Kubeflow Pipelines", "pipelines"),
-    "compile": Entry("pipelines.kubeflow.compile:main", "write the pipeline to a file that the Kubeflow UI uploads", "pipelines"),
+    "submit": Entry("pipelines.kubeflow.commands:Submit", "run the whole pipeline on a cluster, through Kubeflow Pipelines", "pipelines"),
+    "compile": Entry("pipelines.kubeflow.commands:Compile", "write the pipeline to a file that the Kubeflow UI uploads", "pipelines"),
     "bench": Entry({
         "scaling": Entry("trainer.bench.settings:ScalingConfig", "measure speed-up and efficiency of training with 1 to N processes", "trainer"),
         "collectives": Entry("trainer.bench.settings:CollectivesConfig", "measure latency and bandwidth of collective operations", "trainer"),
@@ -69,9 +69,6 @@ def main(words: Sequence[str] | None = None) -> None:
 def _run(target: str, words: list[str], prog: str) -> None:
     module, _, name = target.partition(":")
     command = getattr(import_module(module), name)
-    if name == "main":
-        command(words)
-        return
     from server.cli import run_command  # a fifth of a second, which a listing need not wait for
 
     run_command(command, words, prog=prog)

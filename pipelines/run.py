@@ -1,100 +1,114 @@
 """The command `distrinews run`."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pipelines.flags import parser
-from pipelines.run_folder import STEPS, RunFolder
-from server.cli import build, read_file
-from server.errors import UserError
-from trainer.config import GROUPS, RunConfig, own_fields
+from pydantic import Field, model_validator
+
+from pipelines.deploy.settings import DeployConfig
+from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step
+from server.cli import Command
+from trainer.config import RunConfig
 
 _PROGRAM = "distrinews run"
-_SETTINGS_ERROR = "settings: error: "
+_TERMINATED_SAFELY = os.EX_TEMPFAIL  # 75: nothing is wrong, the run can be resumed
+_INTERRUPTED = 130
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the pipeline; ends with status 1 when a step fails, 2 when a setting is wrong."""
-    command = parser(
-        _PROGRAM,
-        "Run the whole pipeline on this machine: preprocess, train, evaluate, gate, export, deploy.",
-        {group: (settings, own_fields(group)) for group, settings in GROUPS.items()},
-    )
-    here = command.add_argument_group("run")
-    here.add_argument(
-        "--config", metavar="FILE", type=Path, default=None, help="settings from a JSON or YAML file; flags win"
-    )
-    here.add_argument("--name", default=None, help="name of the run's folder (default: the time)")
-    here.add_argument(
-        "--runs-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path("runs"),
-        help="where runs have their folders (default runs)",
-    )
-    here.add_argument("--from", metavar="STEP", dest="from_step", choices=STEPS, default="",
-                      help=f"go on from a step of the run that --name names: {', '.join(STEPS)}")  # fmt: skip
-    here.add_argument("--serve", action="store_true", default=False, help="serve the model when the pipeline is done")
-    flags = vars(command.parse_args(args))
-    place = {name: flags.pop(name) for name in ("config", "name", "runs_dir", "from_step", "serve")}
-    if place["from_step"] and place["name"] is None:
-        command.error(f"--from {place['from_step']}: say with --name in which run")
-    try:
-        folder = place["runs_dir"].absolute() / (place["name"] or time.strftime("%Y%m%d-%H%M%S"))
-        earlier = RunFolder(folder).facts["settings"] if place["from_step"] else {}
-        from_file = read_file(place["config"]) if place["config"] else {}
-        config = build(RunConfig, {**earlier, **from_file, **flags})
-    except UserError as error:
-        command.exit(2, f"{_PROGRAM}: error: {error}\n")
-    raise SystemExit(run(config, folder, from_step=place["from_step"], serve=place["serve"]))
+class Run(RunConfig, Command):
+    """Run the whole pipeline on this machine: preprocess, train, evaluate, gate, export, deploy."""
+
+    config: Path | None = None
+    """JSON or YAML file with settings; flags win."""
+
+    name: str = ""
+    """Name of the run's folder. By default the time."""
+
+    runs_dir: Path = Path("runs")
+    """Folder in which each run has its folder."""
+
+    from_step: Step | None = Field(default=None, alias="from")
+    """Step from which to resume the run that --name names: preprocess, train, evaluate, gate, export or deploy."""
+
+    serve: bool = False
+    """Serve the model when the pipeline is done."""
+
+    @model_validator(mode="after")
+    def _names_the_run_to_resume(self) -> Self:
+        if self.from_step and not self.name:
+            raise ValueError(f"--from {self.from_step}: name the run with --name")
+        return self
+
+    def run(self) -> int:
+        folder = self.runs_dir.absolute() / (self.name or time.strftime("%Y%m%d-%H%M%S"))
+        earlier = RunFolder(folder).settings if self.from_step else None
+        given = self.model_dump(exclude_unset=True, include=set(RunConfig.model_fields))
+        settings = RunSettings(**given, backend="local", deploy=DeployConfig(backend="local"))
+        return run_here(settings, folder, from_step=self.from_step or "", earlier=earlier, serve=self.serve)
 
 
-def run(config: RunConfig, folder: Path, *, from_step: str = "", serve: bool = False) -> int:
-    """Run the pipeline in this folder and tell how it ended; returns the exit status."""
+def run_here(
+    settings: RunSettings, folder: Path, *, from_step: str = "", earlier: RunSettings | None = None, serve: bool = False
+) -> int:
+    """Runs the pipeline in this folder, with `earlier` settings where others are not set, and prints its result.
+
+    Returns the exit status.
+    """
     print(f"{_PROGRAM}: {folder}", flush=True)
-    started = time.monotonic()
-    from pipelines.local import run_pipeline  # half a second of kfp, not needed for --help
+    from pipelines.kubeflow.local import run_pipeline  # half a second of kfp, which --help does without
 
+    started, run_id = time.monotonic(), _run_id(folder)
     try:
-        succeeded, last_line = run_pipeline(config, folder, from_step=from_step)
+        end = run_pipeline(settings, folder, from_step=from_step, earlier=earlier)
     except KeyboardInterrupt:
-        succeeded, last_line = False, "stopped by the keyboard"
-    if not succeeded:
-        _tell_failure(folder, last_line)
-        return 1
+        print(f"{_PROGRAM}: stopped by the keyboard; {_how_to_resume(folder)}", file=sys.stderr)
+        return _INTERRUPTED
+    if end.succeeded:
+        _print_result(folder, time.monotonic() - started)
+        if serve:
+            from server.cli import run_command
+            from server.main import PROGRAM, Serve
+
+            run_command(Serve, [str(folder / "model")], prog=PROGRAM)
+        return 0
+    if _run_id(folder) == run_id:  # the run did not start, and run.json is of none or of another
+        print(f"{_PROGRAM}: error: {end.reason.removeprefix('start: error: ')}", file=sys.stderr)
+    else:
+        step, error = _failed_step(folder)
+        print(f"\n{_how_to_resume(folder)}  (all output: {folder / 'pipeline.log'})", file=sys.stderr)
+        print(f"{_PROGRAM}: step {step} failed: {error or end.reason}", file=sys.stderr)
+    return _TERMINATED_SAFELY if end.terminated else 1
+
+
+def _run_id(folder: Path) -> str | None:
+    return str(RunFolder(folder).facts["run_id"]) if (folder / "run.json").is_file() else None
+
+
+def _print_result(folder: Path, seconds: float) -> None:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     low, high = metrics["accuracy_interval"]
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     print(f"""
-done in {time.monotonic() - started:.0f} s: {folder.name}
+done in {seconds:.0f} s: {folder.name}
   accuracy  {metrics["accuracy"]:.4f} on {metrics["rows"]:,} test rows (95 % interval {low:.4f} to {high:.4f})
   report    {shown / "report.html"}
   serve     distrinews serve {shown / "model"}
   ask       curl -s http://127.0.0.1:8080/predict -H 'Content-Type: application/json' -d '{{"text": "Late goal wins the cup"}}'""", flush=True)  # fmt: skip
-    if serve:
-        from server.cli import run_command
-        from server.main import PROGRAM, Serve
-
-        run_command(Serve, [str(folder / "model")], prog=PROGRAM)
-    return 0
 
 
-def _tell_failure(folder: Path, last_line: str) -> None:
-    """The step that failed and its own error, last; it is all that most people read."""
-    if last_line.startswith(_SETTINGS_ERROR):
-        print(f"{_PROGRAM}: error: {last_line.removeprefix(_SETTINGS_ERROR)}", file=sys.stderr)
-        return
+def _failed_step(folder: Path) -> tuple[str, str]:
+    """Returns the first step that has not succeeded, and its error."""
     steps: dict[str, dict[str, Any]] = RunFolder(folder).facts["steps"]
-    failed = next(step for step in STEPS if steps.get(step, {}).get("status") != "succeeded")
+    failed = next((step for step in STEPS if steps.get(step, {}).get("status") != "succeeded"), STEPS[-1])
+    return failed, steps.get(failed, {}).get("error", "")
+
+
+def _how_to_resume(folder: Path) -> str:
+    if not (folder / "run.json").is_file():
+        return "nothing was started"
     where = "" if folder.parent == Path("runs").absolute() else f" --runs-dir {folder.parent}"
-    print(
-        f"\ngo on with: distrinews run{where} --name {folder.name} --from {failed}  (all output: {folder / 'pipeline.log'})",
-        file=sys.stderr,
-    )
-    print(
-        f"{_PROGRAM}: step {failed} failed: {steps.get(failed, {}).get('error', 'it was ended from outside')}",
-        file=sys.stderr,
-    )
+    return f"resume with: distrinews run{where} --name {folder.name} --from {_failed_step(folder)[0]}"

@@ -7,15 +7,19 @@ import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from pipelines.cluster_config import ClusterConfig
+from pydantic import model_validator
+
+from pipelines.deploy.settings import DeployConfig
+from pipelines.job.settings import Deadlines, JobConfig
 from server.cli import Settings, build
 from server.errors import UserError
 from server.files import write_json
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, TrainConfig
 
-STEPS = ("preprocess", "train", "evaluate", "gate", "export", "deploy")
+Step = Literal["preprocess", "train", "evaluate", "gate", "export", "deploy"]
+STEPS: tuple[Step, ...] = get_args(Step)
 _SETTINGS_OF: dict[str, type[Settings]] = {
     "preprocess": PreprocessConfig,
     "train": TrainConfig,
@@ -27,8 +31,46 @@ _VERSIONS = ("distrinews", "kfp", "torch", "transformers", "tokenizers", "datase
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
+class RunSettings(RunConfig):
+    """All settings of a run: those of its steps, and those of the cluster that it uses."""
+
+    backend: Literal["local", "pytorchjob"] = "pytorchjob"
+    """Processes that train: on the machine of the step (local), or in the pods of a PyTorchJob (pytorchjob)."""
+
+    job: JobConfig = JobConfig()
+    """The training job."""
+
+    deadlines: Deadlines = Deadlines()
+    """Times after which a training job is given up."""
+
+    deploy: DeployConfig = DeployConfig()
+    """The deploy step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_old_names(cls, values: object) -> object:
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields and (new := _new_name(str(name))):
+                raise ValueError(f"{name} is now {new}")
+        return values
+
+
+_OLD_NAMES = {"run_launch": "backend", "run_deploy": "deploy.backend", "launch": "backend", "release": "deploy.release"}
+_OLD_GROUPS = {"job": "job", "deploy": "deploy", "deadline": "deadlines"}
+
+
+def _new_name(old: str) -> str:
+    """Returns the present name of a setting that the form had under a name with its group, such as train_epochs."""
+    group, _, name = old.partition("_")
+    if old in _OLD_NAMES or group in _OLD_GROUPS:
+        return _OLD_NAMES.get(old) or f"{_OLD_GROUPS[group]}.{name}"
+    if group in ("model", "input", "train", "evaluate", "gate", "export", "launch") and name in RunConfig.model_fields:
+        return name
+    return ""
+
+
 class RunFolder:
-    """A run folder; what it holds is read anew each time, for every step is a process of its own."""
+    """A run's folder; each access reads run.json anew, for every step is a process of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.workspace, self.name = folder, folder.parent, folder.name
@@ -43,32 +85,29 @@ class RunFolder:
             raise UserError(
                 f"{self.folder}: is no run, it has no run.json; the runs in {self.workspace} are {_runs(self.workspace)}"
             ) from error
+        if "cluster" in facts:
+            raise UserError(
+                f"{self.folder}/run.json: was written by an earlier version, with the settings of the cluster apart; start a new run"
+            )
         return facts
 
     @property
-    def config(self) -> RunConfig:
-        return build(RunConfig, self.facts["settings"])
-
-    @property
-    def cluster(self) -> ClusterConfig:
-        """What the run sets on a cluster; by default everything is done here."""
-        return build(ClusterConfig, self.facts.get("cluster", {}))
+    def settings(self) -> RunSettings:
+        return build(RunSettings, self.facts["settings"])
 
     def is_kept(self, step: str) -> bool:
-        """Whether what this step made earlier is used, because the run goes on from a later one."""
+        """Tells if a step is not run again, because the run resumes from a later one."""
         return step in _before(self.facts["from_step"])
 
     def update_step(self, step: str, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
-        """Add what is known of a step."""
+        """Adds these facts to a step's entry in run.json."""
         facts = self.facts
         facts["steps"].setdefault(step, {}).update(values)
         write_json(self.folder / "run.json", facts)
 
 
-def start_run(
-    config: RunConfig, folder: Path, *, from_step: str = "", cluster: ClusterConfig | None = None, run_id: str = ""
-) -> RunFolder:
-    """Make the folder of a new run, or go on in that of an earlier one; UserError when the steps before `from_step` do not fit."""
+def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_id: str = "") -> RunFolder:
+    """Makes the folder of a new run, or resumes an earlier one; UserError when the steps before `from_step` do not fit."""
     if not _NAME.fullmatch(folder.name):
         raise UserError(
             f"--name {folder.name!r}: a run is named by 1 to 63 letters, digits, dots, dashes and underscores"
@@ -80,9 +119,9 @@ def start_run(
     if (folder / "run.json").is_file():
         if not from_step:
             raise UserError(
-                f"--name {folder.name}: {folder} is there already; give another name, or go on in it with --from STEP"
+                f"--name {folder.name}: {folder} is there already; give another name, or resume it with --from STEP"
             )
-        steps = _kept_steps(run, config, from_step)
+        steps = _kept_steps(run, settings, from_step)
     elif from_step:
         raise UserError(
             f"--from {from_step}: {folder} is no earlier run; the runs in {run.workspace} are {_runs(run.workspace)}"
@@ -93,8 +132,7 @@ def start_run(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": from_step,
         "run_id": run_id,
-        "settings": config.model_dump(mode="json"),
-        "cluster": (cluster or ClusterConfig()).model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "git_commit": _git_commit(),
         "steps": steps,
@@ -103,22 +141,22 @@ def start_run(
     return run
 
 
-def _kept_steps(run: RunFolder, config: RunConfig, from_step: str) -> dict[str, Any]:
-    """What the steps before `from_step` did; each has to have succeeded, and with the same settings."""
-    kept = _before(from_step)
-    before, now = run.config.model_dump(), config.model_dump()
+def _kept_steps(run: RunFolder, settings: RunSettings, from_step: str) -> dict[str, Any]:
+    """Returns the entries of the steps before `from_step`, each of which has to have succeeded with the same settings."""
+    kept, facts = _before(from_step), run.facts
+    before, now = run.settings.model_dump(), settings.model_dump()
     for step in kept:
-        if run.facts["steps"].get(step, {}).get("status") != "succeeded":
+        if facts["steps"].get(step, {}).get("status") != "succeeded":
             raise UserError(
-                f"--from {from_step}: step {step} of {run.name} has not succeeded; go on with --from {step}"
+                f"--from {from_step}: step {step} of {run.name} has not succeeded; resume with --from {step}"
             )
         for name in _SETTINGS_OF[step].model_fields:
             if now[name] != before[name]:
                 raise UserError(
                     f"--from {from_step}: {name} is now {now[name]!r}, but step {step} of {run.name} ran with {before[name]!r} "
-                    f"and would not run again; go on with --from {step}, or leave {name} as it was"
+                    f"and would not run again; resume with --from {step}, or leave {name} as it was"
                 )
-    return {step: run.facts["steps"][step] for step in kept}
+    return {step: facts["steps"][step] for step in kept}
 
 
 def _before(from_step: str) -> tuple[str, ...]:
@@ -137,7 +175,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the project's own source tree, with + where it was changed since; None where it is installed from a package."""
+    """Returns the commit of our own source tree, with + where it was changed since; None where we are installed from a package."""
     source = Path(__file__).parent
     try:
         described = subprocess.run(

@@ -1,4 +1,4 @@
-"""SIGTERM, which Terminate in the Kubeflow UI and a drained node send, as an exception: what was begun is cleaned up."""
+"""SIGTERM, which Terminate in the Kubeflow UI and a drained node send, as an exception, so that work is cleaned up."""
 
 import signal
 import threading
@@ -7,19 +7,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-_TERMINATED = 128 + signal.SIGTERM
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a process that SIGTERM ended, as shells give it."""
 
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as an exception does, once; another while we clean changes nothing."""
+    """Raises SystemExit in the block on the first SIGTERM, and ignores any other while the block is cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python has signals in the main thread alone
         return
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(_TERMINATED)
+        raise SystemExit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -30,15 +31,15 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def defer_sigterm() -> Iterator[None]:
-    """SIGTERM waits until the block is done; programs that the block starts are not told either."""
+    """Defers SIGTERM until the block has ended; programs that the block starts do not get it from us."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-    if asked and before is not signal.SIG_IGN:
-        raise SystemExit(_TERMINATED)
+    if received and before is not signal.SIG_IGN:
+        raise SystemExit(TERMINATED)

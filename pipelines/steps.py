@@ -1,4 +1,4 @@
-"""What each step of the pipeline does with the run folder; components and tests call these."""
+"""The steps of the pipeline, each of which works in the run folder; components and tests call run_step."""
 
 import json
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.run_folder import RunFolder
+from pipelines.signals import TERMINATED, exit_on_sigterm
 from server.cli import as_flags, fail
 from server.errors import UserError
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
@@ -17,38 +18,48 @@ def preprocess(run: RunFolder) -> dict[str, Any]:
     from trainer.preprocess import preprocess as work
 
     earlier = tuple(path.parent for path in sorted(run.workspace.glob("*/dataset/dataset.json")))
-    info = work(part(run.config, PreprocessConfig), run.dataset, earlier=earlier)
+    info = work(part(run.settings, PreprocessConfig), run.dataset, earlier=earlier)
     return {"fingerprint": info["fingerprint"], "rows": {name: split["rows"] for name, split in info["splits"].items()}}
 
 
 def train(run: RunFolder, *, task_config: object | None = None) -> dict[str, Any]:
-    if run.cluster.launch == "job":
-        return _train_as_job(run, task_config)
-    config = part(run.config, TrainConfig)
-    if config.resume == "never":  # once, and not again at every restart
-        from trainer.checkpoint.checkpointer import start_over
-
-        start_over(run.folder)
+    config = part(run.settings, TrainConfig)
+    if config.resume == "never":
+        _start_over(run)
         config = config.model_copy(update={"resume": "auto"})
-    ranks = _launch(run, "trainer.train", as_flags(config), max_restarts=run.config.max_restarts)
+    if run.settings.backend == "local":
+        ranks = _launch(run, "trainer.train", as_flags(config), max_restarts=run.settings.max_restarts)
+        outcome: dict[str, Any] = {"ranks": ranks}
+    else:
+        from pipelines.job.launcher import launch
+
+        done = launch(
+            config, run.settings.job,
+            run_folder=run.folder, task_config=task_config, deadlines=run.settings.deadlines,
+        )  # fmt: skip
+        outcome = {"job": done.job, "how": done.how, "pods": done.pods, "restarts": done.restarts}
     trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
-    return {"ranks": ranks, "best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
+    return outcome | {"best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
 
 
-def _train_as_job(run: RunFolder, task_config: object | None) -> dict[str, Any]:
-    from pipelines.job.launcher import launch
-
-    done = launch(
-        part(run.config, TrainConfig), run.cluster.job,
-        run_folder=run.folder, task_config=task_config, deadlines=run.cluster.deadlines,
-    )  # fmt: skip
-    trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
-    facts = {"job": done.job, "how": done.how, "pods": done.pods, "restarts": done.restarts}
-    return facts | {"best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
+def _start_over(run: RunFolder) -> None:
+    """Moves earlier checkpoints and logs aside, once: a step that is tried again resumes from what the first try saved."""
+    if run.facts["steps"].get("train", {}).get("started_over"):
+        return
+    aside = run.folder / time.strftime("before-%Y%m%d-%H%M%S")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-again")
+    for name in ("checkpoints", "logs"):
+        if (run.folder / name).exists():
+            aside.mkdir(exist_ok=True)
+            (run.folder / name).rename(aside / name)
+    run.update_step("train", started_over=True)
+    if aside.exists():
+        print0(f"train: starting over; the earlier checkpoints and logs are in {aside}")
 
 
 def evaluate(run: RunFolder) -> dict[str, Any]:
-    _launch(run, "trainer.evaluate", as_flags(part(run.config, EvaluateConfig)))
+    _launch(run, "trainer.evaluate", as_flags(part(run.settings, EvaluateConfig)))
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     return {name: metrics[name] for name in ("rows", "accuracy", "macro_f1", "expected_calibration_error")}
 
@@ -58,24 +69,26 @@ def gate(run: RunFolder) -> dict[str, Any]:
     from trainer.evaluation.gate import gate as work
 
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    return dict(work(part(run.config, GateConfig), metrics, Dataset(run.dataset), served=run.workspace / "served.json"))
+    return dict(
+        work(part(run.settings, GateConfig), metrics, Dataset(run.dataset), served=run.workspace / "served.json")
+    )
 
 
 def export(run: RunFolder) -> dict[str, Any]:
     from trainer.data.dataset import Dataset
     from trainer.export import export as work
 
-    return work(part(run.config, ExportConfig), Dataset(run.dataset), run.folder)
+    return work(part(run.settings, ExportConfig), Dataset(run.dataset), run.folder)
 
 
 def deploy(run: RunFolder) -> dict[str, Any]:
-    if run.cluster.deploy == "helm":
+    if run.settings.deploy.backend == "helm":
         from pipelines.deploy.release import deploy_on_cluster
 
-        return deploy_on_cluster(run, run.cluster.release)
+        return deploy_on_cluster(run, run.settings.deploy)
     from pipelines.deploy.local import deploy_here
 
-    return deploy_here(run)
+    return deploy_here(run, run.settings.deploy)
 
 
 _WORK: dict[str, Callable[..., dict[str, Any]]] = {
@@ -89,11 +102,10 @@ _WORK: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def run_step(step: str, run_folder: str, **given: object) -> str:
-    """Do a step, or keep what it made earlier, and write both to run.json; returns the run folder, for the next step.
+    """Runs a step, or keeps what it made earlier, and records it in run.json; returns the run folder, for the next step.
 
-    `given` is what Kubeflow hands to the step besides.
-
-    A fault that the user can mend ends the process with one line; any other with its traceback.
+    `given` is what Kubeflow passes to the step besides. A UserError ends the process with one line, any other fault with
+    its traceback.
     """
     run = RunFolder(Path(run_folder))
     if run.is_kept(step):
@@ -102,9 +114,12 @@ def run_step(step: str, run_folder: str, **given: object) -> str:
     run.update_step(step, status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     started = time.monotonic()
     try:
-        outcome = _WORK[step](run, **given)
+        with exit_on_sigterm():
+            outcome = _WORK[step](run, **given)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            message = "it was terminated by SIGTERM"
         run.update_step(step, status="failed", seconds=round(time.monotonic() - started, 2), error=message)
         if isinstance(error, UserError):
             fail(step, error)
@@ -114,15 +129,15 @@ def run_step(step: str, run_folder: str, **given: object) -> str:
 
 
 def _launch(run: RunFolder, module: str, flags: list[str], *, max_restarts: int = 0) -> int:
-    """Run a module of the trainer on this machine; returns how many processes it had."""
+    """Runs a module of the trainer on this machine; returns its number of processes."""
     from trainer.distributed.launch import default_ranks, launch
     from trainer.monitoring.training_log import append_event
 
-    def restarting(why: str) -> None:
+    def record_restart(why: str) -> None:
         print0(f"train: {why}")
         append_event(run.folder / "logs", "restart", why=why)
 
-    ranks = run.config.ranks or default_ranks()
+    ranks = run.settings.ranks or default_ranks()
     given = ["--dataset", str(run.dataset), "--output", str(run.folder), *flags]
-    launch(module, given, ranks=ranks, max_restarts=max_restarts, restarting=restarting)
+    launch(module, given, ranks=ranks, max_restarts=max_restarts, restarting=record_restart)
     return ranks

@@ -14,6 +14,9 @@ _NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 
 
 class DeployConfig(Settings):
+    backend: Literal["local", "helm"] = "helm"
+    """Server that the deploy step brings to the new model: one in the step itself, for a moment (local), or that of a Helm release (helm)."""
+
     release: str = Field(default="distrinews", pattern=f"^{_NAME}$", max_length=50)
     """Name of the Helm release of the server."""
 

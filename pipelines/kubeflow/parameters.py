@@ -1,162 +1,95 @@
-"""The form that the pipeline has in the Kubeflow UI: every setting of a run, grouped by the first word of its name."""
+"""The parameters of the pipeline, as its form in the Kubeflow UI has them, to the settings of a run and back."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
-from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipelines import PIPELINES, TRAINER
-from pipelines.cluster_config import GROUPS as CLUSTER_GROUPS
-from pipelines.cluster_config import ClusterConfig
-from pipelines.deploy.settings import DeployConfig
-from pipelines.job.settings import Deadlines, JobConfig
-from pipelines.run_folder import STEPS, start_run
-from server.cli import Settings, build, choices, describe, fail
+from pipelines.run_folder import RunFolder, RunSettings, start_run
+from server.cli import build, fail
 from server.errors import UserError
-from trainer.config import GROUPS, RunConfig, S, own_fields
 
 WORKSPACE = "/workspace"
-"""Where the steps' pods have the shared volume."""
+"""Mount path of the shared volume in the pods of the steps."""
 
-_OF_THE_RUN = {
-    "run_workspace": (
-        WORKSPACE,
-        f"Folder in which each run has a folder of its own; on a cluster {WORKSPACE}, where the shared volume is mounted.",
-    ),
-    "run_name": ("", "Name of the run's folder; empty for the id that Kubeflow gives it."),
-    "run_from_step": (
-        "",
-        f"Step to go on from in an earlier run of this name: {', '.join(STEPS)}; empty for a new run.",
-    ),
-    "run_claim": (
-        "distrinews-workspace",
-        "Claim of the shared volume, which many nodes can write to; the chart helm/training makes it.",
-    ),
-    "run_trainer_image": (TRAINER, "Image of the steps that read data or run the model, and of the training job."),
-    "run_pipelines_image": (PIPELINES, "Image of the steps that speak with the cluster."),
-    "run_launch": ("job", f"{describe(ClusterConfig.model_fields['launch'])} One of: here, job."),
-    "run_deploy": ("helm", f"{describe(ClusterConfig.model_fields['deploy'])} One of: here, helm."),
-}
+_DEFAULTS = RunSettings()
+_PATHS = {name: name for name in (
+    "data", "text_column", "label_column", "model", "epochs", "batch_size", "learning_rate", "min_accuracy", "backend",
+)} | {"nodes": "job.nodes", "gpus": "job.gpus", "release": "deploy.release"}  # fmt: skip
+"""Parameters with a field of their own in the form, and the settings that they are; all others stand in `settings`."""
 
 
-class Entry(NamedTuple):
-    """A field of the form: `default` is of its type; an empty text or 0 stands for a setting that is left out."""
+class Environment(BaseSettings):
+    """The environment of a step."""
 
-    name: str
-    field: str
-    default: str | int | float | bool
-    help: str
+    model_config = SettingsConfigDict(frozen=True, env_prefix="DISTRINEWS_", extra="ignore")
 
-
-def entries() -> list[Entry]:
-    """One field for each setting of a run, in their groups."""
-    return [_entry(RunConfig, group, name) for group in GROUPS for name in own_fields(group)]
+    workspace: Path = Path(WORKSPACE)
+    """Folder with the runs; `distrinews run` sets it, on a cluster it is where the volume is mounted."""
 
 
-def cluster_entries(group: str) -> list[Entry]:
-    """One field for each setting of one kind that only a cluster has."""
-    settings, names = CLUSTER_GROUPS[group]
-    return [_entry(settings, group, name) for name in names]
+def to_parameters(settings: RunSettings) -> dict[str, Any]:
+    """Returns the parameters that give a run what is set here; all else is as in the form, or as in the run that is resumed.
+
+    A field of the form with its default counts as left out, so that a setting with this value goes into `settings`.
+    """
+    dump = settings.model_dump(mode="json", exclude_unset=True, include=set(RunSettings.model_fields))
+    given = {name: value for name, value in dump.items() if value is not None}  # kfp.local takes no null
+    parameters: dict[str, Any] = {}
+    for name, path in _PATHS.items():
+        group, _, field = path.rpartition(".")
+        section = given.get(group, {}) if group else given
+        value = section.get(field)
+        if value not in (None, [], _default(path)):
+            parameters[name] = ",".join(value) if isinstance(value, list) else value
+            del section[field]
+    return parameters | {"settings": given}
 
 
-def _all_entries() -> list[Entry]:
-    return [*entries(), *(entry for group in CLUSTER_GROUPS for entry in cluster_entries(group))]
+def from_parameters(given: Mapping[str, Any], *, earlier: Mapping[str, Any] | None = None) -> RunSettings:
+    """Returns the settings of a run: those of the run that is resumed, then `settings`, then the fields that were changed."""
+    wanted = dict(given["settings"])
+    for name, path in _PATHS.items():
+        default = _default(path)
+        if given[name] == default or (default in (None, ()) and not given[name]):
+            continue  # the field was left out
+        group, _, field = path.rpartition(".")
+        wanted = _merged(wanted, {group: {field: given[name]}} if group else {field: given[name]})
+    values = _merged(earlier or _DEFAULTS.model_dump(mode="json"), wanted)
+    volume = {"claim": given["claim"], "mount_path": str(Environment().workspace)}
+    if values["backend"] != "local":
+        values = _merged(values, {"job": volume | {"image": given["trainer_image"]}})
+    if values["deploy"]["backend"] != "local":
+        values = _merged(values, {"deploy": volume})
+    return build(RunSettings, _merged(values, wanted))
 
 
-def signature() -> inspect.Signature:
-    """The pipeline's parameters, typed, with their defaults."""
-    fields = {
-        **{name: default for name, (default, _) in _OF_THE_RUN.items()},
-        **{entry.name: entry.default for entry in _all_entries()},
-    }
-    return inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=type(default))
-            for name, default in fields.items()
-        ]
-    )
-
-
-def docstring(summary: str) -> str:
-    """What Kubeflow reads the descriptions of the parameters from."""
-    described = {
-        **{name: text for name, (_, text) in _OF_THE_RUN.items()},
-        **{entry.name: entry.help for entry in _all_entries()},
-    }
-    return "\n".join([summary, "", "Args:", *(f"    {name}: {text}" for name, text in described.items())])
-
-
-def fill(config: RunConfig) -> dict[str, str | int | float]:
-    """The form filled in with these settings."""
-    filled: dict[str, str | int | float] = {}
-    for entry in entries():
-        value = getattr(config, entry.field)
-        value = ",".join(value) if isinstance(value, tuple) else value
-        filled[entry.name] = _left_out(entry) if value is None else type(entry.default)(value)
-    return filled
-
-
-def read(form: Mapping[str, Any]) -> RunConfig:
-    """The settings that a filled form holds; UserError of one line when they are wrong."""
-    return _build(RunConfig, entries(), form)
-
-
-def read_cluster(form: Mapping[str, Any]) -> ClusterConfig:
-    """What a filled form says of the cluster; UserError of one line when it is wrong."""
-    volume = {"claim": form["run_claim"], "mount_path": form["run_workspace"]}
-    found: dict[str, Any] = {"launch": form["run_launch"], "deploy": form["run_deploy"]}
-    if found["launch"] == "job":
-        pods = volume | {"image": form["run_trainer_image"]}
-        found["job"] = _build(JobConfig, cluster_entries("job"), form, pods)
-        found["deadlines"] = _build(Deadlines, cluster_entries("deadline"), form)
-    if found["deploy"] == "helm":
-        found["release"] = _build(DeployConfig, cluster_entries("deploy"), form, volume)
-    return build(ClusterConfig, found)
-
-
-def _build(
-    settings: type[S], fields: Sequence[Entry], form: Mapping[str, Any], given: Mapping[str, Any] | None = None
-) -> S:
-    """Settings of the fields that are filled in; empty or 0 is none, where a setting may be none."""
-    filled = {entry.field: form[entry.name] for entry in fields}
-    empty = {name for name, value in filled.items() if value in ("", 0) and _may_be_none(settings.model_fields[name])}
-    return build(settings, filled | dict.fromkeys(empty) | dict(given or {}))
-
-
-def start_from_form(form: Mapping[str, Any]) -> str:
-    """Check a filled form and make the folder of its run; returns the folder."""
+def start_from_parameters(given: Mapping[str, Any]) -> str:
+    """Checks the parameters of a run and makes its folder, or resumes it; returns the folder."""
+    folder = run_folder(given["run_name"], given["run_id"])
     try:
-        folder = run_folder(form["run_workspace"], form["run_name"], form["run_id"])
-        config, cluster = read(form), read_cluster(form)
-        run = start_run(config, folder, from_step=form["run_from_step"], cluster=cluster, run_id=form["run_id"])
-        return str(run.folder)
+        resumed = given["from_step"] and (folder / "run.json").is_file()
+        settings = from_parameters(given, earlier=RunFolder(folder).facts["settings"] if resumed else None)
+        return str(start_run(settings, folder, from_step=given["from_step"], run_id=given["run_id"]).folder)
     except UserError as error:
-        fail("settings", error)
+        fail("start", error)
 
 
-def run_folder(workspace: str, name: str, run_id: str) -> Path:
-    return Path(workspace).absolute() / (name or run_id)
+def run_folder(name: str, run_id: str) -> Path:
+    return Environment().workspace.absolute() / (name or run_id)
 
 
-def _entry(settings: type[Settings], group: str, name: str) -> Entry:
-    field = settings.model_fields[name]
-    kind = next((kind for kind in (bool, int, float) if kind in (field.annotation, *get_args(field.annotation))), str)
-    default = field.get_default(call_default_factory=True)
-    text = describe(field) + (f" One of: {', '.join(choices(field))}." if choices(field) else "")
-    empty = "Empty" if kind is str else "0"
-    if default is None:
-        text += f" {empty} for the default."
-    elif _may_be_none(field):
-        text += f" {empty} for none."
-    given = ",".join(default) if isinstance(default, tuple) else default
-    return Entry(name if name.startswith(group) else f"{group}_{name}", name, kind(given) if given else kind(), text)
+def _default(path: str) -> object:
+    group, _, field = path.rpartition(".")
+    return getattr(getattr(_DEFAULTS, group) if group else _DEFAULTS, field)
 
 
-def _may_be_none(field: FieldInfo) -> bool:
-    return type(None) in get_args(field.annotation)
-
-
-def _left_out(entry: Entry) -> str | int | float:
-    return type(entry.default)()
+def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `values` with those in `over` put over them, in the groups of settings too."""
+    merged = {**values, **over}
+    for group in {"job", "deadlines", "deploy"} & values.keys() & over.keys():
+        if not isinstance(over[group], Mapping):
+            raise UserError(f"{group} = {over[group]!r}: is a group of settings, such as {{{group}: {{name: value}}}}")
+        merged[group] = {**values[group], **over[group]}
+    return merged

@@ -1,25 +1,51 @@
-"""What became of a run, in Markdown: for the Kubeflow UI, and for the run folder."""
+"""The summary of a run in Markdown, for the Kubeflow UI and the run folder, and the artifacts of evaluate."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.run_folder import STEPS, RunFolder
-from trainer.config import RunConfig
+from pipelines.run_folder import STEPS, RunFolder, RunSettings
+
+if TYPE_CHECKING:
+    from kfp import dsl
 
 _MARK = {"succeeded": "✓", "failed": "✗", "running": "stopped"}
 _LONGEST_VALUE = 200
 
 
-def finish(folder: Path, *, run_id: str, state: str, message: str | None, shown: Path) -> None:
-    """Write the summary of a run, whatever happened to it, to `shown` and into its folder; `state` is Kubeflow's word.
+def log_artifacts(
+    run_folder: str,
+    metrics: "dsl.Metrics",
+    confusion_matrix: "dsl.ClassificationMetrics",
+    report: "dsl.HTML",
+    summary: "dsl.Markdown",
+) -> None:
+    """Fills the artifacts with the results of evaluate; rows of the confusion matrix are the true classes."""
+    folder = Path(run_folder)
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    for name in ("accuracy", "macro_f1", "loss", "expected_calibration_error", "rows"):
+        metrics.log_metric(name, found[name])
+    metrics.log_metric("temperature", found["calibrated"]["temperature"])
+    for name in ("loss", "expected_calibration_error"):
+        metrics.log_metric(f"calibrated_{name}", found["calibrated"][name])
+    confusion_matrix.log_confusion_matrix(found["classes"], found["confusion_matrix"])
+    roc = found["roc"]
+    confusion_matrix.log_roc_curve(roc["false_positive_rate"], roc["true_positive_rate"], roc["threshold"])
+    metrics.log_metric("roc_area", roc["area"])
+    Path(summary.path).write_text(describe_metrics(found), encoding="utf-8")
+    shutil.copyfile(folder / "report.html", report.path)
 
-    A start that was refused leaves the folder of an earlier run of its name as it was.
+
+def write_summary(folder: Path, *, run_id: str, state: str, message: str | None, shown: Path) -> None:
+    """Writes the summary of a run, failed or not, to `shown` and into its folder; `state` is Kubeflow's word.
+
+    A start that was refused does not change the folder of an earlier run of its name.
     """
     run = RunFolder(folder)
     if not (folder / "run.json").is_file() or run.facts.get("run_id") != run_id:
-        text = f"# {folder.name}: {state.lower()}\n\nThe run did not start; the log of the step settings says why.\n"
+        text = f"# {folder.name}: {state.lower()}\n\nThe run did not start; the log of the step start has the reason.\n"
         shown.write_text(text, encoding="utf-8")
         return
     text = describe_run(run, state=state, message=message)
@@ -36,21 +62,19 @@ def describe_run(run: RunFolder, *, state: str, message: str | None = None) -> s
     if message and not failed:
         parts.append(_short(message))
     if any(steps.get(step, {}).get("status") != "succeeded" for step in STEPS):
-        parts.append(f"To go on where it stopped, start it again with run_name `{run.name}` and run_from_step set.")
+        parts.append(f"To resume it, start it again with run_name `{run.name}` and from_step set.")
     parts.append(_steps_table(steps))
     if steps.get("evaluate", {}).get("status") == "succeeded":
         parts.append(describe_metrics(json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))))
-    changed = {name: value for name, value in facts["settings"].items() if value != _DEFAULTS[name]}
-    parts.append(
-        "## Settings\n\n" + (_table(("Setting", "Value"), changed) if changed else "All as they are by default.")
-    )
+    changed = _changed(facts["settings"], RunSettings().model_dump(mode="json"))
+    parts.append("## Settings\n\n" + (_table(("Setting", "Value"), changed) if changed else "All have their defaults."))
     versions = {name: value for name, value in facts["versions"].items() if value}
     parts.append("## Versions\n\n" + _table(("Package", "Version"), versions))
     return "\n\n".join(parts) + "\n"
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
-    """The numbers of metrics.json that people ask for first."""
+    """Describes the main numbers of metrics.json in Markdown."""
     low, high = metrics["accuracy_interval"]
     calibrated = metrics["calibrated"]
     numbers = {
@@ -71,14 +95,22 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     )
 
 
-_DEFAULTS = RunConfig().model_dump(mode="json")
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings that do not have their default, those in groups as job.nodes."""
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name in ("job", "deadlines", "deploy"):
+            changed |= _changed(value, defaults[name], f"{name}.")
+        elif value != defaults.get(name):
+            changed[f"{prefix}{name}"] = value
+    return changed
 
 
 def _steps_table(steps: Mapping[str, Mapping[str, Any]]) -> str:
     rows = ["| Step | | Seconds |", "| --- | --- | ---: |"]
     for step in STEPS:
-        told = steps.get(step, {})
-        rows.append(f"| {step} | {_MARK.get(told.get('status', ''), 'not run')} | {told.get('seconds', '')} |")
+        entry = steps.get(step, {})
+        rows.append(f"| {step} | {_MARK.get(entry.get('status', ''), 'not run')} | {entry.get('seconds', '')} |")
     return "\n".join(rows)
 
 

@@ -196,7 +196,7 @@ def test_the_server_image_is_small_and_has_no_pytorch() -> None:
 
 
 def test_a_component_of_the_pipeline_starts_in_the_trainer_image() -> None:
-    code = "import kfp.dsl.executor_main, pipelines.steps, pipelines.kubeflow.artifacts"
+    code = "import kfp.dsl.executor_main, pipelines.steps, pipelines.kubeflow.summary"
     podman("--env=_KFP_RUNTIME=true", f"distrinews-trainer:{VERSION}-cpu", "python", "-c", code)
 
 

@@ -1,6 +1,5 @@
-"""The pipeline as a user runs it: one command, one folder a run, errors last, and the file for the Kubeflow UI."""
+"""The pipeline as a user runs it: one command, one folder a run, and errors last."""
 
-import inspect
 import json
 import os
 import pty
@@ -14,14 +13,10 @@ import httpx
 import pytest
 
 from pipelines.deploy.local import serving
-from pipelines.kubeflow import components
-from pipelines.kubeflow import parameters as form
-from pipelines.local import _use_this_interpreter
-from pipelines.run_folder import STEPS, RunFolder, start_run
+from pipelines.run_folder import STEPS, RunFolder, RunSettings, start_run
 from server.client import Client, Prediction
 from server.errors import UserError
 from tests.conftest import DISTRINEWS, distrinews
-from trainer.config import RunConfig
 
 
 def facts(run: Path) -> dict[str, Any]:
@@ -145,7 +140,7 @@ def test_a_failing_step_shows_its_own_error_last_and_once(
     run, done = refused_run
     last = done.stdout.strip().splitlines()
     assert last[-1].startswith("distrinews run: step gate failed: accuracy 0.")
-    assert f"go on with: distrinews run --runs-dir {run.parent} --name refused --from gate" in last[-2]
+    assert f"resume with: distrinews run --runs-dir {run.parent} --name refused --from gate" in last[-2]
     assert done.stdout.count("points below min_accuracy") == 1
     assert "Traceback" not in done.stdout
 
@@ -183,11 +178,11 @@ def test_a_run_goes_on_from_the_step_that_failed(refused_run: tuple[Path, subpro
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--name", "first"], "--name first: .* is there already; give another name, or go on in it with --from STEP"),
+        (["--name", "first"], "--name first: .* is there already; give another name, or resume it with --from STEP"),
         (["--name", "none", "--from", "gate"], "is no run, it has no run.json; the runs in .* are .*first"),
         (["--name", "first", "--from", "evaluate", "--epochs", "9"], "epochs is now 9, but step train of first ran with 2"),
         (["--name", "a b"], "--name 'a b': a run is named by 1 to 63 letters"),
-        (["--from", "gate"], "--from gate: say with --name in which run"),
+        (["--from", "gate"], "--from gate: name the run with --name"),
         (["--name", "new", "--data", "nowhere.csv"], "step preprocess failed: --data nowhere.csv: no such file or folder"),
         (["--name", "new2", "--model", "./nowhere"], "step preprocess failed: --model ./nowhere: no such folder"),
     ],
@@ -199,71 +194,48 @@ def test_a_run_that_cannot_be_says_why_in_its_last_line(finished_run: Path, args
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_start_that_fails_before_run_json_shows_its_reason(tmp_path: Path) -> None:
+    names = ",".join(f"class-{number}" for number in range(20_000))
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"data: {tmp_path / 'a.csv'}\nclass_names: '{names}'\n", encoding="utf-8")
+    done = distrinews("run", "--runs-dir", str(tmp_path / "runs"), "--name", "a", "--config", str(file))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("distrinews run: error: OSError: [Errno 7] Argument list too long")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "runs" / "a").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_command_reaches_the_step_which_saves_and_the_status_says_so(tmp_path: Path) -> None:
+    command = [str(DISTRINEWS), "run", "--data", "sample:1500", "--epochs", "500", "--ranks", "1", "--runs-dir", str(tmp_path), "--name", "a"]  # fmt: skip
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        for line in process.stdout:
+            if line.startswith("train: epoch 1: "):
+                process.terminate()  # the command alone, as a supervisor of processes does
+                break
+        printed, errors = process.stdout.read(), process.stderr.read().splitlines()
+    assert process.returncode == 75
+    assert "SIGTERM" in printed
+    assert "Traceback" not in printed
+    assert errors[-1].startswith("distrinews run: step train failed: ")
+    assert f"resume with: distrinews run --runs-dir {tmp_path} --name a --from train" in errors[-2]
+    assert facts(tmp_path / "a")["steps"]["train"]["status"] == "failed"
+    assert (tmp_path / "a" / "summary.md").is_file(), "the last step has run"
+    assert list((tmp_path / "a" / "checkpoints").glob("epoch-*"))
+    assert list(scratch.iterdir()) == [], "nothing is left in the folder for temporary files"
+
+
 def test_going_on_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> None:
-    start_run(RunConfig(), tmp_path / "a")
-    with pytest.raises(UserError, match="step preprocess of a has not succeeded; go on with --from preprocess"):
-        start_run(RunConfig(), tmp_path / "a", from_step="train")
-    start_run(RunConfig(), tmp_path / "a", from_step="preprocess")
-
-
-def test_a_path_with_python3_in_it_reaches_the_step_as_it_is() -> None:
-    command = [
-        "sh",
-        "-c",
-        'python3 -m kfp "$program_path/ephemeral_component.py" "$@"',
-        "import x",
-        '{"model": "lib/python3.11/model"}',
-    ]
-    assert _use_this_interpreter(command, "/bin/py") == [
-        "sh", "-c", '/bin/py -m kfp "$program_path/ephemeral_component.py" "$@"', "import x", '{"model": "lib/python3.11/model"}',
-    ]  # fmt: skip
-
-
-def test_the_settings_component_takes_what_the_form_has() -> None:
-    takes = inspect.signature(components.settings.python_func).parameters
-    asked = form.signature().parameters
-    assert {name: parameter.annotation for name, parameter in takes.items() if name != "run_id"} == {
-        name: parameter.annotation for name, parameter in asked.items()
-    }
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        RunConfig(),
-        RunConfig(
-            data="a.csv",
-            text_column=("a", "b"),
-            learning_rate=1e-4,
-            early_stopping_patience=2,
-            max_train_rows=5,
-            ranks=2,
-        ),
-    ],
-)
-def test_a_filled_form_gives_the_settings_back(config: RunConfig) -> None:
-    filled = {name: float(value) if isinstance(value, int) else value for name, value in form.fill(config).items()}
-    assert form.read(filled) == config, "Kubeflow hands integers over as floats"
-
-
-def test_the_form_s_own_defaults_are_the_settings_own() -> None:
-    assert form.read({entry.name: entry.default for entry in form.entries()}) == RunConfig()
-
-
-def test_a_wrong_form_fails_in_the_first_step_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = {
-        **form.fill(RunConfig()),
-        "train_epochs": 0,
-        "run_workspace": str(tmp_path),
-        "run_name": "x",
-        "run_id": "",
-        "run_from_step": "",
-    }
-    with pytest.raises(SystemExit) as ended:
-        form.start_from_form(wrong)
-    assert ended.value.code == 1
-    assert capsys.readouterr().err == "settings: error: --epochs 0: input should be greater than or equal to 1\n"
-    assert not (tmp_path / "x").exists()
+    start_run(RunSettings(), tmp_path / "a")
+    with pytest.raises(UserError, match="step preprocess of a has not succeeded; resume with --from preprocess"):
+        start_run(RunSettings(), tmp_path / "a", from_step="train")
+    start_run(RunSettings(), tmp_path / "a", from_step="preprocess")
 
 
 def test_the_command_tells_its_commands_and_refuses_others() -> None:

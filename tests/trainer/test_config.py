@@ -13,8 +13,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from pipelines import run
-from server.cli import Settings, as_flags, build, choices, parse, read_file
+from pipelines.run import Run
+from server.cli import Settings, as_flags, build, choices, parse, read_file, run_command
 from server.errors import UserError
 from tests.conftest import DISTRINEWS
 from trainer.config import (
@@ -48,7 +48,7 @@ def called(*args: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
 def refusal(args: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What `distrinews run` says to these arguments, which it refuses."""
     with pytest.raises(SystemExit) as stop:
-        run.main(list(args))
+        run_command(Run, list(args), prog="distrinews run")
     assert stop.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -59,9 +59,14 @@ def refusal(args: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 def accepted(args: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """The settings with which `distrinews run` would start."""
     started: list[RunConfig] = []
-    monkeypatch.setattr(run, "run", lambda config, *_, **__: started.append(config))
-    with pytest.raises(SystemExit):
-        run.main(list(args))
+    monkeypatch.setattr(
+        Run,
+        "run",
+        lambda given: started.append(
+            RunConfig(**given.model_dump(exclude_unset=True, include=set(RunConfig.model_fields)))
+        ),
+    )
+    run_command(Run, list(args), prog="distrinews run")
     return started[0]
 
 
@@ -101,7 +106,7 @@ def test_help_tells_meaning_range_and_default_of(name: str, help_text: str) -> N
     field = RunConfig.model_fields[name]
     flag = "--" + name.replace("_", "-")
     entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", help_text)]
-    said = next(entry for entry in entries if entry.startswith(f"{flag} "))
+    said = next(entry for entry in entries if entry.startswith((f"{flag} ", f"{flag}, ")))
     assert field.description, f"{name} has no meaning under it"
     assert " ".join(field.description.split()) in said
     for bound, limit in bounds(name).items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -45,6 +45,12 @@ def launch(
         try:
             with _threads(ranks):
                 _start(module, args, ranks)
+        except SignalException as error:
+            if error.sigval != signal.SIGTERM:
+                raise KeyboardInterrupt from error
+            raise UserError(
+                f"{module} was terminated by SIGTERM; what it has saved is kept, start it again to resume"
+            ) from error
         except ChildFailedError as error:
             why = _explain(module, error)
             if start == max_restarts or not _may_pass(error):

@@ -14,17 +14,17 @@ from kfp import dsl
 from pipelines import TRAINER
 from pipelines.cli import main
 from pipelines.cluster.client import Polling
-from pipelines.deploy.settings import DeployConfig
 from pipelines.job.backends import backend, manifest_of_run
 from pipelines.job.lint import lint
 from pipelines.job.settings import JobConfig
-from pipelines.kubeflow import parameters as form
+from pipelines.kubeflow.parameters import start_from_parameters
 from pipelines.run_folder import RunFolder
 from pipelines.steps import run_step
 from tests.conftest import distrinews
 from tests.support.api_server import Object, Store, serving
 from tests.support.jobs import leave_model
 from tests.support.operator import Operator
+from tests.support.parameters import parameters
 from trainer.config import TrainConfig
 
 TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
@@ -174,12 +174,14 @@ def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path
     assert done.stderr.count("\n") == 1
 
 
-def test_the_train_step_of_the_pipeline_is_a_job_where_the_form_says_so(laptop: Store, tmp_path: Path) -> None:
+def test_the_train_step_of_the_pipeline_is_a_job(
+    laptop: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = tmp_path / "runs"
-    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
-    given = {"run_workspace": str(workspace), "run_name": "first", "run_id": "", "train_epochs": 2, "job_nodes": 2.0}
-    folder = Path(form.start_from_form(shown | given | {"job_queue": "news", "deadline_run_minutes": 0}))
-    assert RunFolder(folder).cluster.deadlines.run_minutes is None
+    monkeypatch.setenv("DISTRINEWS_WORKSPACE", str(workspace))
+    more = {"job": {"queue": "news"}, "deadlines": {"run_minutes": None}}
+    folder = Path(start_from_parameters(parameters(run_name="first", epochs=2, nodes=2.0, settings=more)))
+    assert RunFolder(folder).settings.deadlines.run_minutes is None
     laptop.put("localqueues", {"metadata": {"name": "news"}})
     claim = {"name": "runs", "persistentVolumeClaim": {"claimName": "distrinews-workspace"}}
     task = dsl.TaskConfig(volumes=[claim], volume_mounts=[{"name": "runs", "mountPath": str(workspace)}])
@@ -199,33 +201,3 @@ def test_the_train_step_of_the_pipeline_is_a_job_where_the_form_says_so(laptop: 
     assert f"--output={folder}" in container["args"]
     outcome = RunFolder(folder).facts["steps"]["train"]["outcome"]
     assert (outcome["job"], outcome["pods"], outcome["epochs"]) == (job["metadata"]["name"], 2, 2)
-
-
-def test_a_wrong_setting_of_the_job_is_told_by_the_first_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
-    given = {"run_workspace": str(tmp_path), "run_name": "x", "run_id": "", "job_gpus": 2, "job_processes": 3}
-    with pytest.raises(SystemExit):
-        form.start_from_form(shown | given)
-    assert "processes = 3 contradicts gpus = 2" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
-
-
-def test_the_deploy_step_of_the_pipeline_is_a_release_where_the_form_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown = {name: parameter.default for name, parameter in form.signature().parameters.items()}
-    given = {"run_workspace": str(tmp_path), "run_name": "first", "run_id": "", "deploy_values": "replicas: 3"}
-    folder = form.start_from_form(shown | given | {"run_launch": "here", "deploy_texts": 7.0})
-    asked: list[DeployConfig] = []
-
-    def deploy_on_cluster(_: RunFolder, config: DeployConfig) -> dict[str, str]:
-        asked.append(config)
-        return {"revision": "2"}
-
-    monkeypatch.setattr("pipelines.deploy.release.deploy_on_cluster", deploy_on_cluster)
-    assert run_step("deploy", folder) == folder
-    expected = DeployConfig(mount_path=str(tmp_path), values="replicas: 3", texts=7)
-    assert asked == [expected]
-    assert RunFolder(Path(folder)).facts["steps"]["deploy"]["outcome"] == {"revision": "2"}

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,10 +17,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from pipelines.kubeflow import parameters as form
-from pipelines.kubeflow import submit
-from pipelines.kubeflow.client import Access, Endpoint
+from pipelines.kubeflow.client import Access, PipelinesClient, write_pipeline
+from pipelines.kubeflow.commands import Submit
+from server.cli import run_command
+from server.errors import UserError
 from tests.conftest import DISTRINEWS
+from tests.support.parameters import parameters
 
 TOKEN = "a-secret-token"  # noqa: S105 - of this test alone
 
@@ -32,9 +36,13 @@ class Kubeflow:
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
+    outages: list[int] = field(default_factory=list)
+    """Statuses with which the next requests for a run are refused."""
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:  # noqa: ANN401 - JSON
         self.asked.append((method, path, body))
+        if self.outages and "/runs/" in path:
+            return self.outages.pop(0), {"message": "the proxy has no upstream"}
         given = body if isinstance(body, dict) else {}
         answers: dict[tuple[str, str], Callable[[], Any]] = {
             ("GET", "/healthz"): lambda: {"multi_user": False},
@@ -118,6 +126,22 @@ def submitted(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([DISTRINEWS, "submit", *args], capture_output=True, text=True, check=False, timeout=60)
 
 
+def submit(*args: str) -> int:
+    """Runs the command in this process; returns its exit status."""
+    try:
+        run_command(Submit, args, prog="distrinews submit")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def sent(kubeflow: Kubeflow) -> dict[str, Any]:
+    """Returns the parameters of the run that was started last."""
+    bodies = [body for method, path, body in kubeflow.asked if (method, path) == ("POST", "/apis/v2beta1/runs")]
+    parameters: dict[str, Any] = bodies[-1]["runtime_config"]["parameters"]
+    return parameters
+
+
 def test_a_run_is_started_with_the_filled_form_and_its_link_is_printed(kubeflow: Kubeflow) -> None:
     done = submitted(
         "--data",
@@ -128,39 +152,40 @@ def test_a_run_is_started_with_the_filled_form_and_its_link_is_printed(kubeflow:
         "mine",
         "--claim",
         "ours",
-        "--job-gpus",
+        "--job.gpus",
         "4",
+        "--job.elastic",
         "--no-follow",
     )
     assert done.returncode == 0, done.stderr
     started = next(body for method, path, body in kubeflow.asked if (method, path) == ("POST", "/apis/v2beta1/runs"))
     assert started["pipeline_version_reference"] == {"pipeline_id": "p1", "pipeline_version_id": "v1"}
-    given = started["runtime_config"]["parameters"]
-    assert (given["input_data"], given["train_epochs"], given["run_name"]) == ("/workspace/my.csv", 2, "mine")
-    assert (given["run_claim"], given["job_gpus"]) == ("ours", 4)
-    assert set(given) <= set(form.signature().parameters)
+    given = sent(kubeflow)
+    assert (given["data"], given["epochs"], given["run_name"]) == ("/workspace/my.csv", 2, "mine")
+    assert (given["claim"], given["gpus"], given["settings"]) == ("ours", 4, {"job": {"elastic": True}})
+    assert set(given) <= set(parameters()) - {"run_id"}
     assert f"http://127.0.0.1:{kubeflow.port}/#/runs/details/r1" in done.stdout
     assert TOKEN not in done.stdout + done.stderr
 
 
 def test_the_same_version_is_uploaded_once(kubeflow: Kubeflow) -> None:
-    endpoint = Endpoint(Access(), namespace=None)
+    endpoint = PipelinesClient(Access(), namespace=None)
     first, second = endpoint.upload(), endpoint.upload()
     assert first == second == ("p1", "v1")
     uploads = [body for _, path, body in kubeflow.asked if path.endswith("/upload_version")]
     assert len(uploads) == 1
-    assert b"run_workspace" in uploads[0]
+    assert b"step_memory" in uploads[0]
 
 
 def test_following_a_run_says_each_change_once_and_how_it_ended(
     kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubeflow.states = [
-        run_state("RUNNING", preprocess="RUNNING"),
+        run_state("RUNNING", preprocess="RUNNING", **{"preprocess-driver": "SUCCEEDED", "root": "RUNNING"}),
         run_state("RUNNING", preprocess="SUCCEEDED", train="RUNNING"),
         run_state("FAILED", "no node has a GPU", preprocess="SUCCEEDED", train="FAILED"),
     ]
-    endpoint = Endpoint(Access(), namespace=None, poll_seconds=0.01)
+    endpoint = PipelinesClient(Access(), namespace=None, poll_seconds=0.01)
     assert endpoint.follow("r1") == "FAILED"
     said = capsys.readouterr().out
     assert said.splitlines() == [
@@ -172,23 +197,52 @@ def test_following_a_run_says_each_change_once_and_how_it_ended(
     ]
 
 
+def test_following_a_run_asks_again_while_the_endpoint_is_away(
+    kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubeflow.states, kubeflow.outages = [run_state("SUCCEEDED", train="SUCCEEDED")], [503, 502]
+    client = PipelinesClient(Access(), namespace=None, poll_seconds=0.01)
+    assert client.follow("r1") == "SUCCEEDED"
+    printed = capsys.readouterr().out
+    assert printed.count("answers 503") == 1
+    assert "asking again" in printed
+    kubeflow.outages = [404]
+    with pytest.raises(UserError, match="answers 404"):
+        client.follow("r1")
+    monkeypatch.setattr("pipelines.kubeflow.client._PATIENCE_SECONDS", 0)
+    kubeflow.outages = [503] * 100
+    with pytest.raises(UserError, match="answers 503"):
+        client.follow("r1")
+
+
+def test_a_run_is_resumed_with_what_is_set_alone(kubeflow: Kubeflow) -> None:
+    assert submit("--name", "mine", "--from", "gate", "--min-accuracy", "0.5", "--epochs", "3", "--no-follow") == 0
+    given = sent(kubeflow)
+    assert given == {"run_name": "mine", "from_step": "gate", "min_accuracy": 0.5, "settings": {"epochs": 3}}
+
+
+def test_a_file_of_settings_may_set_the_job_and_the_release_and_flags_win(kubeflow: Kubeflow, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 2\njob: {nodes: 4, elastic: true}\ndeploy: {release: news}\n", encoding="utf-8")
+    assert submit("--config", str(file), "--job.nodes", "2", "--no-job.elastic", "--no-follow") == 0
+    given = sent(kubeflow)
+    assert (given["epochs"], given["nodes"], given["release"]) == (2, 2, "news")
+    assert given["settings"]["job"] == {"elastic": False}
+
+
 @pytest.mark.parametrize(("state", "status"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 1)])
 def test_the_command_ends_as_the_run_does(
     kubeflow: Kubeflow, state: str, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubeflow.states = [run_state(state)]
-    with pytest.raises(SystemExit) as ended:
-        submit.main(["--data", "sample"])
-    assert ended.value.code == status
+    assert submit("--data", "sample") == status
     assert f"the run has ended: {state.lower()}" in capsys.readouterr().out
 
 
 def test_a_schedule_starts_runs_that_name_themselves_one_at_a_time(
     kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        submit.main(["--data", "/workspace/my.csv", "--schedule", "0 0 3 * * *"])
-    assert ended.value.code == 0
+    assert submit("--data", "/workspace/my.csv", "--schedule", "0 0 3 * * *") == 0
     assert "scheduled as s1" in capsys.readouterr().out
     body = next(body for _, path, body in kubeflow.asked if path.endswith("/recurringruns"))
     assert body["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
@@ -201,18 +255,16 @@ def test_a_schedule_starts_runs_that_name_themselves_one_at_a_time(
     [
         (["--schedule", "0 3 * * *"], "--schedule '0 3 * * *': has not six fields"),
         (["--schedule", "0 0 3 * * *", "--name", "a"], "--name a contradicts --schedule"),
-        (["--from", "train"], "--from train: say with --name in which run"),
-        (["--job-nodes", "two"], "--job-nodes 'two': is not a whole number"),
-        (["--job-gpus", "2", "--job-processes", "2"], "processes = 2 contradicts gpus = 2"),
+        (["--from", "train"], "--from train: name the run with --name"),
+        (["--job.nodes", "two"], "--job.nodes 'two': input should be a valid integer"),
+        (["--job.gpus", "2", "--job.processes", "2"], "processes = 2 contradicts gpus = 2"),
         (["--epochs", "0"], "--epochs '0': input should be greater than or equal to 1"),
     ],
 )
 def test_a_wrong_setting_is_told_in_one_line_before_anything_is_asked(
     args: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        submit.main(args)
-    assert ended.value.code == 2
+    assert submit(*args) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert line in said
@@ -223,9 +275,7 @@ def test_an_endpoint_that_asks_who_we_are_is_told_of_in_one_line_without_the_tok
 ) -> None:
     monkeypatch.setenv("KFP_TOKEN", "wrong-secret")
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client's own tries
-    with pytest.raises(SystemExit) as ended:
-        submit.main(["--data", "sample"])
-    assert ended.value.code == 1
+    assert submit("--data", "sample") == 1
     said = capsys.readouterr().err
     assert re.fullmatch(r"distrinews submit: error: http://127\.0\.0\.1:\d+ (answers 401|does not answer).*\n", said), (
         said
@@ -244,6 +294,15 @@ def test_the_pipeline_compiles_to_manifests_for_gitops(tmp_path: Path) -> None:
     assert (pipeline["kind"], of_version["kind"]) == ("Pipeline", "PipelineVersion")
     assert pipeline["metadata"]["namespace"] == of_version["metadata"]["namespace"] == "team"
     assert of_version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
-    assert set(of_version["spec"]["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]) == set(
-        form.signature().parameters
-    )
+    assert set(of_version["spec"]["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]) == set(parameters()) - {
+        "run_id"
+    }
+
+
+def test_a_manifest_names_its_version_by_the_content_as_an_upload_does(tmp_path: Path) -> None:
+    name = write_pipeline(tmp_path / "uploaded.yaml")
+    write_pipeline(tmp_path / "applied.yaml", namespace="team")
+    _, of_version = yaml.safe_load_all((tmp_path / "applied.yaml").read_text(encoding="utf-8"))
+    digest = sha256((tmp_path / "uploaded.yaml").read_bytes()).hexdigest()[:8]
+    assert name == f"{version('distrinews')}-{digest}"
+    assert of_version["metadata"]["name"] == f"distrinews-{name.replace('.', '-')}"

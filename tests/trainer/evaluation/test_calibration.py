@@ -9,7 +9,7 @@ import pytest
 from kfp import dsl
 from scipy.special import softmax as scipy_softmax
 
-from pipelines.kubeflow.artifacts import show
+from pipelines.kubeflow.summary import log_artifacts
 from server.errors import ModelFolderError, UserError
 from server.inference.backends import candidates
 from server.inference.backends.onnx import OnnxBackend
@@ -106,7 +106,7 @@ def test_the_kubeflow_ui_shows_the_temperature_and_what_it_does(finished_run: Pa
         dsl.ClassificationMetrics(uri=str(tmp_path / "matrix")),
         dsl.Markdown(uri=str(tmp_path / "summary")),
     )
-    show(str(finished_run), metrics, matrix, report, summary)
+    log_artifacts(str(finished_run), metrics, matrix, report, summary)
     calibrated = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))["calibrated"]
     assert metrics.metadata["temperature"] == calibrated["temperature"]
     assert metrics.metadata["calibrated_loss"] == calibrated["loss"]
