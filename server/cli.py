@@ -28,7 +28,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from urllib.parse import quote, unquote
 
 import yaml
@@ -218,8 +219,10 @@ def describe(field: FieldInfo) -> str:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """Returns the values that a Literal setting may have, and none for another."""
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    """Returns the values that a setting of the type Literal, or Literal or None, may have; none for another."""
+    members = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    kinds = [member for member in members if member is not NoneType]
+    return get_args(kinds[0]) if len(kinds) == 1 and get_origin(kinds[0]) is Literal else ()
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -49,6 +49,9 @@ class Work(Command, Common):
     elastic: bool = False
     """Continue without the pods that are lost."""
 
+    shape: Literal["round", "square"] | None = None
+    """Shape. By default any."""
+
     from_step: str = Field(default="", alias="from")
     """Step to begin with."""
 
@@ -121,6 +124,7 @@ def test_help_has_meaning_range_and_default_of_each_setting(
         "--names NAMES Names, separated by commas.",
         "--kind {fast,exact} Kind of work. (default fast)",
         "Continue without the pods that are lost. (default False)",
+        "--shape {round,square} Shape. By default any.",
         "--from FROM Step to begin with.",
         "--config PATH File with settings.",
         "Settings of every command:",
