@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from urllib.parse import quote, unquote
 
 import yaml
@@ -66,41 +66,34 @@ class Variables(Source):
         return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
 
 
-class Environment(BaseSettings):
-    """The base of settings that come from variables alone, such as secrets: flags can be read by others on the machine."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: Source, *_: object, **__: object
-    ) -> tuple[Source, ...]:
-        return init_settings, Variables(settings_cls)
-
-
 class Settings(BaseSettings):
-    """The base of all settings: frozen, strict about names, and by default not read from the environment."""
+    """The base of all settings: frozen, strict about names, and read from flags and a file alone, unless it has `sources`."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True,
         cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True, cli_exit_on_error=False,
         cli_parse_none_str="\0",  # no argument can hold it, so that a class or a run may be called None
     )  # fmt: skip
+    sources: ClassVar[tuple[type[Source], ...]] = ()
+    """Sources of what neither a flag nor a file gives."""
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - as the library calls it
-        init_settings: Source,
-        *_: object,
-        **__: object,
+        cls, settings_cls: type[BaseSettings], init_settings: Source, *_: object, **__: object
     ) -> tuple[Source, ...]:
-        return (init_settings,)
+        return (init_settings, *(source(settings_cls) for source in cls.sources))
 
     @classmethod
     def origin(cls, name: str) -> str:
         """Names the place of a value that neither a flag nor a file gave, for an error."""
         return flag_of(name)
+
+
+class Environment(Settings):
+    """The base of settings that come from variables alone, such as secrets: flags can be read by others on the machine."""
+
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
+    sources = (Variables,)
 
 
 class Command(Settings):

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationInfo, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from pydantic_settings import PydanticBaseSettingsSource as Source
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from server import cli
 from server.cli import Environment, Variables, split
@@ -133,10 +132,18 @@ class _Secrets(Environment):
     api_keys: SecretStr | None = None
 
 
+class _PortOfTheHost(Variables):
+    """Reads the variable PORT, in which many hosts give a container its port."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {"port": port} if (port := os.environ.get("PORT")) else {}
+
+
 class Settings(cli.Settings):
     """Settings of the server, from flags and from variables with the prefix DISTRINEWS_."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
+    sources = (Variables, _PortOfTheHost)
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on; 0.0.0.0 is every one of this machine."""
@@ -226,12 +233,6 @@ class Settings(cli.Settings):
     _secrets: _Secrets = PrivateAttr(default_factory=_Secrets)
 
     @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: Source, *_: object, **__: object
-    ) -> tuple[Source, ...]:
-        return init_settings, Variables(settings_cls), _PortOfTheHost(settings_cls)
-
-    @classmethod
     def origin(cls, name: str) -> str:
         """Names the variable of a value that no flag gave, for an error."""
         variable = PREFIX + name.upper()
@@ -290,10 +291,3 @@ class Settings(cli.Settings):
                 near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0)
                 raise ValueError(f"the environment variable {variable} names no setting; the nearest is {near[0]}")
         return self
-
-
-class _PortOfTheHost(Variables):
-    """Reads the variable PORT, in which many hosts give a container its port."""
-
-    def __call__(self) -> dict[str, Any]:
-        return {"port": port} if (port := os.environ.get("PORT")) else {}

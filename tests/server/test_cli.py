@@ -7,8 +7,7 @@ from typing import Literal
 
 import pytest
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
-from pydantic_settings import PydanticBaseSettingsSource as Source
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from server.cli import Command, Environment, Names, Settings, Variables, Words, as_flags, build, parse, run_command
 from server.errors import UserError
@@ -70,6 +69,7 @@ class Work(Command, Common):
 
 class FromVariables(Settings):
     model_config = SettingsConfigDict(env_prefix="WORK_")
+    sources = (Variables,)
 
     epochs: int = Field(default=3, ge=1)
     """Passes over the rows."""
@@ -82,12 +82,6 @@ class FromVariables(Settings):
 
     config: Path | None = None
     """File with settings."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: Source, *_: object, **__: object
-    ) -> tuple[Source, ...]:
-        return init_settings, Variables(settings_cls)
 
     @classmethod
     def origin(cls, name: str) -> str:
@@ -124,7 +118,8 @@ def test_help_has_meaning_range_and_default_of_each_setting(
         "--names NAMES Names, separated by commas.",
         "--kind {fast,exact} Kind of work. (default fast)",
         "Continue without the pods that are lost. (default False)",
-        "--shape {round,square} Shape. By default any.",
+        "--shape {round,square}",
+        "Shape. By default any.",
         "--from FROM Step to begin with.",
         "--config PATH File with settings.",
         "Settings of every command:",
