@@ -34,6 +34,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_scaling_measures_weak_and_strong_with_one_and_two_processes(measured: Path) -> None:
     result = read(measured / "scaling.json", ScalingResult)
     assert [(p.ranks, p.scaling, p.batch_size) for p in result.points] == [(1, "weak", 4), (2, "weak", 4), (2, "strong", 2)]  # fmt: skip
@@ -50,6 +51,7 @@ def test_scaling_measures_weak_and_strong_with_one_and_two_processes(measured: P
     assert picture.count("<polyline") == 3
 
 
+@pytest.mark.slow
 def test_collectives_have_bandwidths_as_nccl_tests_define_them(measured: Path) -> None:
     result = read(measured / "collectives.json", Collectives)
     assert {*result.fits, *result.not_fitted} == set(OPERATIONS)  # on a busy machine times may make no line
@@ -66,6 +68,7 @@ def test_the_factors_of_bus_bandwidth_for_eight_processes() -> None:
     assert [bus_factor(operation, 8) for operation in OPERATIONS] == [1.75, 0.875, 0.875, 1.0]
 
 
+@pytest.mark.slow
 def test_project_reports_its_error_on_the_measured_points(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +212,7 @@ def test_a_wrong_setting_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_is_missing_or_another_is_named(measured: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: cannot be read: No such file"):
         read(tmp_path / "none.json", ScalingResult)
@@ -216,6 +220,7 @@ def test_a_file_that_is_missing_or_another_is_named(measured: Path, tmp_path: Pa
         read(measured / "collectives.json", ScalingResult)
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"

@@ -99,6 +99,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_name_that_is_neither_a_file_nor_on_the_hub_gets_one_clear_line() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _FIND, "someone/no-such-dataset"],

@@ -174,6 +174,7 @@ def test_rows_that_are_all_bad_are_refused_even_when_skipped(tmp_path: Path) -> 
     assert refusal(path, tmp_path / "dataset", bad_rows="skip") == f"{path}: holds no row that can be used"
 
 
+@pytest.mark.slow
 @needs_ag_news
 def test_the_real_test_split_is_whole(tmp_path: Path) -> None:
     file = AG_NEWS / "test.csv"

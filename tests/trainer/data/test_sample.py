@@ -93,6 +93,7 @@ def test_headline_and_sentence_describe_the_same_match(rows: list[tuple[str, str
         assert match.string.count(loser) >= 2, match.string
 
 
+@pytest.mark.slow
 def test_a_linear_model_learns_the_classes_but_not_all_rows(rows: list[tuple[str, str]]) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

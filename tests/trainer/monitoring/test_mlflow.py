@@ -53,6 +53,7 @@ def read_run() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_mlflow_has_all_of_a_run_that_was_stopped_and_resumed(
     dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
@@ -148,6 +149,7 @@ def steps(server: TrackingServer) -> set[int]:
     return {int(metric["step"]) for metric in server.metrics if metric["key"] == "train/loss"}
 
 
+@pytest.mark.slow
 def test_an_outage_is_named_once_a_start_and_loses_nothing(
     server: TrackingServer, dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
