@@ -39,6 +39,7 @@ class _BoundedServer(ThreadingMixIn, WSGIServer):
     """Answers each connection on a thread of its own; one too many closes the oldest."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, family: int, address: tuple[str, int]) -> None:
         self.address_family = family

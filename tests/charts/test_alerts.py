@@ -64,7 +64,7 @@ def selectors(node: Any) -> list[Any]:  # noqa: ANN401 - the parser's nodes shar
     return [found for child in children if child is not None for found in selectors(child)]
 
 
-def test_every_query_asks_for_series_and_labels_that_there_are() -> None:
+def test_every_query_is_for_series_and_labels_that_exist() -> None:
     known = metrics()
     asked = set()
     for query in queries():

@@ -152,7 +152,8 @@ def test_the_grace_period_can_be_set() -> None:
     assert pod("terminationGracePeriodSeconds=90")["terminationGracePeriodSeconds"] == 90
 
 
-def test_the_server_starts_as_the_pod_says_and_passes_probes_and_helm_test(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_server_starts_like_the_pod_and_passes_probes_and_helm_test(tmp_path: Path) -> None:
     model = write_model_folder(tmp_path / "model")
     http, metrics = _free_port(), _free_port()
     sets = (

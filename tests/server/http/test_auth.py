@@ -70,7 +70,7 @@ def ask(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers
     return asyncio.run(asked())
 
 
-def test_without_settings_nothing_is_asked_counted_or_installed(classifier: Classifier) -> None:
+def test_without_settings_there_is_no_authentication(classifier: Classifier) -> None:
     app = app_of(classifier)
     assert ask(app).status_code == 200
     assert not {"Authentication", "CORSMiddleware"} & {getattr(one.cls, "__name__", "") for one in app.user_middleware}
@@ -154,7 +154,7 @@ def test_the_name_of_the_caller_is_there_for_logs(classifier: Classifier, key_fi
     assert [record.caller for record in ended] == ["search", None]
 
 
-def test_openapi_says_what_a_call_needs(classifier: Classifier, key_file: Path) -> None:
+def test_openapi_documents_the_credentials_of_a_call(classifier: Classifier, key_file: Path) -> None:
     described = app_of(classifier, api_keys_file=key_file).openapi()
     assert described["components"]["securitySchemes"] == {
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}
@@ -238,7 +238,7 @@ def test_the_command_makes_a_key_and_its_line() -> None:
     assert "NAME 'a b': is no name of a caller" in refused.stderr
 
 
-def test_a_caller_above_its_rate_is_told_when_to_come_again(classifier: Classifier, key_file: Path) -> None:
+def test_a_caller_above_its_rate_gets_the_time_to_retry_after(classifier: Classifier, key_file: Path) -> None:
     app = app_of(classifier, api_keys_file=key_file, rate_limit="2/minute")
     assert [ask(app, X_API_Key=KEY).status_code for _ in range(3)] == [200, 200, 429]
     refused = ask(app, X_API_Key=KEY)
@@ -276,9 +276,7 @@ def test_a_window_ends_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
     assert rate.seconds_to_wait("a") == 0
 
 
-def test_other_origins_may_call_when_named_and_may_ask_first_without_a_key(
-    classifier: Classifier, key_file: Path
-) -> None:
+def test_named_origins_may_call_and_need_no_key_for_a_preflight(classifier: Classifier, key_file: Path) -> None:
     app = app_of(classifier, api_keys_file=key_file, cors_origins="https://a.example, https://b.example")
     first = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-api-key,content-type"}
     allowed = ask(app, method="OPTIONS", Origin="https://b.example", **first)
@@ -291,7 +289,7 @@ def test_other_origins_may_call_when_named_and_may_ask_first_without_a_key(
     assert "Access-Control-Allow-Origin" not in ask(app_of(classifier), Origin="https://a.example").headers
 
 
-def test_every_page_says_what_a_browser_may_do_and_loads_nothing_from_elsewhere(classifier: Classifier) -> None:
+def test_every_page_restricts_the_browser_and_loads_nothing_from_elsewhere(classifier: Classifier) -> None:
     app = app_of(classifier)
     answers = [ask(app, path, method="GET") for method, path in routes(app) if method == "GET"]
     pages = [one for one in answers if one.headers.get("Content-Type", "").startswith("text/html")]
@@ -345,6 +343,7 @@ def test_a_wrong_setting_is_refused_at_the_start(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [None, "", "billing:dn_secret"])
 def test_keys_that_cannot_be_read_end_the_program_with_one_line_and_2(folder: Path, lines: str | None) -> None:
     flags = ["--api-keys-file", "nowhere"] if lines is None else []
@@ -370,7 +369,7 @@ def test_keys_in_a_variable_are_never_shown(
     assert LINES[10:40] not in capsys.readouterr().out
 
 
-def test_without_the_extra_a_token_setting_says_what_to_install(
+def test_without_the_extra_a_token_setting_names_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("server.settings.find_spec", lambda _: None)
@@ -379,6 +378,7 @@ def test_without_the_extra_a_token_setting_says_what_to_install(
     assert "pip install 'distrinews[oidc]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_neither_key_nor_token_is_ever_logged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTRINEWS_API_KEYS", LINES)
     token = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImEifQ.eyJzdWIiOiJzZWNyZXQifQ.c2VjcmV0"  # noqa: S105 - opens nothing
@@ -401,6 +401,7 @@ def test_neither_key_nor_token_is_ever_logged(folder: Path, monkeypatch: pytest.
         assert secret not in said
 
 
+@pytest.mark.slow
 def test_a_named_proxy_says_who_the_client_is(folder: Path) -> None:
     flags = ["--forwarded-allow-ips", "127.0.0.1,10.0.0.0/8", "--rate-limit", "1/minute", "--drain-seconds", "0"]
     with serving(folder, *flags) as (_, client):

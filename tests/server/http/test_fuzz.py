@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.support.servers import predict, serving
 
@@ -54,6 +55,7 @@ def footprint(process: subprocess.Popen[str]) -> tuple[int, int]:
     return server.num_threads(), len(server.net_connections())
 
 
+@pytest.mark.slow
 def test_every_route_does_what_the_documentation_says_whatever_is_sent(folder: Path, tmp_path: Path) -> None:
     with unharmed(folder) as client:
         st, url = Path(sys.executable).with_name("st"), str(client.base_url.join("/openapi.json"))
@@ -174,6 +176,7 @@ def fuzz(port: int, seed: int) -> Counter[int]:
     return statuses
 
 
+@pytest.mark.slow
 def test_thousands_of_broken_connections_leave_the_server_unharmed(folder: Path) -> None:
     with unharmed(folder) as client, ThreadPoolExecutor(CLIENTS) as clients:
         port = client.base_url.port or 0
@@ -183,6 +186,7 @@ def test_thousands_of_broken_connections_leave_the_server_unharmed(folder: Path)
     assert found[400] > CONNECTIONS / 10, found
 
 
+@pytest.mark.slow
 def test_clients_that_hang_up_in_the_middle_leave_nothing_behind(folder: Path) -> None:
     with unharmed(folder) as client:
         port = client.base_url.port or 0

@@ -183,6 +183,7 @@ def test_garbage_behind_a_request_closes_the_connection_without_an_error(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.slow
 def test_an_idle_connection_stays_open_for_the_seconds_that_are_set(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, keep_alive_seconds=1) as served, asyncio.timeout(4):
@@ -290,7 +291,7 @@ def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_l
     assert caplog.text.count("all 4 connections of --max-connections are taken") == 1, "not one for each"
 
 
-def test_where_all_connections_have_requests_in_work_one_more_is_refused(folder: Path) -> None:
+def test_one_connection_more_is_refused_while_all_others_are_answered(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, max_connections=2) as served:
             asked = [served.predict(), served.predict()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from server.observability.logs import CURRENT, JsonFormatter, RequestRecord, TextFormatter
 from tests.support.servers import log_lines
@@ -24,6 +25,7 @@ def ask_three(client: httpx.Client) -> None:
     client.get("/no%0Aroute", headers={"X-Request-ID": "three"})
 
 
+@pytest.mark.slow
 def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path) -> None:
     first, lines = log_lines(folder, "--log-format", "json", send=ask_three)
     assert json.loads(first)["message"].startswith("distrinews ")
@@ -40,7 +42,8 @@ def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path
     assert "secret" not in "".join(lines)
 
 
-def test_texts_are_logged_only_when_asked_for_and_that_is_warned_of(folder: Path) -> None:
+@pytest.mark.slow
+def test_texts_are_logged_only_with_log_texts_and_a_warning(folder: Path) -> None:
     _, lines = log_lines(folder, "--log-format", "json", "--log-texts", send=ask_three)
     warning, *records = map(json.loads, lines)
     assert (warning["level"], "every text" in warning["message"]) == ("warning", True)
@@ -48,6 +51,7 @@ def test_texts_are_logged_only_when_asked_for_and_that_is_warned_of(folder: Path
     assert one["text"] == ["goal", "secret " * 99]
 
 
+@pytest.mark.slow
 def test_a_log_to_read_has_a_line_for_each_request_at_level_info(folder: Path) -> None:
     _, lines = log_lines(folder, "--log-level", "info", send=ask_three)
     (line,) = (line for line in lines if "/predict/batch" in line)
@@ -55,6 +59,7 @@ def test_a_log_to_read_has_a_line_for_each_request_at_level_info(folder: Path) -
     assert "truncated=1" in line
 
 
+@pytest.mark.slow
 def test_the_line_of_a_request_names_its_caller_and_never_shows_the_key(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"billing:{sha256(b'dn_opens').hexdigest()}\n")
@@ -69,7 +74,7 @@ def test_the_line_of_a_request_names_its_caller_and_never_shows_the_key(folder: 
     assert "dn_" not in "".join(lines)
 
 
-def test_what_goes_wrong_while_a_request_is_answered_is_logged_with_its_id_on_one_line() -> None:
+def test_an_error_during_a_request_is_logged_with_its_id_on_one_line() -> None:
     def fail() -> str:
         CURRENT.set(RequestRecord("one", "POST"))
         try:

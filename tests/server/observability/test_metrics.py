@@ -57,7 +57,7 @@ def change(before: Series, after: Series, name: str, **labels: str) -> float:
     return value(after, name, **labels) - value(before, name, **labels)
 
 
-def test_every_metric_that_is_told_of_is_there_after_a_few_requests_with_its_labels(server: Scraped) -> None:
+def test_every_documented_metric_exists_after_a_few_requests_with_its_labels(server: Scraped) -> None:
     server.client.post("/predict", json={"text": "goal"})
     server.client.post("/predict", json={})
     found: dict[str, set[str]] = {}
@@ -127,12 +127,13 @@ def test_paths_that_are_no_route_are_one_series_and_no_rejected_requests(server:
     assert not [labels for _, labels in after if ("route", "/a") in labels]
 
 
-def test_without_metrics_no_port_is_told_of(folder: Path) -> None:
+def test_without_metrics_the_first_line_names_no_port(folder: Path) -> None:
     with started(folder, "--metrics-port", "off") as (_, line):
         assert "metrics" not in line
 
 
-def test_a_metrics_port_that_is_taken_is_said_in_one_line(folder: Path, server: Scraped) -> None:
+@pytest.mark.slow
+def test_a_metrics_port_that_is_taken_ends_the_program_with_one_line(folder: Path, server: Scraped) -> None:
     taken = str(server.client.base_url.port)
     command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", "--metrics-port", taken]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -153,7 +154,7 @@ def test_silent_connections_to_the_metrics_port_take_few_threads_and_keep_no_scr
         assert psutil.Process(server.pid).num_threads() < 40
 
 
-def test_two_servers_of_a_process_count_apart_and_gauges_are_looked_up_when_asked_for(folder: Path) -> None:
+def test_two_servers_of_a_process_count_apart_and_gauges_are_current(folder: Path) -> None:
     settings = Settings(workers=1)
     classifiers = [Classifier(choose(folder, "onnx", workers=1), settings) for _ in range(2)]
     lifecycles = [Lifecycle(classifier, drain_seconds=0) for classifier in classifiers]
@@ -175,7 +176,7 @@ def test_two_servers_of_a_process_count_apart_and_gauges_are_looked_up_when_aske
         classifier.close()
 
 
-def test_an_id_that_is_sane_is_kept_and_any_other_is_replaced(server: Scraped) -> None:
+def test_a_sane_request_id_is_kept_and_any_other_is_replaced(server: Scraped) -> None:
     def answered(given: str | bytes) -> str:
         sent = {"X-Request-ID": given}
         id_: str = server.client.get("/livez", headers=sent).headers["X-Request-ID"]  # type: ignore[arg-type]

@@ -89,6 +89,7 @@ def ask_some(client: httpx.Client) -> None:
     client.get("/livez")
 
 
+@pytest.mark.slow
 def test_a_request_is_a_span_of_its_client_s_trace_with_its_stages_inside(
     tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

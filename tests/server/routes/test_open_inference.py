@@ -41,7 +41,7 @@ def ask(**changed: object) -> dict[str, object]:
     return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["goal"]} | changed]}
 
 
-def test_a_triton_client_learns_what_there_is(tritons: triton.InferenceServerClient) -> None:
+def test_a_triton_client_reads_the_metadata(tritons: triton.InferenceServerClient) -> None:
     assert tritons.is_server_live()
     assert tritons.is_server_ready()
     assert tritons.is_model_ready("news")
@@ -243,7 +243,7 @@ def test_a_server_that_stops_is_not_ready_for_the_protocol_either(folder: Path) 
     asyncio.run(check())
 
 
-def test_a_failure_of_the_engine_is_told_in_the_protocol_s_form_too(folder: Path) -> None:
+def test_a_failure_of_the_backend_has_the_protocol_s_form_too(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder) as served:
 
