@@ -80,6 +80,9 @@ class Cluster:
         configuration.connection_pool_maxsize = _STREAMS
         self._configuration = configuration
         self._client = kubernetes.client.ApiClient(configuration)
+        unretried = copy.copy(configuration)
+        unretried.retries = False
+        self._unretried = kubernetes.client.ApiClient(unretried)
         self._waiting: dict[object, float] = {}
         self._answered = time.monotonic()
 
@@ -98,19 +101,26 @@ class Cluster:
     def request(self, method: str, path: str, *, query: Query = (), body: object = None) -> Object:
         """Returns the answer; ApiError when it is refused, UserError when the server does not answer in time."""
         with self._timed():
-            answer: object = self._call(method, path, query, body, response_type="object")
+            answer: object = self._call(self._client, method, path, query, body, response_type="object")
         if not isinstance(answer, dict):
             raise UserError(f"{self._configuration.host} answers {method} {path} with something that is no JSON object")
         return answer
 
     @contextmanager
-    def stream(self, path: str, *, query: Query = (), timed: bool = True) -> Iterator[BaseHTTPResponse]:
-        """Yields an answer to read bit by bit; with `timed` off it may come late, as the log of a silent container does."""
-        if timed:
-            with self._timed():
-                response = self._call("GET", path, query, None, _preload_content=False)
-        else:
-            response = self._call("GET", path, query, None, _preload_content=False)
+    def stream(self, path: str, *, query: Query = ()) -> Iterator[BaseHTTPResponse]:
+        """Yields an answer to read bit by bit."""
+        with self._timed():
+            response = self._call(self._client, "GET", path, query, None, _preload_content=False)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    @contextmanager
+    def log(self, pod: str, *, query: Query = ()) -> Iterator[BaseHTTPResponse]:
+        """Yields the log of a pod to read bit by bit, without retries: that of a silent container begins with its first line."""
+        path = self.path("v1", "pods", pod, "log")
+        response = self._call(self._unretried, "GET", path, query, None, _preload_content=False)
         try:
             yield response
         finally:
@@ -131,11 +141,11 @@ class Cluster:
                 return None
             raise
 
-    def _call(self, method: str, path: str, query: Query, body: object, **options: Any) -> Any:  # noqa: ANN401 - JSON or a response
+    def _call(self, client: Any, method: str, path: str, query: Query, body: object, **options: Any) -> Any:  # noqa: ANN401 - JSON or a response
         kind = _MERGE_PATCH if method == "PATCH" else "application/json"
         headers = {"Accept": "application/json", "Content-Type": kind}
         try:
-            answer, _, _ = self._client.call_api(
+            answer, _, _ = client.call_api(
                 path, method, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"],
                 _request_timeout=(_CONNECT_SECONDS, self.polling.read_timeout_seconds), **options,
             )  # fmt: skip

@@ -40,7 +40,6 @@ class PodLog(threading.Thread):
         self.pod_name: str = pod["metadata"]["name"]
         super().__init__(name=f"log of {self.pod_name}", daemon=True)
         self._cluster, self._on_line, self._container = cluster, on_line, container
-        self._path = cluster.path("v1", "pods", self.pod_name, "log")
         self._changed, self._stopped = threading.Condition(), threading.Event()
         self._status: Object = {}
         self._pod_over = False
@@ -115,7 +114,7 @@ class PodLog(threading.Thread):
             query.append(("sinceTime", datetime.fromtimestamp(self._last[0], tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")))
         skip, again = self._same, self._last
         try:
-            with self._cluster.stream(self._path, query=query, timed=False) as response:
+            with self._cluster.log(self.pod_name, query=query) as response:
                 for line in _short_lines(response):
                     if self._stopped.is_set():
                         return

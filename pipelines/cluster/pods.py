@@ -85,7 +85,7 @@ def last_lines(cluster: Cluster, pod: Object) -> list[str]:
         query = [("container", status["name"]), ("tailLines", str(_SHOWN_LINES)), ("limitBytes", str(_SHOWN_BYTES))]
         query += [("previous", "true")] if waits else []
         try:
-            with cluster.stream(cluster.path("v1", "pods", name, "log"), query=query, timed=False) as response:
+            with cluster.log(name, query=query) as response:
                 text = response.read().decode(errors="replace")
         except (UserError, HTTPError) as error:
             text = f"(its log cannot be read: {error})"

@@ -295,14 +295,19 @@ class Handler(BaseHTTPRequestHandler):
         if len(logs) < (2 if previous else 1):
             raise Failure(400, "BadRequest", "container is waiting to start")
         log, sent = logs[-2 if previous else -1], 0
-        with self.chunks() as send, store.changed:
+        with store.changed:  # a kubelet sends no headers before the first line
             connections = store.connections
+            follow = query.get("follow") == "true"
+            store.changed.wait_for(
+                lambda: log.lines or log.ended or not follow or store.connections != connections, _WAIT
+            )
+        with self.chunks() as send, store.changed:
             while True:
                 for stamp, text in log.lines[sent:]:
                     sent += 1
                     if stamp[:19] >= query.get("sinceTime", "")[:19]:
                         send(f"{stamp} {text}\n".encode())
-                if log.ended or query["follow"] != "true" or pod not in store.objects["pods"]:
+                if log.ended or not follow or pod not in store.objects["pods"]:
                     return
                 store.changed.wait(0.5)
                 if store.connections != connections:

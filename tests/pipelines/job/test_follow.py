@@ -231,6 +231,18 @@ def test_noise_is_no_progress_and_neither_is_a_connection_that_is_made_anew(stag
     assert "without progress" in failure_of(running)
 
 
+def test_a_silent_pod_pauses_no_deadline_and_its_first_line_is_printed(stage: Stage, said: Said) -> None:
+    stage.polling = HURRY.model_copy(update={"read_timeout_seconds": 0.2})
+    running = stage.launch(NO_END.model_copy(update={"progress_minutes": 1.5 * SECOND}), nodes=1)
+    (pod,) = stage.operator.pods()
+    stage.operator.run(pod)
+    said.until("1 of 1 pods run")
+    time.sleep(0.5)
+    stage.operator.say(pod, "hello after a while")
+    said.until("master-0 | hello after a while")
+    assert "min without progress has passed: there was none yet" in failure_of(running)
+
+
 def test_a_job_that_another_deletes_is_told_as_that(stage: Stage, said: Said) -> None:
     running = stage.launch()
     said.until("is created")
