@@ -22,7 +22,7 @@ class Failure(Exception):  # noqa: N818 - an answer
 
 
 class Store:
-    """What the server knows; tests change it as an operator and a kubelet would, and wait for what the launcher does."""
+    """The state of the server; tests change it as an operator and a kubelet would, and wait for requests of the launcher."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
@@ -42,9 +42,9 @@ class Store:
         self.on_create: Callable[[], object] = lambda: None
         """Called before an object is stored."""
         self.invalid: dict[str, str] = {}
-        """What validation finds in a dry run, by the plural of the kind."""
+        """Faults that validation finds in a dry run, by the plural of the kind."""
 
-    # What a test does
+    # For tests
 
     def put(self, plural: str, item: Object, kind: str = "") -> Object:
         """Create or replace an object."""
@@ -76,14 +76,14 @@ class Store:
                 ]:
                     self.remove("pods", pod)
 
-    def wait_for(self, condition: Callable[[], object]) -> Any:  # noqa: ANN401 - whatever the condition gives
+    def wait_for(self, condition: Callable[[], object]) -> Any:  # noqa: ANN401 - the condition's value
         with self.changed:
             met = self.changed.wait_for(condition, _WAIT)
             assert met, f"never came; asked for were {[f'{method} {path}' for _, method, path in self.requests][-8:]}"
             return met
 
     def job(self) -> Object:
-        """The one job, as soon as it is there."""
+        """Returns the one job, as soon as it is there."""
         found: Object = self.wait_for(lambda: next(iter(self.objects["pytorchjobs"].values()), None))
         return found
 
@@ -103,7 +103,7 @@ class Store:
             self.connections += 1
             self.changed.notify_all()
 
-    # What the server asks
+    # For the server
 
     def failing(self, path: str) -> tuple[int, dict[str, str]] | None:
         with self.changed:
@@ -115,7 +115,7 @@ class Store:
 
 
 class Log:
-    """What one instance of a container wrote."""
+    """The output of one instance of a container."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = do_PATCH = handle_any  # noqa: N815 - named by the base
 
     def body(self, data: bytes) -> Object:
-        """What was sent."""
+        """Returns the body of a request."""
         sent: Object = json.loads(data or b"{}")
         return sent
 
@@ -259,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({**self.kind_of(plural, "List"), "metadata": version, "items": items})
 
     def kind_of(self, plural: str, suffix: str = "") -> Object:
-        """What a list or a bookmark of these objects is called; our own client does not ask."""
+        """Returns the kind of a list or a bookmark of these objects; our own client does not read it."""
         return {"apiVersion": "v1", "kind": f"{plural}{suffix}"}
 
     def watch(self, plural: str, query: dict[str, str]) -> None:
@@ -344,7 +344,7 @@ def _selected(item: Object, query: dict[str, str]) -> bool:
 
 @contextmanager
 def serving(store: Store, port: int = 0) -> Iterator[int]:
-    """The server on a free port, or on this one, which it gives."""
+    """Serves on a free port, or on this one; yields the port."""
     server = Server(("127.0.0.1", port), Handler)
     server.store = store
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -1,4 +1,4 @@
-"""A PyTorchJob without a fault, as text, to make faults in; and what a job leaves."""
+"""A PyTorchJob without a fault, as text to put faults into, and the model folder of a job."""
 
 import json
 import os
@@ -50,12 +50,12 @@ spec:
 
 
 def line_of(text: str, part: str) -> int:
-    """The line in which a text first has this part."""
+    """Returns the line in which a text first has this part."""
     return text[: text.index(part)].count("\n") + 1
 
 
 def leave_model(model: Path, train: TrainConfig, *, whole: bool = True) -> None:
-    """Write what the trainer would leave."""
+    """Writes the model folder that the trainer would."""
     model.mkdir(exist_ok=True)
     save_file({"weight": torch.zeros(4)}, model / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):

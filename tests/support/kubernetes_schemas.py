@@ -15,13 +15,13 @@ VERSIONS = tuple(dict.fromkeys(name for name in all_versions() if int(major_mino
 
 
 def is_kubernetes_own(entry: Mapping[str, Any]) -> bool:
-    """Whether the API server knows the kind without a custom resource definition."""
+    """Returns whether the API server knows the kind without a custom resource definition."""
     group = entry["apiVersion"].rpartition("/")[0]
     return "." not in group or (group.endswith(".k8s.io") and not group.startswith("gateway.networking."))
 
 
 def faults(entry: Mapping[str, Any], version: str) -> list[str]:
-    """Each with its path; none when the object is as the version's schema says, and has nothing besides."""
+    """Returns each deviation from the version's schema with its path; unknown fields are deviations."""
     found = _validator(version, entry["kind"], entry["apiVersion"]).iter_errors(entry)
     return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in found]
 

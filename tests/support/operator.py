@@ -1,4 +1,4 @@
-"""What the training operator, the kubelets and Kueue do to a job, done to the store of the API server of the tests."""
+"""Plays the training operator, the kubelets and Kueue on the store of the API server of the tests."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ class Operator:
         return self.store.job()
 
     def pods(self) -> list[str]:
-        """Make the pods of the job, not yet on a node; their names, rank 0 first."""
+        """Creates the pods of the job, not yet on a node; returns their names, rank 0 first."""
         made = []
         for kind, spec in self.job["spec"]["pytorchReplicaSpecs"].items():
             for index in range(spec["replicas"]):
@@ -37,14 +37,14 @@ class Operator:
         return made
 
     def run(self, *pods: str, restarts: int = 0, last: Object | None = None) -> None:
-        """Start a container in each of these pods."""
+        """Starts a container in each of these pods."""
         for pod in pods:
             self.store.logs[pod].append(Log())
             container = {"name": "pytorch", "restartCount": restarts, "state": {"running": {}}, "lastState": last or {}}
             self._set(pod, {"phase": "Running", "containerStatuses": [container]}, node="node-1")
 
     def say(self, pod: str, *texts: str) -> None:
-        """Write lines to the log of a pod, each with a later stamp."""
+        """Writes lines to the log of a pod, each with a later stamp."""
         with self.store.changed:
             for text in texts:
                 self._lines += 1
@@ -53,7 +53,7 @@ class Operator:
             self.store.changed.notify_all()
 
     def end(self, pod: str, code: int, reason: str = "Error", *, restart: bool = False) -> None:
-        """End the container of a pod and, if so, start it anew, as the kubelet does with OnFailure."""
+        """Ends the container of a pod and may restart it, as the kubelet does with OnFailure."""
         with self.store.changed:
             self.store.logs[pod][-1].ended = True
             self.store.changed.notify_all()
@@ -67,7 +67,7 @@ class Operator:
                 self._set(pod, {"phase": "Failed" if code else "Succeeded", "containerStatuses": [container]})
 
     def wait(self, pod: str, reason: str, message: str = "") -> None:
-        """Keep a container from starting."""
+        """Keeps a container from starting."""
         container = {
             "name": "pytorch",
             "restartCount": 0,
@@ -77,7 +77,7 @@ class Operator:
         self._set(pod, {"phase": "Pending", "containerStatuses": [container]})
 
     def suspend(self, *, suspended: bool) -> None:
-        """Kueue lets the job go on, or takes its place away."""
+        """Suspends the job or admits it, as Kueue does."""
         job = json.loads(json.dumps(self.job))
         job["spec"]["runPolicy"]["suspend"] = suspended
         self.store.put("pytorchjobs", job)
@@ -95,7 +95,7 @@ class Operator:
         self.store.put("pytorchjobs", job)
 
     def succeed(self) -> None:
-        """Rank 0 ends well, and the job with it."""
+        """Ends all pods with success, and the job with them."""
         for pod in [name for name in self.store.objects["pods"] if name.startswith(self.job["metadata"]["name"])]:
             self.end(pod, 0, "Completed")
         self.condition("Succeeded", "PyTorchJobSucceeded", completionTime="2026-11-21T12:00:00Z")
@@ -103,7 +103,7 @@ class Operator:
     def event(
         self, name: str, about: str, reason: str, message: str, *, kind: str = "Pod", count: int = 1, **values: str
     ) -> None:
-        """An event about an object; told again under the same name, it counts."""
+        """Stores an event about an object; one of the same name takes its place, as Kubernetes counts repeated events."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.store.put("events", {
             "metadata": {"name": name}, "involvedObject": {"kind": kind, "name": about}, "reason": reason, "message": message,

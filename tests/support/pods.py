@@ -1,4 +1,4 @@
-"""What a kubelet does with a container of a pod, done by podman: for pods on this machine's network, without a cluster."""
+"""Runs containers of pods with podman as a kubelet would: on this machine's network, without a cluster."""
 
 import math
 import os
@@ -49,12 +49,12 @@ class Pod:
         return self._process.wait(timeout=seconds)
 
     def status(self) -> int | None:
-        """The exit status of its container, or None while it runs."""
+        """Returns the exit status of its container, or None while it runs."""
         assert self._process
         return self._process.poll()
 
     def kill(self) -> None:
-        """As the kernel does when memory is short: SIGKILL to all that is in the container."""
+        """Kills all processes of the container, as the kernel does when memory is short."""
         subprocess.run(["podman", "kill", "--signal", "KILL", self.name], check=True, capture_output=True)
 
     def remove(self) -> None:
@@ -119,7 +119,7 @@ class Pod:
 
 
 def run_job(job: dict[str, Any], folder: Path, *, claim: Path) -> str:
-    """Run a Job's pod to its end; returns what it said."""
+    """Runs a Job's pod to its end; returns its log."""
     pod = Pod(job["metadata"]["name"], job["spec"]["template"], folder, claim=claim, ip="127.0.0.1", environment={})
     (folder.parent / "hosts").write_text(f"127.0.0.1 localhost {pod.name}\n", encoding="utf-8")
     pod.start()
@@ -131,7 +131,7 @@ def run_job(job: dict[str, Any], folder: Path, *, claim: Path) -> str:
 
 
 def _group_writable(folder: Path) -> Path:
-    """A folder that belongs to group 0 and is writable for it, as fsGroup: 0 makes volumes."""
+    """Makes a folder that group 0 owns and may write, as fsGroup: 0 makes volumes."""
     folder.mkdir(exist_ok=True)
     os.chown(folder, 0, 0)
     folder.chmod(0o2775)

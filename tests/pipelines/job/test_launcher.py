@@ -75,6 +75,7 @@ def test_a_job_that_succeeded_without_a_whole_model_is_a_failure(stage: Stage) -
     assert stage.jobs() == []
 
 
+@pytest.mark.slow
 def test_sigterm_takes_the_job_along(stage: Stage) -> None:
     command = [sys.executable, "-c", SCRIPT, f"http://127.0.0.1:{stage.port}", str(stage.run_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as step:

@@ -50,7 +50,7 @@ def test_a_rendered_job_has_no_finding_and_has_all_its_pods(settings: dict[str, 
     assert KIND.pods(job).expected == settings.get("nodes", 1)
 
 
-def test_an_elastic_job_trains_with_fewer_pods_only_where_a_checkpoint_of_another_number_is_taken() -> None:
+def test_an_elastic_job_trains_with_fewer_pods_only_where_its_world_may_change() -> None:
     for allowed, least in ((False, 3), (True, 1)):
         job = rendered(nodes=3, elastic=True, allow_changed_world=allowed)
         policy = job["spec"]["elasticPolicy"]
@@ -68,7 +68,7 @@ def test_the_base_manifest_comes_through_unchanged_but_for_what_is_filled_in() -
         assert found == expected
 
 
-def test_master_and_worker_are_not_one_object_and_their_arguments_are_the_trainers_flags() -> None:
+def test_master_and_worker_are_two_objects_with_the_flags_of_the_trainer() -> None:
     job = rendered(nodes=3, processes=2)
     specs = job["spec"]["pytorchReplicaSpecs"]
     assert (specs["Master"]["replicas"], specs["Worker"]["replicas"]) == (1, 2)
@@ -118,7 +118,7 @@ def test_settings_reach_the_pods() -> None:
     assert len(values) == len(container["env"])
 
 
-def test_spot_and_gpu_tolerations_stand_together() -> None:
+def test_spot_and_gpu_tolerations_are_joined() -> None:
     keys = {toleration["key"] for toleration in pod_of(rendered(nodes=2, gpus=1, elastic=True))["tolerations"]}
     assert {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= keys
 
