@@ -1,4 +1,4 @@
-"""Reads and writes what a model folder says of itself: model.json, and a manifest with the sha256 of every file.
+"""Reads and writes the description of a model folder: model.json, and a manifest with the sha256 of every file.
 
 The export step writes both, the server reads both, and nothing in a model folder is ever unpickled.
 """
