@@ -1,4 +1,4 @@
-"""The temperature: found where it is known, shipped with the model, and applied to every answer."""
+"""Metrics are exact; the temperature is found where it is known, shipped with the model, and applied to every answer."""
 
 import json
 import shutil
@@ -19,11 +19,61 @@ from tests.support.model_folder import TEXTS, change, write_model_folder
 from tests.support.servers import predict, serving
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
-from trainer.evaluation.metrics import Temperature, fit_temperature, measure_confidence
+from trainer.evaluation.metrics import (
+    Temperature,
+    calibration,
+    fit_temperature,
+    measure,
+    measure_confidence,
+    wilson_interval,
+)
 from trainer.evaluation.predict import Logits, score
 from trainer.export import export
 
 Labels = np.ndarray[tuple[int], np.dtype[np.int32]]
+CLASSES = ["cat", "dog", "eel"]
+LABELS = np.array([0, 0, 0, 1, 1, 2], dtype=np.int32)
+PROBABILITIES = np.array(
+    [[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0], [0.55, 0.45, 0.0], [0.1, 0.0, 0.9]],
+    dtype=np.float32,
+)
+
+
+def test_metrics_are_those_that_a_person_counts_by_hand() -> None:
+    found = measure(PROBABILITIES, LABELS, CLASSES)
+    assert found["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["per_class"]["cat"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "rows": 3})
+    assert found["per_class"]["dog"] == pytest.approx({"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "rows": 2})
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert found["loss"] == pytest.approx(float(np.mean(-np.log([0.9, 0.6, 0.3, 0.8, 0.45, 0.9]))), rel=1e-5)
+    assert found["rows"] == 6
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_class_without_rows_is_measured_as_nothing_and_not_as_an_error() -> None:
+    found = measure(PROBABILITIES[:5], LABELS[:5], CLASSES)
+    assert found["per_class"]["eel"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "rows": 0}
+
+
+def test_calibration_error_is_the_distance_between_confidence_and_accuracy() -> None:
+    confidence = np.array([0.95, 0.95, 0.65, 0.65], dtype=np.float32)
+    bins = calibration(confidence, np.array([True, True, True, False]))
+    assert [(b["from"], b["rows"], b["accuracy"]) for b in bins] == [(0.6, 2, 0.5), (0.9, 2, 1.0)]
+    probabilities = np.array([[0.95, 0.05], [0.05, 0.95], [0.65, 0.35], [0.65, 0.35]], dtype=np.float32)
+    found = measure(probabilities, np.array([0, 1, 0, 1], dtype=np.int32), ["a", "b"])
+    assert found["expected_calibration_error"] == pytest.approx(0.5 * 0.05 + 0.5 * 0.15, abs=1e-6)
+
+
+def test_a_confidence_of_one_falls_into_the_last_bin() -> None:
+    assert [b["to"] for b in calibration(np.array([1.0], dtype=np.float32), np.array([True]))] == [1.0]
+
+
+def test_the_interval_of_an_accuracy_is_that_of_wilson() -> None:
+    assert wilson_interval(0.94, 7600) == pytest.approx([0.93443, 0.94512], abs=1e-4)
+    low, high = wilson_interval(1.0, 20)
+    assert low < 1.0
+    assert high == pytest.approx(1.0)
 
 
 def known(temperature: float, *, rows: int = 4000, seed: int = 0) -> tuple[Logits, Labels]:
