@@ -1,5 +1,6 @@
 """Defines every setting of the steps with its meaning, unit and range; flags, `--help` and job arguments derive from here."""
 
+from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -167,6 +168,16 @@ class TrainConfig(ModelConfig):
                 f"gradient_compression has no meaning with strategy = {self.strategy!r}: leave it out, or take ddp"
             )
         return self
+
+
+class TrainArguments(TrainConfig):
+    """Fine-tune a text classifier; torchrun starts it, with one process or many."""
+
+    dataset: Path
+    """Folder that preprocess wrote."""
+
+    output: Path
+    """Folder of the run, in which checkpoints, logs and model are written."""
 
 
 class EvaluateConfig(Settings):

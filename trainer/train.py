@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.profiler import record_function
@@ -16,44 +16,33 @@ from transformers import PreTrainedModel
 
 from server.cli import parse
 from server.files import atomic_directory, write_json
-from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.checkpointer import Checkpointer, describe
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import epoch_name, read_weights
-from trainer.config import TrainConfig
+from trainer.config import TrainArguments, TrainConfig
 from trainer.data.batches import BatchSampler, Step, collate
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import worker
 from trainer.distributed.parallel import gradient_norm, gradient_sync, parallelize
 from trainer.distributed.process_group import Process, check_ranks_agree, process_group, seed_step
 from trainer.evaluation.predict import validate
-from trainer.model.classifier import build_model, freeze_unused, save_model
+from trainer.model.classifier import build_trainable, save_model
 from trainer.model.optimizer import choose_precision, make_optimizer, schedule
-from trainer.model.packing import enable_packing, is_packed
+from trainer.model.packing import is_packed
 from trainer.monitoring.console import print0
 from trainer.monitoring.mlflow import MlflowTracker
 from trainer.monitoring.monitor import Monitor
 
 
-class TrainArguments(TrainConfig):
-    """Fine-tune a text classifier; torchrun starts it, with one process or many."""
-
-    dataset: Path
-    """Folder that preprocess wrote."""
-
-    output: Path
-    """Folder of the run, in which checkpoints, logs and model are written."""
-
-
 def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainState:
     """Trains and writes <output>/model with the weights of the best epoch; resumes from the newest undamaged checkpoint."""
     check_ranks_agree(config, dataset)
-    raw_model, model, optimizer = prepare(config, dataset, process)
-    sampler = BatchSampler(
-        dataset.train.lengths, config, rank=process.rank, world_size=process.world_size, packed=is_packed(raw_model)
-    )
-    precision = announce(config, raw_model, sampler, process)
-    facts = {"dataset": dataset.fingerprint, "world_size": process.world_size, "packed": sampler.packed}
-    provenance = config.model_dump(mode="json") | facts
+    raw_model = build_trainable(config, dataset, process.device)
+    model = parallelize(raw_model, config, process)
+    optimizer = make_optimizer(model, config)
+    sampler = BatchSampler(dataset.train.lengths, config, process.rank, process.world_size, packed=is_packed(raw_model))
+    precision, reason = choose_precision(config.precision, process.device)
+    provenance = describe(config, dataset, sampler, process)
     checkpointer = Checkpointer(output, raw_model, optimizer, config, provenance, process)
     state = checkpointer.resume()
     total_steps = config.epochs * len(dataset.train) / sampler.step_rows
@@ -63,6 +52,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
         Monitor(output, config, dataset, state, process) as monitor,
         checkpointer.report_to(monitor),
     ):
+        monitor.start(raw_model, sampler, f"{precision}: {reason}")
         if not state.finished(config.epochs):
             warm_up(model, sampler.largest_step(config.epochs), dataset, process, precision)
         while not state.finished(config.epochs):
@@ -80,36 +70,10 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             monitor.after_epoch()
             checkpointer.save()
         checkpointer.wait()
-        if process.is_main:
-            save_best(raw_model, dataset, output, state, provenance)
+        save_best(raw_model, dataset, output, state, provenance, process)
         monitor.end()
     dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
     return state
-
-
-def prepare(
-    config: TrainConfig, dataset: Dataset, process: Process
-) -> tuple[PreTrainedModel, nn.Module, torch.optim.AdamW]:
-    """Builds the model, returned alone and as all processes train it together, and its optimizer."""
-    raw_model = build_model(config.model, dataset, seed=config.seed, device=process.device)
-    if not enable_packing(raw_model):
-        print0("train: this architecture cannot read packed texts: those of similar length are padded together")
-    if unused := freeze_unused(raw_model):
-        print0(f"train: {len(unused)} parameters that the classes do not depend on are frozen: {', '.join(unused[:4])}")
-    model = parallelize(raw_model, config, process)
-    return raw_model, model, make_optimizer(model, config)
-
-
-def announce(config: TrainConfig, model: nn.Module, sampler: BatchSampler, process: Process) -> torch.dtype:
-    """Chooses the number format and prints what is trained."""
-    precision, reason = choose_precision(config.precision, process.device)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print0(
-        f"train: {config.model} ({parameters:,} parameters) on {sampler.rows:,} rows, {sampler.step_rows} a step, "
-        f"{sampler.steps_per_epoch:,} steps an epoch; {process.world_size} processes on {process.device.type} with "
-        f"{torch.get_num_threads()} threads each, {str(precision).removeprefix('torch.')}: {reason}"
-    )
-    return precision
 
 
 def warm_up(model: nn.Module, largest: Step, dataset: Dataset, process: Process, precision: torch.dtype) -> None:
@@ -124,7 +88,7 @@ def warm_up(model: nn.Module, largest: Step, dataset: Dataset, process: Process,
 
 def forward_backward(
     model: nn.Module, step: Step, dataset: Dataset, process: Process, precision: torch.dtype
-) -> torch.Tensor:
+) -> Tensor:
     """Returns the sum of the loss over this rank's rows; gradients are those of the mean over the rows of all ranks."""
     total = torch.zeros((), device=process.device)
     for number, rows in enumerate(step.micro_batches, start=1):
@@ -145,9 +109,7 @@ def forward_backward(
     return total
 
 
-def optimizer_step(
-    model: nn.Module, optimizer: Optimizer, learning_rate: float, *, max_grad_norm: float
-) -> torch.Tensor:
+def optimizer_step(model: nn.Module, optimizer: Optimizer, learning_rate: float, *, max_grad_norm: float) -> Tensor:
     """Clips the gradients, steps unless they are not finite, and clears them; returns their norm."""
     with record_function("optimizer"):
         norm = gradient_norm(model)
@@ -162,9 +124,11 @@ def optimizer_step(
 
 
 def save_best(
-    model: PreTrainedModel, dataset: Dataset, output: Path, state: TrainState, provenance: dict[str, Any]
-) -> None:
-    """Writes the model folder with the weights of the best epoch, and train_config.json with how it was trained."""
+    model: PreTrainedModel, dataset: Dataset, output: Path, state: TrainState, provenance: dict[str, Any], process: Process
+) -> None:  # fmt: skip
+    """The main process writes the model folder with the weights of the best epoch, and train_config.json with how it was trained."""
+    if not process.is_main:
+        return
     weights = read_weights(output / "checkpoints" / epoch_name(state.best_epoch))
     with atomic_directory(output / "model") as target:
         save_model(model, dataset, target, weights=weights)

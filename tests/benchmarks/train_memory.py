@@ -28,11 +28,13 @@ from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig, TrainConfig
 from trainer.data.batches import BatchSampler, Step, collate
 from trainer.data.dataset import Dataset
+from trainer.distributed.parallel import parallelize
 from trainer.distributed.process_group import Process, process_group, seed_step
-from trainer.model.optimizer import choose_precision
+from trainer.model.classifier import build_trainable
+from trainer.model.optimizer import choose_precision, make_optimizer
 from trainer.model.packing import is_packed
 from trainer.preprocess import preprocess
-from trainer.train import forward_backward, optimizer_step, prepare, warm_up
+from trainer.train import forward_backward, optimizer_step, warm_up
 
 _MB = 2**20
 _FEW_ROWS = 10_000
@@ -96,7 +98,9 @@ def in_ranks(dataset: Path, model: Path, precision: str, *, steps: int, folder: 
 def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process: Process) -> dict[str, Any]:
     imported = memory("RssAnon")
     config = TrainConfig.model_validate({"model": model, "precision": precision})
-    raw_model, replica, optimizer = prepare(config, dataset, process)
+    raw_model = build_trainable(config, dataset, process.device)
+    replica = parallelize(raw_model, config, process)
+    optimizer = make_optimizer(replica, config)
     number_format, _ = choose_precision(precision, process.device)
     plan = BatchSampler(
         dataset.train.lengths, config, rank=process.rank, world_size=process.world_size, packed=is_packed(raw_model)

@@ -13,10 +13,10 @@ import yaml
 from pipelines.job.lint import lint
 from server.cli import Settings, parse
 from tests.support.tools import kubectl
+from trainer.config import TrainArguments
 from trainer.evaluate import EvaluateArguments
 from trainer.export import ExportArguments
 from trainer.preprocess import PreprocessArguments
-from trainer.train import TrainArguments
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("overlays/cpu", "overlays/gpu", "overlays/elastic")

@@ -19,6 +19,8 @@ from server.errors import UserError
 from trainer.checkpoint import store
 from trainer.checkpoint.state import TrainState
 from trainer.config import NOT_OF_THE_MODEL, TrainConfig
+from trainer.data.batches import BatchSampler
+from trainer.data.dataset import Dataset
 from trainer.distributed.preemption import Consensus, Preempted, Preemption
 from trainer.distributed.process_group import Process
 from trainer.monitoring.console import print0
@@ -29,6 +31,12 @@ _LONG_SECONDS = 1.0  # a wait for the disk that is logged
 _WARN_SECONDS = 10.0  # a wait for the disk that is a warning
 _FULL = StateDictOptions(full_state_dict=True)  # the same files, however processes share the model
 _FULL_ON_RANK0 = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def describe(config: TrainConfig, dataset: Dataset, sampler: BatchSampler, process: Process) -> dict[str, Any]:
+    """Returns the provenance of a model: its settings, its data, and the processes that train it."""
+    facts = {"dataset": dataset.fingerprint, "world_size": process.world_size, "packed": sampler.packed}
+    return config.model_dump(mode="json") | facts
 
 
 class Checkpointer:

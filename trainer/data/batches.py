@@ -110,7 +110,7 @@ class BatchSampler:
     """
 
     def __init__(
-        self, lengths: npt.NDArray[np.int32], config: TrainConfig, *, rank: int = 0, world_size: int = 1, packed: bool
+        self, lengths: npt.NDArray[np.int32], config: TrainConfig, rank: int = 0, world_size: int = 1, *, packed: bool
     ) -> None:
         self._lengths, self._seed, self._rank, self._world_size = lengths, config.seed, rank, world_size
         self.packed, self.rows = packed, len(lengths)

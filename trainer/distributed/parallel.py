@@ -1,4 +1,4 @@
-"""How processes train one model: replicated (ddp), sharded (fsdp), or sharded in a machine and replicated over machines (hsdp)."""
+"""One model on all processes: replicated (ddp), sharded (fsdp), or sharded in a machine and replicated over machines (hsdp)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ _POWER_SGD_START = 100  # first step to compress: gradients before it compress b
 
 
 def parallelize(model: PreTrainedModel, config: TrainConfig, process: Process) -> nn.Module:
-    """The model as the processes train it together, with the same outputs; a sharded one is the model itself, changed."""
+    """Returns the model as the processes train it together, with the same outputs; to shard it changes the model itself."""
     check(config, process, backend=dist.get_backend())
     if config.strategy == "ddp":
         return _replicate(model, config, process)
@@ -37,7 +37,7 @@ def parallelize(model: PreTrainedModel, config: TrainConfig, process: Process) -
 
 
 def check(config: TrainConfig, process: Process, *, backend: str) -> None:
-    """UserError for what these processes cannot do together."""
+    """Raises a UserError for settings that these processes cannot follow."""
     if config.gradient_compression == "bf16" and backend != "nccl":
         raise UserError(
             f"--gradient-compression bf16: {backend} does not add bf16 over processes, NCCL does; choose fp16, powersgd or none"

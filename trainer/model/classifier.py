@@ -1,4 +1,4 @@
-"""The classifier: an encoder with a fresh head, as `transformers` builds, saves and loads it."""
+"""The classifier: an encoder with a fresh head, built, saved and loaded by `transformers`."""
 
 import shutil
 from pathlib import Path
@@ -9,16 +9,29 @@ from transformers import AutoModelForSequenceClassification, DistilBertConfig, P
 from transformers.utils import logging as transformers_logging
 
 from server.errors import UserError
-from server.files import disk_errors
+from server.files import disk_errors, recover_directory
+from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
+from trainer.model.packing import enable_packing
+from trainer.monitoring.console import print0
 
 transformers_logging.set_verbosity_error()  # it warns of the fresh head, which is what fine-tuning starts with
 transformers_logging.disable_progress_bar()
 
 
+def build_trainable(config: TrainConfig, dataset: Dataset, device: torch.device) -> PreTrainedModel:
+    """Builds the model to train: on packed texts where it can, and with what the classes do not depend on frozen."""
+    model = build_model(config.model, dataset, seed=config.seed, device=device)
+    if not enable_packing(model):
+        print0("train: this architecture cannot read packed texts: those of similar length are padded together")
+    if unused := freeze_unused(model):
+        print0(f"train: {len(unused)} parameters that the classes do not depend on are frozen: {', '.join(unused[:4])}")
+    return model
+
+
 def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device) -> PreTrainedModel:
-    """The encoder that `model` names, with one output a class and the class names in its configuration."""
+    """Builds the encoder that `model` names, with one output a class and the class names in its configuration."""
     torch.manual_seed(seed)  # the fresh head, and all of `tiny`
     names = dict(enumerate(dataset.classes))
     labels: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
@@ -50,7 +63,7 @@ def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device
 
 
 def freeze_unused(model: PreTrainedModel) -> list[str]:
-    """Freeze the parameters that the loss does not depend on, for which DDP would wait for ever; returns their names."""
+    """Freezes the parameters that the loss does not depend on, for which DDP would wait for ever; returns their names."""
     example = torch.full((1, 4), 5, device=model.device)
     model(input_ids=example, attention_mask=torch.ones_like(example)).logits.sum().backward()
     unused = [
@@ -65,15 +78,15 @@ def freeze_unused(model: PreTrainedModel) -> list[str]:
 def save_model(
     model: PreTrainedModel, dataset: Dataset, folder: Path, *, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """What `transformers` loads: these weights, or else the model's, as safetensors, configuration with class names, tokenizer."""
+    """Writes a folder that `transformers` loads, with these weights or else the model's, class names and tokenizer."""
     with disk_errors(folder):
         model.save_pretrained(folder, state_dict=weights)
     shutil.copytree(dataset.tokenizer_folder, folder, dirs_exist_ok=True)
 
 
 def load_model(folder: Path, *, device: torch.device | None = None) -> PreTrainedModel:
-    """A model folder that `save_model` wrote, for inference."""
-    if not (folder / "config.json").is_file():
+    """Loads a model folder that `save_model` wrote, for inference."""
+    if not (recover_directory(folder) / "config.json").is_file():
         raise UserError(f"{folder}: is no model folder, it has no config.json; make it with the train step")
     loaded = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     return cast("PreTrainedModel", loaded.eval().to(device or torch.device("cpu")))

@@ -11,12 +11,13 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.profiler import profile, record_function, schedule, tensorboard_trace_handler
 
 from server.errors import UserError
 from trainer.checkpoint.state import TrainState
 from trainer.config import TrainConfig
-from trainer.data.batches import Rows, Step
+from trainer.data.batches import BatchSampler, Rows, Step
 from trainer.data.dataset import Dataset
 from trainer.distributed.preemption import HangWatchdog
 from trainer.distributed.process_group import Process, versions
@@ -55,15 +56,24 @@ class Monitor:
             profiler = make_profiler(self._config.profile_steps, self._process, self._logs / "profile")
             self._profiler = self._open.enter_context(profiler)
         self._open.enter_context(self._watchdog)
-        self.event(
-            "start", samples=self._state.samples, epoch=self._state.epoch, epochs=self._config.epochs,
-            world_size=self._process.world_size, total_samples=self._config.epochs * len(self._dataset.train),
-            environment=versions(),
-        )  # fmt: skip
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def start(self, model: nn.Module, sampler: BatchSampler, precision: str) -> None:
+        """Logs the start, and prints what is trained."""
+        state, config, process = self._state, self._config, self._process
+        self.event(
+            "start", samples=state.samples, epoch=state.epoch, epochs=config.epochs, world_size=process.world_size,
+            total_samples=config.epochs * sampler.rows, environment=versions(),
+        )  # fmt: skip
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print0(
+            f"train: {config.model} ({parameters:,} parameters) on {sampler.rows:,} rows, {sampler.step_rows} a step, "
+            f"{sampler.steps_per_epoch:,} steps an epoch; {process.world_size} processes on {process.device.type} with "
+            f"{torch.get_num_threads()} threads each, {precision.removeprefix('torch.')}"
+        )
 
     def event(self, kind: str, *, step: int | None = None, **facts: Any) -> None:  # noqa: ANN401 - whatever JSON takes
         """Logs a line that is no measurement, from any thread."""

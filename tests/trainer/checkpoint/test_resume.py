@@ -1,11 +1,15 @@
 """Stopped at any step, training goes on as if it never had been: bit for bit, from what is whole."""
 
+import hashlib
+import json
 import os
 import random
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +18,9 @@ from safetensors.torch import save_file
 
 from server.errors import UserError
 from tests.support.kills import kill_and_compare, losses, same_weights
+from tests.support.ranks import Ranks
 from tests.trainer.data.test_batches import LENGTHS, sampler
-from trainer.checkpoint.store import Snapshot, find_damage, names, write
+from trainer.checkpoint.store import Snapshot, find_damage, names, remove_unfinished, write
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group, seed_step
@@ -194,3 +199,79 @@ def test_worlds_that_follow_each_other_in_an_epoch_see_every_row_once() -> None:
 def test_the_rest_of_an_epoch_is_its_steps_without_those_done() -> None:
     whole, rest = sampler(batch_size=32).epoch(1), sampler(batch_size=32).epoch(1, [[32, 7]])
     assert all(np.array_equal(one.rows, other.rows) for one, other in zip(whole[7:], rest, strict=True))
+
+
+def test_resume_never_starts_over_once_and_not_at_every_restart(
+    dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = QUICK.model_copy(update={"resume": "never"})
+    stopped_at(6, QUICK, dataset, tmp_path, process)
+    stopped_at(6, never, dataset, tmp_path, process)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # as torchrun sets it
+    train(never, dataset, tmp_path, process)
+    assert len(list(tmp_path.glob("before-*"))) == 1
+    assert [line["step"] for line in read_log(tmp_path / "logs") if line["kind"] == "start"] == [0, 4]
+
+
+def edit_state(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes state.json and its line in the manifest, as an older version would have written both."""
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    change(state)
+    (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    content = (checkpoint / "state.json").read_bytes()
+    manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_setting_that_an_older_version_did_not_save_had_its_default(
+    dataset: Dataset, stopped: Path, tmp_path: Path, process: Process
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    newest = run / "checkpoints" / names(run / "checkpoints")[0]
+    edit_state(newest, lambda state: state["provenance"].pop("gradient_compression"))
+    fp16 = QUICK.model_copy(update={"gradient_compression": "fp16"})
+    with pytest.raises(UserError, match=r"gradient_compression = none, now it is fp16: give none again"):
+        train(fp16, dataset, run, process)
+    assert train(QUICK, dataset, run, process).epoch == 2
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(
+    dataset: Dataset, stopped: Path, tmp_path: Path, process: Process
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    newest = run / "checkpoints" / names(run / "checkpoints")[0]
+    edit_state(newest, lambda state: state.pop("format"))
+    with pytest.raises(UserError, match=r"has format 1, and this version resumes format 2: finish .*--resume never"):
+        train(QUICK, dataset, run, process)
+
+
+def test_a_checkpoint_that_was_being_replaced_is_brought_back(stopped: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stopped / "checkpoints", tmp_path / "checkpoints"))
+    newest, before = names(folder)[:2]
+    (folder / newest).rename(folder / f".{newest}.123.old")
+    (folder / f".{newest}.123.tmp").mkdir()
+    remove_unfinished(folder)
+    assert names(folder)[:2] == [newest, before]
+    assert find_damage(folder / newest) == ""
+    assert not list(folder.glob(".epoch-*"))
+
+
+def test_waiting_for_a_slow_disk_is_no_hang(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ["--dataset", str(dataset.folder), "--output", str(tmp_path), "--epochs", "1", "--precision", "fp32"]
+    with Ranks(tmp_path, [*flags, "--hang-minutes", "0.05"], world_size=1, hook=slow_disk) as ranks:
+        assert ranks.wait(90) == [0], ranks.said
+    assert "Timeout" not in ranks.said
+
+
+def slow_disk(_rank: int) -> None:
+    """Makes the writing of a checkpoint take longer than a hang may."""
+    import trainer.checkpoint.store
+
+    write = trainer.checkpoint.store.write
+
+    def slowly(*args: Any, **given: Any) -> None:  # noqa: ANN401 - those of write
+        time.sleep(4.5)
+        write(*args, **given)
+
+    vars(trainer.checkpoint.store)["write"] = slowly

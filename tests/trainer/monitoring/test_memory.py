@@ -15,7 +15,9 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Step
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import process_group
-from trainer.train import forward_backward, optimizer_step, prepare
+from trainer.model.classifier import build_trainable
+from trainer.model.optimizer import make_optimizer
+from trainer.train import forward_backward, optimizer_step
 
 _MB_MORE = 30  # with the libraries' own limits it is 240
 
@@ -24,7 +26,9 @@ def learn_from_many_shapes(folder: Path) -> None:
     """Each step has a number of rows and a length that none had before it."""
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
-        _, model, optimizer = prepare(TrainConfig(precision="bf16"), dataset, process)
+        config = TrainConfig(precision="bf16")
+        model = build_trainable(config, dataset, process.device)
+        optimizer = make_optimizer(model, config)
         lengths, places = np.unique(dataset.train.lengths, return_index=True)
         assert len(lengths) > 20
         seen = []
