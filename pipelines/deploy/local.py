@@ -21,12 +21,11 @@ _STOP_SECONDS = 60
 _PATIENCE_SECONDS = 10  # it answers before we learn its address
 
 
-def deploy_here(run: RunFolder, config: DeployConfig | None = None) -> dict[str, Any]:
+def deploy_here(run: RunFolder, config: DeployConfig) -> dict[str, Any]:
     """Serves the model of a run for a moment and compares its labels with evaluate's."""
-    config = config or DeployConfig()
-    expected = expected_labels(run, config.texts)
+    expected = expected_labels(run, config.verify_texts)
     with serving(run.model) as address, Client(address, proxies=False, patience_seconds=_PATIENCE_SECONDS) as client:
-        outcome = verify(client, expected, min_agreement=config.agreement)
+        outcome = verify(client, expected, min_agreement=config.min_agreement)
     record_served(run)
     print0(f"deploy: the server agrees with evaluate on {outcome['agreement']:.0%} of {outcome['texts']} texts; {run.name} is the model now served")  # fmt: skip
     return outcome

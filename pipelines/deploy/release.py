@@ -52,7 +52,7 @@ class _Deployment:
         self._sha256: str = values["model"]["sha256"]
         self._files = values_files(config, values, scratch)
         self._keep, self._seconds = config.existing_values == "keep", config.timeout_minutes * 60
-        self._expected = expected_labels(run, config.texts)
+        self._expected = expected_labels(run, config.verify_texts)
         self._history: list[Revision] = []
         planned = preflight(cluster, config, self._helm, self._dry_run)
         self._name = _server_object(planned.objects, "Deployment")["metadata"]["name"]
@@ -98,7 +98,7 @@ class _Deployment:
             self._url, api_key=self._key, patience_seconds=patience, busy_seconds=patience, new_connections=True, proxies=False
         ) as client:  # fmt: skip
             client.wait_for_model(self._sha256, timeout_seconds=patience)
-            return verify(client, self._expected, min_agreement=self._config.agreement)
+            return verify(client, self._expected, min_agreement=self._config.min_agreement)
 
     def _recover_pending(self) -> list[Revision]:
         """Returns the history once no operation is in progress: waits for another's, and undoes one that was killed."""

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from server.cli import Settings
 from server.errors import UserError
 
 _NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_RENAMED = {"agreement": "min_agreement", "texts": "verify_texts"}
 
 
 class DeployConfig(Settings):
@@ -27,10 +28,10 @@ class DeployConfig(Settings):
     """Claim of the volume with the runs, from which the server's pods mount the model."""
 
     mount_path: str = Field(default="/workspace", pattern="^/.+")
-    """Where the step has that volume."""
+    """Folder where the step has that volume."""
 
     server_image: str = ""
-    """Image of the server, with a tag or a digest. By default that which the release has, or else the chart's."""
+    """Image of the server, with a tag or a digest. By default the one that the release has, or else the chart's."""
 
     values: str = ""
     """Values of the chart, as YAML; they win over those in values_file."""
@@ -39,19 +40,19 @@ class DeployConfig(Settings):
     """YAML file with values of the chart, on the volume or in the image."""
 
     existing_values: Literal["keep", "drop"] = "keep"
-    """Whether values that the release has now stay where nothing is said here: those that others set, such as an Ingress or who may call."""
+    """Treatment of values that the release has and that are not set here, such as an Ingress or allowed callers."""
 
     timeout_minutes: float = Field(default=10, gt=0, le=24 * 60)
     """Minutes in which the new pods have to be ready and the old ones gone."""
 
-    texts: int = Field(default=50, ge=1, le=1000)
-    """Test texts at most that the new server is asked."""
+    verify_texts: int = Field(default=50, ge=1, le=1000)
+    """Test texts at most whose labels the new server is asked for."""
 
-    agreement: float = Field(default=0.9, ge=0, le=1)
-    """Share of these, from 0 to 1, that has to get the label that evaluate gave; else the release goes back."""
+    min_agreement: float = Field(default=0.9, ge=0, le=1)
+    """Share of them, from 0 to 1, that has to get the label that evaluate gave; int8 may take a close one for another. Below it, the release is rolled back."""
 
     url: str = Field(default="", pattern="^(https?://.+)?$")
-    """Where the server is asked. By default its Service's name inside the cluster."""
+    """Address at which the server is verified. By default its Service's name inside the cluster."""
 
     api_key_file: str = ""
     """File with an API key of the server. By default the variable DISTRINEWS_API_KEY, or the Secret that the chart's `helm test` uses."""
@@ -60,7 +61,15 @@ class DeployConfig(Settings):
     """Folder of the chart. By default the one that came with this package."""
 
     helm: str = "helm"
-    """The program Helm, 3.13 or newer."""
+    """The program Helm, 4.1 or newer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_old_names(cls, values: object) -> object:
+        for old in values if isinstance(values, dict) else ():
+            if old in _RENAMED:
+                raise ValueError(f"{old} is now {_RENAMED[old]}")
+        return values
 
 
 def model_values(model: Path, *, version: str, config: DeployConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The manifests as `kubectl apply -k` sends them."""
 
-import functools
 import re
 import subprocess
 import tomllib
@@ -12,6 +11,7 @@ import yaml
 
 from pipelines.job.lint import lint
 from server.cli import Settings, parse
+from tests.support.manifests import kustomized, render
 from tests.support.tools import kubectl
 from trainer.config import TrainArguments
 from trainer.evaluate import EvaluateArguments
@@ -28,18 +28,6 @@ ARGUMENTS: list[tuple[str, list[type[Settings]], int]] = [
     ("steps/preprocess", [PreprocessArguments], 0),
     ("steps/export", [EvaluateArguments, ExportArguments], 0),
 ]
-
-
-@functools.cache
-def text(folder: str) -> str:
-    command = [str(kubectl("v35")), "kustomize", str(ROOT / "manifests" / folder)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-
-
-def render(folder: str) -> dict[str, Any]:
-    documents = list(yaml.safe_load_all(text(folder)))
-    assert len(documents) == 1
-    return dict(documents[0])
 
 
 def templates(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,7 +74,7 @@ def test_every_pod_has_the_same_surroundings(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", ["base", *OVERLAYS])
 def test_our_lint_finds_nothing(folder: str) -> None:
-    assert lint(text(folder)) == []
+    assert lint(kustomized(folder)) == []
 
 
 @pytest.mark.parametrize("folder", ["base", *OVERLAYS])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.charts.test_manifests import render
+from tests.support.manifests import render
 from tests.support.pods import FLAGS, Pod, new_claim, run_job
 from trainer.data.dataset import Dataset
 

@@ -131,7 +131,7 @@ class Stage:
             "helm": str(helm("v35")),
             "mount_path": str(self.runs),
             "url": self.urls.get(run, ""),
-            "texts": TEXTS,
+            "verify_texts": TEXTS,
         }
         return DeployConfig.model_validate({**given, **config})
 

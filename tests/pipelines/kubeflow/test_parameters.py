@@ -128,7 +128,9 @@ def test_a_file_of_settings_has_the_shape_of_the_parameter(tmp_path: Path) -> No
 
 def test_the_deploy_step_is_a_helm_release_unless_it_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTRINEWS_WORKSPACE", str(tmp_path))
-    given = parameters(run_name="first", backend="local", settings={"deploy": {"values": "replicas: 3", "texts": 7.0}})
+    given = parameters(
+        run_name="first", backend="local", settings={"deploy": {"values": "replicas: 3", "verify_texts": 7.0}}
+    )
     folder = start_from_parameters(given)
     received: list[DeployConfig] = []
 
@@ -138,5 +140,5 @@ def test_the_deploy_step_is_a_helm_release_unless_it_is_local(tmp_path: Path, mo
 
     monkeypatch.setattr("pipelines.deploy.release.deploy_on_cluster", deploy_on_cluster)
     assert run_step("deploy", folder) == folder
-    assert received == [DeployConfig(mount_path=str(tmp_path), values="replicas: 3", texts=7)]
+    assert received == [DeployConfig(mount_path=str(tmp_path), values="replicas: 3", verify_texts=7)]
     assert RunFolder(Path(folder)).facts["steps"]["deploy"]["outcome"] == {"revision": "2"}
