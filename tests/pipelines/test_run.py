@@ -242,20 +242,18 @@ def test_the_command_tells_its_commands_and_refuses_others() -> None:
     assert {"run", "serve", "compile"} <= set(distrinews("--help").stdout.split())
     wrong = distrinews("rum")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "no command is called 'rum'; the commands are run, " in wrong.stderr
+    assert "no command is called 'rum'; did you mean run?" in wrong.stderr
     assert distrinews("compile", "out.txt").returncode == 2
 
 
-def test_help_comes_in_under_a_second_and_without_anything_heavy() -> None:
+def test_help_of_run_comes_without_anything_heavy() -> None:
     code = (
-        "import sys, time; started = time.perf_counter()\n"
-        "from pipelines import cli, run\n"
-        "try: run.main(['--help'])\n"
+        "import sys\n"
+        "from pipelines.cli import main\n"
+        "try: main(['run', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'kfp', 'numpy', 'datasets', 'onnxruntime'} & set(sys.modules)\n"
-        "print(time.perf_counter() - started, sorted(heavy))"
+        "print(sorted({'torch', 'transformers', 'kfp', 'numpy', 'datasets', 'onnxruntime'} & set(sys.modules)))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    seconds, heavy = said.strip().splitlines()[-1].split(" ", 1)
-    assert heavy == "[]"
-    assert float(seconds) < 1
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--early-stopping-patience" in printed
+    assert printed.splitlines()[-1] == "[]"
