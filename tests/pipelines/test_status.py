@@ -10,7 +10,7 @@ import pytest
 from pipelines.status import format_status, read_status
 from server.errors import UserError
 from tests.conftest import distrinews
-from tests.trainer.checkpoint.test_resume import QUICK, stopped_at
+from tests.support.training import QUICK, stopped_at
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process
 from trainer.monitoring.training_log import append_event, read_log

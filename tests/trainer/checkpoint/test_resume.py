@@ -19,31 +19,12 @@ from safetensors.torch import save_file
 from server.errors import UserError
 from tests.support.kills import kill_and_compare, losses, same_weights
 from tests.support.ranks import Ranks
-from tests.trainer.data.test_batches import LENGTHS, sampler
+from tests.support.training import LENGTHS, QUICK, sampler, stopped_at
 from trainer.checkpoint.store import Snapshot, find_damage, names, remove_unfinished, write
-from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.distributed.process_group import Process, process_group, seed_step
+from trainer.distributed.process_group import Process, process_group
 from trainer.monitoring.training_log import read_log
 from trainer.train import train
-
-QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=1, checkpoint_steps=4)
-
-
-def stopped_at(step: int, config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> None:
-    """Train until this step begins, and end there as an exception ends it."""
-    with pytest.MonkeyPatch.context() as patched:
-        begun = iter(range(10_000))
-
-        def end(seed: int, *, step: int, rank: int) -> None:
-            if next(begun) == wanted:
-                raise KeyboardInterrupt
-            seed_step(seed, step=step, rank=rank)
-
-        wanted = step
-        patched.setattr("trainer.train.seed_step", end)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, dataset, output, process)
 
 
 def test_killed_ten_times_at_random_steps_a_run_learns_bit_for_bit_what_one_left_alone_does(

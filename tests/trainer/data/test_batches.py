@@ -3,24 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.support.training import LENGTHS, sampler
 from trainer.config import TrainConfig
 from trainer.data.batches import BatchSampler, collate, computed_tokens, evaluation_shares
 from trainer.data.dataset import Dataset
-
-LENGTHS = np.random.default_rng(0).integers(5, 120, size=1003).astype(np.int32)
-
-
-def sampler(
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    accumulation_steps: int = 1,
-    seed: int = 0,
-    packed: bool = False,
-) -> BatchSampler:
-    config = TrainConfig(batch_size=batch_size, accumulation_steps=accumulation_steps, seed=seed)
-    return BatchSampler(LENGTHS, config, rank=rank, world_size=world_size, packed=packed)
 
 
 def rows_of_steps(made: BatchSampler, epoch: int = 0) -> list[list[int]]:

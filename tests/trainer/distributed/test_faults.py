@@ -18,7 +18,7 @@ from server.errors import UserError
 from tests.support.faults import hang, infinite_loss, other_batch_size
 from tests.support.kills import losses, same_weights
 from tests.support.ranks import Ranks, steps_done, wait_for
-from tests.trainer.checkpoint.test_resume import stopped_at
+from tests.support.training import stopped_at
 from trainer.checkpoint.store import find_damage
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from server.errors import UserError
-from tests.trainer.checkpoint.test_resume import QUICK, stopped_at
+from tests.support.training import QUICK, stopped_at
 from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process
