@@ -23,7 +23,7 @@ def facts(run: Path) -> dict[str, Any]:
     return RunFolder(run).facts
 
 
-def test_a_run_ends_by_telling_accuracy_report_and_how_to_ask_the_server(finished_run: Path) -> None:
+def test_a_run_ends_with_accuracy_report_and_a_request_for_the_server(finished_run: Path) -> None:
     last = (finished_run / "said.txt").read_text(encoding="utf-8").split("\ndone in ")[1]
     accuracy = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
     assert f"accuracy  {accuracy:.4f} on 152 test rows" in last
@@ -32,7 +32,7 @@ def test_a_run_ends_by_telling_accuracy_report_and_how_to_ask_the_server(finishe
     assert "curl -s http://127.0.0.1:8080/predict" in last
 
 
-def test_the_terminal_shows_what_the_steps_say_and_nothing_of_kubeflow(finished_run: Path) -> None:
+def test_the_terminal_shows_the_output_of_the_steps_and_none_of_kubeflow(finished_run: Path) -> None:
     said = (finished_run / "said.txt").read_text(encoding="utf-8")
     assert [step for step in STEPS if f"\n{step}: " in said] == list(STEPS)
     assert "KFP" not in said
@@ -40,7 +40,7 @@ def test_the_terminal_shows_what_the_steps_say_and_nothing_of_kubeflow(finished_
     assert "KFP Executor" in (finished_run / "pipeline.log").read_text(encoding="utf-8")
 
 
-def test_the_run_folder_holds_all_that_was_made_and_run_json_tells_of_it(finished_run: Path) -> None:
+def test_the_run_folder_holds_all_results_and_run_json_records_them(finished_run: Path) -> None:
     assert {path.name for path in finished_run.iterdir()} >= {
         "dataset", "checkpoints", "logs", "model", "metrics.json", "report.html", "run.json", "pipeline.log",
     }  # fmt: skip
@@ -59,7 +59,7 @@ def test_the_model_served_at_the_end_is_noted_for_the_next_gate(finished_run: Pa
     assert (served["run"], served["model"]) == ("first", str(finished_run / "model"))
 
 
-def test_the_server_that_deploy_asks_has_the_run_s_model_and_the_shell_s_engine_and_nothing_else_of_another_s_settings(
+def test_the_server_of_deploy_has_no_settings_of_the_shell_but_its_engine(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
@@ -162,7 +162,7 @@ def test_the_same_data_in_another_run_is_preprocessed_once(
     assert (run / "dataset" / "train" / "tokens.bin").stat().st_nlink == 2
 
 
-def test_a_run_goes_on_from_the_step_that_failed(refused_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_run_resumes_from_the_step_that_failed(refused_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     run, _ = refused_run
     trained = (run / "model" / "model.safetensors").stat().st_mtime_ns
     done = distrinews(
@@ -187,7 +187,9 @@ def test_a_run_goes_on_from_the_step_that_failed(refused_run: tuple[Path, subpro
         (["--name", "new2", "--model", "./nowhere"], "step preprocess failed: --model ./nowhere: no such folder"),
     ],
 )  # fmt: skip
-def test_a_run_that_cannot_be_says_why_in_its_last_line(finished_run: Path, args: list[str], line: str) -> None:
+def test_a_run_that_cannot_start_has_the_reason_in_its_last_line(
+    finished_run: Path, args: list[str], line: str
+) -> None:
     done = distrinews("run", "--runs-dir", str(finished_run.parent), *args)
     assert done.returncode in (1, 2)
     assert re.search(line, done.stderr.strip().splitlines()[-1]), done.stderr
@@ -206,7 +208,7 @@ def test_a_start_that_fails_before_run_json_shows_its_reason(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_command_reaches_the_step_which_saves_and_the_status_says_so(tmp_path: Path) -> None:
+def test_sigterm_to_the_command_reaches_the_step_which_saves(tmp_path: Path) -> None:
     command = [str(DISTRINEWS), "run", "--data", "sample:1500", "--epochs", "500", "--ranks", "1", "--runs-dir", str(tmp_path), "--name", "a"]  # fmt: skip
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -231,14 +233,14 @@ def test_sigterm_to_the_command_reaches_the_step_which_saves_and_the_status_says
     assert list(scratch.iterdir()) == [], "nothing is left in the folder for temporary files"
 
 
-def test_going_on_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> None:
+def test_resuming_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> None:
     start_run(RunSettings(), tmp_path / "a")
     with pytest.raises(UserError, match="step preprocess of a has not succeeded; resume with --from preprocess"):
         start_run(RunSettings(), tmp_path / "a", from_step="train")
     start_run(RunSettings(), tmp_path / "a", from_step="preprocess")
 
 
-def test_the_command_tells_its_commands_and_refuses_others() -> None:
+def test_the_command_lists_its_commands_and_refuses_others() -> None:
     assert {"run", "serve", "compile"} <= set(distrinews("--help").stdout.split())
     wrong = distrinews("rum")
     assert (wrong.returncode, wrong.stdout) == (2, "")

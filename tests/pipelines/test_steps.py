@@ -1,4 +1,4 @@
-"""What the steps do besides the work of the trainer."""
+"""The steps besides the work of the trainer: retries and signals."""
 
 from pathlib import Path
 

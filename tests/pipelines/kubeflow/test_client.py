@@ -1,18 +1,12 @@
 """`distrinews submit` against an HTTP server that speaks the part of Kubeflow Pipelines' API that it needs."""
 
-import json
 import re
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -22,88 +16,8 @@ from pipelines.kubeflow.commands import Submit
 from server.cli import run_command
 from server.errors import UserError
 from tests.conftest import DISTRINEWS
+from tests.support.kubeflow_api import TOKEN, Kubeflow, serving
 from tests.support.parameters import parameters
-
-TOKEN = "a-secret-token"  # noqa: S105 - of this test alone
-
-
-@dataclass
-class Kubeflow:
-    """What the server was told, and what it says of a run each time that it is asked."""
-
-    port: int = 0
-    asked: list[tuple[str, str, Any]] = field(default_factory=list)
-    pipelines: list[dict[str, Any]] = field(default_factory=list)
-    versions: list[dict[str, Any]] = field(default_factory=list)
-    states: list[dict[str, Any]] = field(default_factory=list)
-    outages: list[int] = field(default_factory=list)
-    """Statuses with which the next requests for a run are refused."""
-
-    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:  # noqa: ANN401 - JSON
-        self.asked.append((method, path, body))
-        if self.outages and "/runs/" in path:
-            return self.outages.pop(0), {"message": "the proxy has no upstream"}
-        given = body if isinstance(body, dict) else {}
-        answers: dict[tuple[str, str], Callable[[], Any]] = {
-            ("GET", "/healthz"): lambda: {"multi_user": False},
-            ("GET", "/pipelines"): lambda: {"pipelines": self.pipelines},
-            ("POST", "/pipelines/upload"): lambda: _added(self.pipelines, pipeline_id="p1", display_name=query["name"]),
-            ("GET", "/pipelines/p1/versions"): lambda: {"pipeline_versions": self._versions_named(query["filter"])},
-            ("POST", "/pipelines/upload_version"): lambda: _added(
-                self.versions, pipeline_id="p1", pipeline_version_id="v1", display_name=query["name"]
-            ),
-            ("GET", "/experiments"): lambda: {"experiments": []},
-            ("POST", "/experiments"): lambda: {"experiment_id": "e1", **given},
-            ("POST", "/runs"): lambda: {"run_id": "r1", **given},
-            ("POST", "/recurringruns"): lambda: {"recurring_run_id": "s1", **given},
-            ("GET", "/runs/r1"): lambda: self.states.pop(0) if len(self.states) > 1 else self.states[0],
-        }
-        found = answers.get((method, path.removeprefix("/apis/v2beta1")))
-        return (200, found()) if found else (404, {"message": f"no {path}"})
-
-    def _versions_named(self, asked: str) -> list[dict[str, Any]]:
-        wanted = json.loads(asked)["predicates"][0]["stringValue"]
-        return [one for one in self.versions if one["display_name"] == wanted]
-
-
-def _added(things: list[dict[str, Any]], **thing: str) -> dict[str, Any]:
-    things.append(thing)
-    return things[-1]
-
-
-@contextmanager
-def serving(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            url = urlsplit(self.path)
-            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = json.loads(content) if content and "json" in self.headers["Content-Type"] else content
-            query = {name: values[0] for name, values in parse_qs(url.query).items()}
-            if self.headers.get("Authorization") == f"Bearer {TOKEN}":
-                status, told = kubeflow.answer(self.command, url.path, query, body)
-            else:
-                status, told = 401, {"message": "who are you?", "details": ["a stack"]}
-            answer = json.dumps(told).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        do_POST = do_GET  # noqa: N815 - as the base class calls it
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        kubeflow.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield kubeflow
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def run_state(state: str, error: str = "", **tasks: str) -> dict[str, Any]:
@@ -142,7 +56,7 @@ def sent(kubeflow: Kubeflow) -> dict[str, Any]:
     return parameters
 
 
-def test_a_run_is_started_with_the_filled_form_and_its_link_is_printed(kubeflow: Kubeflow) -> None:
+def test_a_run_is_started_with_its_parameters_and_its_link_is_printed(kubeflow: Kubeflow) -> None:
     done = submitted(
         "--data",
         "/workspace/my.csv",
@@ -177,7 +91,7 @@ def test_the_same_version_is_uploaded_once(kubeflow: Kubeflow) -> None:
     assert b"step_memory" in uploads[0]
 
 
-def test_following_a_run_says_each_change_once_and_how_it_ended(
+def test_following_a_run_prints_each_change_once_and_its_end(
     kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubeflow.states = [
@@ -261,7 +175,7 @@ def test_a_schedule_starts_runs_that_name_themselves_one_at_a_time(
         (["--epochs", "0"], "--epochs '0': input should be greater than or equal to 1"),
     ],
 )
-def test_a_wrong_setting_is_told_in_one_line_before_anything_is_asked(
+def test_a_wrong_setting_is_one_line_before_any_request(
     args: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit(*args) == 2
@@ -270,7 +184,7 @@ def test_a_wrong_setting_is_told_in_one_line_before_anything_is_asked(
     assert line in said
 
 
-def test_an_endpoint_that_asks_who_we_are_is_told_of_in_one_line_without_the_token(
+def test_an_endpoint_that_refuses_us_is_one_line_without_the_token(
     kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KFP_TOKEN", "wrong-secret")

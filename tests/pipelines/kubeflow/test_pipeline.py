@@ -1,4 +1,4 @@
-"""The file that one uploads in the Kubeflow UI, and what is shown there."""
+"""The file for the Kubeflow UI, and the artifacts and summaries that the UI shows."""
 
 import json
 import math
@@ -106,7 +106,7 @@ def test_cpu_and_memory_of_the_steps_are_parameters_that_fit_a_node_of_two_cpus(
     assert float(shown["step_cpu"]["defaultValue"]) < 1.9, "of two CPUs, a node keeps a part for itself"
 
 
-def test_nothing_is_cached_by_kubeflow_and_what_may_be_done_again_is_tried_again(compiled: dict[str, Any]) -> None:
+def test_kubeflow_caches_nothing_and_retries_the_steps_that_may_run_again(compiled: dict[str, Any]) -> None:
     tasks = dags(compiled)
     for task in TASKS:
         assert not tasks[task].get("cachingOptions", {}).get("enableCache")
@@ -122,7 +122,7 @@ def test_a_group_is_handed_every_parameter_that_its_tasks_ask_for(compiled: dict
                 assert value.get("componentInputParameter", next(iter(given))) in given
 
 
-def test_the_last_step_runs_whatever_became_of_the_others(compiled: dict[str, Any]) -> None:
+def test_the_last_step_runs_after_a_failure_too(compiled: dict[str, Any]) -> None:
     last = compiled["root"]["dag"]["tasks"]["finish"]
     assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
     assert last["dependentTasks"] == ["exit-handler-1"]
@@ -158,7 +158,7 @@ def test_the_curve_of_a_perfect_classifier_goes_through_the_corner() -> None:
     assert len(guessing["threshold"]) <= 102
 
 
-def test_a_finished_run_leaves_a_summary_of_what_each_step_did(finished_run: Path) -> None:
+def test_a_finished_run_has_a_summary_of_its_steps(finished_run: Path) -> None:
     text = (finished_run / "summary.md").read_text(encoding="utf-8")
     assert text.startswith("# first: succeeded")
     for step in STEPS:
@@ -166,7 +166,7 @@ def test_a_finished_run_leaves_a_summary_of_what_each_step_did(finished_run: Pat
     assert "| epochs | 2 |" in text
 
 
-def test_the_summary_of_a_run_that_failed_says_where_and_why(tmp_path: Path) -> None:
+def test_the_summary_of_a_run_that_failed_has_the_step_and_the_error(tmp_path: Path) -> None:
     run = start_run(RunSettings(epochs=7), tmp_path / "broken", run_id="7")
     run.update_step("preprocess", status="succeeded", seconds=1.5)
     run.update_step("train", status="failed", seconds=2.5, error="no | room\nleft")
@@ -178,13 +178,13 @@ def test_the_summary_of_a_run_that_failed_says_where_and_why(tmp_path: Path) -> 
     assert "run_name `broken` and from_step" in text
 
 
-def test_a_run_that_did_not_start_has_a_summary_that_says_so(tmp_path: Path) -> None:
+def test_a_run_that_did_not_start_has_a_summary_too(tmp_path: Path) -> None:
     write_summary(tmp_path / "never", run_id="1", state="FAILED", message=None, shown=tmp_path / "shown.md")
     assert "did not start" in (tmp_path / "shown.md").read_text(encoding="utf-8")
     assert not (tmp_path / "never").exists()
 
 
-def test_a_start_that_was_refused_leaves_the_summary_of_the_earlier_run(tmp_path: Path) -> None:
+def test_a_refused_start_leaves_the_summary_of_the_earlier_run(tmp_path: Path) -> None:
     run = start_run(RunSettings(), tmp_path / "first", run_id="1")
     write_summary(run.folder, run_id="1", state="SUCCEEDED", message=None, shown=tmp_path / "shown.md")
     write_summary(run.folder, run_id="2", state="FAILED", message="no", shown=tmp_path / "shown.md")
