@@ -16,8 +16,8 @@
         def run(self) -> int | None:                             # UserError: one line and status 1; or returns a status
             from pipelines.job.lint import lint_files            # imports what is slow only here
 
-To convert an argparse command, make its arguments fields and its work `run`, and name the class in COMMANDS of
-pipelines/cli.py. A module that is called by `python -m` ends with `run_command(Lint, prog="python -m …")`.
+COMMANDS in pipelines/cli.py names the class. A module that is called by `python -m` ends with
+`run_command(Lint, prog="python -m …")`.
 '''
 
 import difflib

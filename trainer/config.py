@@ -46,19 +46,19 @@ class PreprocessConfig(ModelConfig):
     """Classes in the order of their numbers (from 1 in a file without a header, else from 0), with commas between names. By default those in the training rows; any other is an unknown class."""
 
     bad_rows: Literal["stop", "skip"] = "stop"
-    """What to do with a row that cannot be used: stop with its file, line and reason, or skip it, count it by reason and write it to bad_rows.jsonl."""
+    """Treatment of a row that cannot be used: stop with its file, line and reason, or skip it, count it by reason and write it to bad_rows.jsonl."""
 
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of the training rows, of each class alike, on which everything that is chosen is chosen."""
+    """Share of the training rows, stratified by class, for validation: the best epoch and the temperature are chosen on it."""
 
     test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the rows, of each class alike, split off as test rows where there is no test file."""
+    """Share of the rows, stratified by class, that are split off as test rows where there is no test file."""
 
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Rows to train on at most, drawn at random from each class alike. By default all."""
+    """Rows to train on at most, drawn at random and stratified by class. By default all."""
 
     max_length: int = Field(default=128, ge=8, le=8192)
-    """Tokens of a text at most, [CLS] and [SEP] included; what is longer is truncated and counted."""
+    """Tokens of a text at most, [CLS] and [SEP] included; a longer text is truncated and counted."""
 
     @model_validator(mode="after")
     def _data_settings_agree(self) -> Self:
@@ -69,7 +69,7 @@ class PreprocessConfig(ModelConfig):
                         f"{name} has no meaning with data = {self.data!r}, which brings its own: leave it out"
                     )
         if self.test_data and self.test_fraction != type(self).model_fields["test_fraction"].default:
-            raise ValueError("test_fraction contradicts test_data: with a file of test rows nothing is split off")
+            raise ValueError("test_fraction contradicts test_data: with a file of test rows, none are split off")
         if self.label_column in self.text_column:
             raise ValueError(f"label_column = {self.label_column!r} contradicts text_column, which names it too")
         for field, names in (("text_column", self.text_column), ("class_names", self.class_names)):
@@ -105,25 +105,25 @@ class TrainConfig(ModelConfig):
     """Norm to which gradients are clipped."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the forward pass: bf16 where the processor computes in it (auto), or as said. Weights stay fp32."""
+    """Number format of the forward pass: bf16 where the processor computes in it (auto), or always one of them. Weights stay fp32."""
 
     strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
-    """What processes share: gradients (ddp), or weights and optimizer too, for encoders that do not fit: over all processes (fsdp), or over those of a machine, with a copy on each machine (hsdp)."""
+    """Parallelism: processes share gradients (ddp), or weights and optimizer too, for encoders that do not fit: over all processes (fsdp), or over those of a machine, with a copy on each machine (hsdp)."""
 
     shard_ranks: int | None = Field(default=None, ge=1)
     """With hsdp, processes over which one copy of weights is spread. By default those of a machine."""
 
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
-    """With ddp, how gradients are made smaller for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. PowerSGD's error feedback is not saved: a run that is resumed with it is not bit for bit the same."""
+    """With ddp, compression of gradients for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. PowerSGD's error feedback is not saved: a run that is resumed with it is not bit for bit the same."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation accuracy after which training ends. By default it never ends early."""
 
     resume: Literal["auto", "never"] = "auto"
-    """Go on from the last checkpoint of this run (auto), or put it aside and start over (never)."""
+    """Resume from the last checkpoint of this run (auto), or move it aside and start over (never)."""
 
     allow_changed_world: bool = False
-    """Go on from a checkpoint that was made with another number of processes or batch size, with the rows that its epoch has left."""
+    """Resume from a checkpoint that was made with another number of processes or batch size, with the rows that its epoch has left."""
 
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps from one checkpoint in mid-epoch to the next. By default time alone decides."""
@@ -132,10 +132,10 @@ class TrainConfig(ModelConfig):
     """Minutes from one checkpoint in mid-epoch to the next. There is one after each epoch, too."""
 
     keep_last: int = Field(default=2, ge=1)
-    """Newest checkpoints to keep; with two, a torn one has one before it."""
+    """Newest checkpoints to keep; with two, there is one before a damaged one."""
 
     keep_best: int = Field(default=1, ge=1)
-    """Checkpoints of the best epochs to keep besides."""
+    """Checkpoints of the best epochs to keep in addition."""
 
     log_steps: int = Field(default=10, ge=1)
     """Optimizer steps from one line of the training log to the next."""
@@ -147,7 +147,7 @@ class TrainConfig(ModelConfig):
     """Minutes after which a process that waits for another gives up."""
 
     hang_minutes: float = Field(default=5, gt=0)
-    """Minutes without a step after which every process writes what it is doing to the log, and training ends."""
+    """Minutes without a step after which every process writes its stack to the log, and training ends."""
 
     max_skipped_steps: int = Field(default=10, ge=1)
     """Steps in a row with a loss or gradient that is not finite, which are skipped, after which training stops."""
@@ -201,7 +201,7 @@ class GateConfig(Settings):
     """Accuracy on the test rows below which a model is not exported or served, from 0 to 1."""
 
     max_accuracy_drop: float = Field(default=0.01, ge=0, le=1)
-    """How far below the accuracy of the model now served, on the same test rows, a new one may be, from 0 to 1."""
+    """Accuracy on the same test rows that a new model may lose against the model now served, from 0 to 1."""
 
 
 class LaunchConfig(Settings):
@@ -211,29 +211,11 @@ class LaunchConfig(Settings):
     """Processes that train together on this machine. By default one for each GPU; on a CPU one, with all CPUs that it may use."""
 
     max_restarts: int = Field(default=3, ge=0, le=100)
-    """Times that training is started again, from its last checkpoint, when one of its processes dies or hangs."""
+    """Restarts of training, from its last checkpoint, when one of its processes dies or hangs."""
 
 
 class RunConfig(PreprocessConfig, TrainConfig, EvaluateConfig, GateConfig, ExportConfig, LaunchConfig):
     """All settings of a run."""
-
-
-GROUPS: dict[str, type[Settings]] = {
-    "model": ModelConfig,
-    "input": PreprocessConfig,
-    "train": TrainConfig,
-    "evaluate": EvaluateConfig,
-    "gate": GateConfig,
-    "export": ExportConfig,
-    "launch": LaunchConfig,
-}
-"""The settings of a run by what they are about; `model` holds what preprocess and train share."""
-
-
-def own_fields(group: str) -> list[str]:
-    """Names of the settings of one group, without those that it shares with another."""
-    shared = () if group == "model" else ModelConfig.model_fields
-    return [name for name in GROUPS[group].model_fields if name not in shared]
 
 
 def part(config: Settings, kind: type[S]) -> S:

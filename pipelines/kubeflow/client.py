@@ -12,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import SecretStr
+from pydantic_settings import SettingsConfigDict
 
 from pipelines.run_folder import STEPS
+from server.cli import Environment
 from server.errors import UserError
 from trainer.monitoring.console import print0, quiet_logs
 
@@ -29,12 +30,13 @@ _PATIENCE_SECONDS = 900.0
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
-class Access(BaseSettings):
+class Access(Environment):
     """Address and credentials of the endpoint, from the environment alone: neither belongs into a command's history."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="KFP_", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(env_prefix="KFP_")
 
-    host: str = Field(default="", description="URL of the endpoint; empty to find it through the kubeconfig.")
+    host: str = ""
+    """URL of the endpoint; empty to find it through the kubeconfig."""
     token: SecretStr | None = None
     """Bearer token."""
     cookies: SecretStr | None = None
