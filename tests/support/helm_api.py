@@ -1,4 +1,4 @@
-"""The API server of the tests, with what Helm asks of one besides: discovery, updates, and objects applied by the server."""
+"""The API server of the tests with discovery, updates and server-side apply, which Helm needs."""
 
 import base64
 import threading
@@ -89,7 +89,7 @@ class _Handler(Handler):
 
 
 def _secret(data: bytes) -> Object:
-    """The Secret in Kubernetes' protobuf, which Helm writes: as JSON would have it; of anything else, nothing."""
+    """Reads a Secret from the protobuf of Kubernetes, which Helm writes; any other object is empty."""
     envelope = _fields(data[len(_PROTOBUF) :])
     if _fields(envelope[1][0])[2] != [b"Secret"]:
         return {}
@@ -110,7 +110,7 @@ def _secret(data: bytes) -> Object:
 
 
 def _fields(message: bytes) -> dict[int, list[bytes]]:
-    """The fields of a protobuf message that have a length, by their numbers; the others are none that we need."""
+    """Reads the fields of a protobuf message that have a length, by their numbers; we need no others."""
     found: dict[int, list[bytes]] = defaultdict(list)
     at = 0
     while at < len(message):
@@ -136,7 +136,7 @@ def _root(version: str) -> str:
 
 
 def _openapi(root: str) -> Object:
-    """That the server checks fields itself, which is all that Helm wants to know."""
+    """States that the server validates fields itself, which is all that Helm reads of it."""
     if not root:
         return {
             "paths": {_root(version): {"serverRelativeURL": f"/openapi/v3/{_root(version)}"} for version in _RESOURCES}
@@ -159,7 +159,7 @@ def _openapi(root: str) -> Object:
 
 @contextmanager
 def serving(store: Store) -> Iterator[int]:
-    """The server on a free port, which it gives."""
+    """Runs the server on a free port; gives the port."""
     server = Server(("127.0.0.1", 0), _Handler)
     server.store = store
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -1,4 +1,4 @@
-"""deploy on a cluster: real Helm and the real chart against an API server over HTTP, and a real server to ask."""
+"""deploy on a cluster: real Helm and the real chart against an API server over HTTP, and a real server to verify."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""distrinews predict: many texts by a folder or a server, in order, patiently, and once."""
+"""distrinews predict: many texts by a folder or a server, in order, each once."""
 
 import csv
 import io
@@ -79,10 +79,10 @@ def test_texts_from_the_command_line_are_answered_as_the_server_answers(
     answers = json_lines(capfd.readouterr().out)
     assert [answer["truncated"] for answer in answers] == [False, True]
     for answer in answers:
-        told = client.post("/predict", json={"text": answer.pop("text")}).json()
-        assert answer.pop("probabilities") == pytest.approx(told.pop("probabilities"), abs=1e-6)
-        assert answer.pop("confidence") == pytest.approx(told.pop("confidence"), abs=1e-6)
-        assert answer == told
+        expected = client.post("/predict", json={"text": answer.pop("text")}).json()
+        assert answer.pop("probabilities") == pytest.approx(expected.pop("probabilities"), abs=1e-6)
+        assert answer.pop("confidence") == pytest.approx(expected.pop("confidence"), abs=1e-6)
+        assert answer == expected
 
 
 def test_a_folder_and_a_server_write_the_same_file_in_the_order_of_the_rows(
@@ -96,9 +96,9 @@ def test_a_folder_and_a_server_write_the_same_file_in_the_order_of_the_rows(
     assert {row["predicted_label"] for row in rows} <= set(LABELS)
     assert len({row["probability_Sports"] for row in rows}) > 5
     assert not provenance_file(tmp_path / "folder.csv").exists()
-    told = client.post("/predict", json={"text": f"{ROWS[5][0]} {ROWS[5][1].strip()}"}).json()
-    assert rows[5]["predicted_label"] == told["label"]
-    assert float(rows[5]["probability_World"]) == pytest.approx(told["probabilities"]["World"], abs=1e-6)
+    expected = client.post("/predict", json={"text": f"{ROWS[5][0]} {ROWS[5][1].strip()}"}).json()
+    assert rows[5]["predicted_label"] == expected["label"]
+    assert float(rows[5]["probability_World"]) == pytest.approx(expected["probabilities"]["World"], abs=1e-6)
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
