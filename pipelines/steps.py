@@ -34,7 +34,7 @@ def train(run: RunFolder, *, task_config: object | None = None) -> dict[str, Any
         from pipelines.job.launcher import launch
 
         done = launch(
-            config, run.settings.job,
+            config, run.settings.job, kind=run.settings.backend,
             run_folder=run.folder, task_config=task_config, deadlines=run.settings.deadlines,
         )  # fmt: skip
         outcome = {"job": done.job, "how": done.how, "pods": done.pods, "restarts": done.restarts}
