@@ -110,6 +110,3 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-whole_folder, sync = atomic_directory, fsync  # old names, until no caller has them
