@@ -398,7 +398,7 @@ def test_a_key_in_the_environment_does_not_disturb_a_folder(
         (("m", "--inptu", "x"), "did you mean --input?"),
     ],
 )
-def test_a_wrong_command_is_told_what_would_be_right(
+def test_a_wrong_command_is_answered_with_the_right_one(
     args: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert named in refused(capsys, *args, status=2)
