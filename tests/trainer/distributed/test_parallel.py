@@ -84,6 +84,7 @@ def alone(dataset_folder: Path, encoder: Path, tmp_path_factory: pytest.TempPath
         (4, {"strategy": "hsdp", "shard_ranks": 2}),
     ],
 )
+@pytest.mark.slow
 def test_processes_learn_what_one_does_however_they_share_the_model(
     dataset_folder: Path, encoder: Path, alone: Path, tmp_path: Path, world_size: int, settings: dict[str, object]
 ) -> None:
@@ -140,11 +141,13 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
         assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_saved_shards_are_whole_and_a_fresh_model_goes_on_from_them_bit_for_bit(dataset_folder: Path) -> None:
     in_ranks(save_and_go_on, TrainConfig(strategy="fsdp"), dataset_folder, world_size=2)
 
 
 @pytest.mark.parametrize("compression", ["fp16", "powersgd"])
+@pytest.mark.slow
 def test_compressed_gradients_learn_nearly_the_same(
     dataset_folder: Path, encoder: Path, alone: Path, tmp_path: Path, compression: str
 ) -> None:

@@ -51,6 +51,7 @@ def refused_in_an_exchange(rank: int) -> None:
     Checkpointer.resume = resume  # type: ignore[assignment]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_refused_in_the_middle_of_an_exchange_ends(dataset: Dataset, tmp_path: Path) -> None:
     flags = ["--dataset", str(dataset.folder), "--output", str(tmp_path), "--precision", "fp32"]
     with Ranks(tmp_path, flags, hook=refused_in_an_exchange) as ranks:

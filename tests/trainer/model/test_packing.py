@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from tests.trainer.model.test_cls_only import SIZE, bert, distilbert, lively, padded_batch
+from tests.support.models import SIZE, Build, bert, distilbert, lively, padded_batch
 from trainer.config import TrainConfig
 from trainer.data.batches import PackedSequences
 from trainer.data.dataset import Dataset
@@ -25,7 +24,6 @@ from trainer.model import packing
 from trainer.model.packing import attend_padded, enable_packing, is_packed
 from trainer.train import train
 
-Build = Callable[[], PreTrainedModel]
 LENGTHS = [(7,), (16, 16), (3, 40, 17, 1), (1, 1, 1)]
 
 

@@ -43,5 +43,6 @@ def learn_from_many_shapes(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps_and_of_lengths(dataset_folder: Path) -> None:
     in_ranks(learn_from_many_shapes, dataset_folder, world_size=1)

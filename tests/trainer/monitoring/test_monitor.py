@@ -12,6 +12,7 @@ from trainer.monitoring.monitor import PHASES
 from trainer.train import train
 
 
+@pytest.mark.slow
 def test_a_profiled_run_has_a_trace_of_its_phases_and_a_summary(
     dataset: Dataset, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:
