@@ -20,14 +20,15 @@ from trainer.train import train
 def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
-    stopped_at(10, QUICK, dataset, tmp_path, process)
+    every_third = QUICK.model_copy(update={"log_steps": 3})
+    stopped_at(10, every_third, dataset, tmp_path, process)
     now = read_log(tmp_path / "logs")[-1]["time"]
     running = read_status(tmp_path, now=now)
     assert (running["state"], running["step"], running["samples"]) == ("running", 10, 10 * 32)
     assert running["eta_seconds"] == pytest.approx((648 - 320) / running["samples_per_second"])
     assert read_status(tmp_path, now=now + 600)["state"] == "silent"
     append_event(tmp_path / "logs", "restart", why="process 1 was ended by SIGKILL")
-    train(QUICK, dataset, tmp_path, process)
+    train(every_third, dataset, tmp_path, process)
     ended = read_status(tmp_path, now=now)
     assert (ended["state"], ended["samples"], ended["epoch"], ended["starts"]) == ("ended", 648, 2, 2)
     said = "\n".join(format_status(ended, now=now))
