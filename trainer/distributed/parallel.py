@@ -63,7 +63,7 @@ def _replicate(model: PreTrainedModel, config: TrainConfig, process: Process) ->
 def _power_sgd_bucket_by_bucket(
     state: powerSGD_hook.PowerSGDState, bucket: GradBucket
 ) -> torch.futures.Future[torch.Tensor]:
-    """PowerSGD sends again when what it sent has come. With Gloo, two buckets under way would send in an order of their own in each process."""
+    """Compresses one bucket at a time: with Gloo, two buckets in flight would send in another order in each process."""
     future = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
     return future

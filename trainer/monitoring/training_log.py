@@ -1,4 +1,4 @@
-"""What training writes while it runs: JSON Lines and TensorBoard, from the main process alone."""
+"""The log of training: JSON Lines and TensorBoard, written by the main process alone."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def _line(kind: str, step: int, values: dict[str, Any]) -> str:
 
 
 def end_torn_line(path: Path) -> None:
-    """A process that was killed may have left half a line: the next one is not to be written behind it."""
+    """Ends a line that a killed process left unfinished, so that the next one is a line of its own."""
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
         with path.open("ab") as lines:
             lines.write(b"\n")
@@ -73,7 +73,7 @@ def append_event(folder: Path, kind: str, **values: Any) -> None:  # noqa: ANN40
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's training log in order, without what later starts made void: they trained those steps again."""
+    """Reads the lines of a run's training log in order, without those of steps that a later start trained again."""
     path = folder / "train.jsonl"
     kept: dict[tuple[str, int, int], dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()):
