@@ -8,10 +8,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from server.http.auth import Auth
+from server.http.lifecycle import Lifecycle
 from server.http.middleware import CloseWhenDraining, HeadAsGet, LimitBody, RequestContext, ServerFailure
 from server.http.problems import PROBLEM_HANDLERS, problem_responses
 from server.inference.classifier import Classifier
-from server.lifecycle import Lifecycle
 from server.observability.logs import RequestRecord, request_log
 from server.observability.metrics import Metrics
 from server.routes import health, open_inference, pages, predict

@@ -63,8 +63,8 @@ def _serve(
     classifier: "Classifier", auth: "Auth", settings: Serve, on_request_end: list[Callable[[RequestRecord], None]]
 ) -> None:
     from server.app import create_app
+    from server.http.lifecycle import Lifecycle
     from server.http.server import run
-    from server.lifecycle import Lifecycle
 
     lifecycle = Lifecycle(classifier, drain_seconds=settings.drain_seconds)
     app = create_app(classifier, lifecycle, settings, auth, on_request_end=on_request_end)

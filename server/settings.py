@@ -15,7 +15,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from server import cli
 from server.cli import Environment, Variables, split
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 
 EngineName = Literal["auto", "openvino", "onnx", "onnx-fp32", "torch"]
 LogLevel = Literal["debug", "info", "warning", "error"]

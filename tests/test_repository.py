@@ -22,11 +22,11 @@ FORBIDDEN = {
 }
 """Packages and modules that a floor imports nowhere, inside functions neither."""
 EXCEPT = {"server/inference/backends/torch.py": {"torch", "transformers"}}
-SHARED_BY_THE_SERVER = {"cli", "errors", "files", "hardware", "model_folder", "inference"}
+SHARED_BY_THE_SERVER = {"cli", "errors", "files", "model_folder", "inference"}
 """Modules of the server that the trainer may import."""
 STARTS = {
     "server.main, server.http.server": {"torch", "transformers", "trainer", "pipelines", "opentelemetry.sdk", "server.observability.tracing"},
-    "server.model_folder, server.hardware, server.settings, server.inference.classifier": {"fastapi", "starlette", "uvicorn", "torch"},
+    "server.model_folder, server.inference.hardware, server.settings, server.inference.classifier": {"fastapi", "starlette", "uvicorn", "torch"},
     "pipelines.cli, pipelines.run, pipelines.status": {"kfp", "kubernetes", "torch", "fastapi"},
 }  # fmt: skip
 """Modules, and what a fresh interpreter that imports them does not load."""

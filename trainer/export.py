@@ -17,9 +17,9 @@ import numpy as np
 from server.cli import Command, run_command
 from server.errors import ModelFolderError, UserError
 from server.files import atomic_directory
-from server.hardware import available_cpus
 from server.inference.backends import load_backend
 from server.inference.encoder import Encoder
+from server.inference.hardware import available_cpus
 from server.model_folder import TORCH_FILES, ModelJson, Variant, read_model_folder, write_manifest
 from trainer import exporters
 from trainer.config import ExportConfig, part

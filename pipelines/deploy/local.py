@@ -12,8 +12,8 @@ from typing import Any
 from pipelines.deploy.settings import DeployConfig
 from pipelines.deploy.verify import expected_labels, record_served, verify
 from pipelines.run_folder import RunFolder
-from server.client import Client
 from server.errors import UserError
+from server.http.client import Client
 from server.settings import PREFIX
 from trainer.monitoring.console import print0
 

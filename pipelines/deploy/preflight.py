@@ -11,8 +11,8 @@ from pipelines.cluster.client import ApiError, Cluster, Object
 from pipelines.cluster.permissions import Need, claim_faults, denied, readable, require
 from pipelines.deploy.helm import DryRun, Helm
 from pipelines.deploy.settings import DeployConfig
-from server.client import read_api_key
 from server.errors import UserError
+from server.http.client import read_api_key
 
 _READ = ("get", "list", "watch")
 BASE_NEEDS = (

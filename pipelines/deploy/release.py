@@ -17,8 +17,8 @@ from pipelines.deploy.settings import DeployConfig, model_values, values_files
 from pipelines.deploy.verify import expected_labels, read_served, record_served, verify
 from pipelines.run_folder import RunFolder
 from pipelines.signals import defer_sigterm, exit_on_sigterm
-from server.client import Client
 from server.errors import UserError
+from server.http.client import Client
 
 _QUICK_SECONDS = 20  # of the 30 that a pod has after SIGTERM
 _RETURN_SECONDS = 300  # for the earlier pods

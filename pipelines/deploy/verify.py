@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.run_folder import RunFolder
-from server.client import Client
 from server.errors import UserError
 from server.files import write_json
+from server.http.client import Client
 from trainer.data.dataset import Dataset
 
 

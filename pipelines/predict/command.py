@@ -18,8 +18,8 @@ from pipelines.predict.input import Input, Item, TextInput, find_input
 from pipelines.predict.models import Answer, FolderModel, Model, ServerModel
 from pipelines.predict.output import Output, OutputFormat, create, provenance_file, resume
 from server.cli import Command, Names, Words, fail
-from server.client import Client, read_api_key
 from server.errors import UserError
+from server.http.client import Client, read_api_key
 from server.settings import EngineName
 from trainer.monitoring.console import Progress, print0
 

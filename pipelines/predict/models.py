@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
 from anyio.from_thread import start_blocking_portal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from server import client
 from server.errors import UserError
+from server.http import client
 
 if TYPE_CHECKING:
     from server.inference.classifier import Prediction

@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.http.lifecycle import Lifecycle
 from server.http.problems import CLIENT_LEFT, problem
-from server.lifecycle import Lifecycle
 from server.observability.logs import CURRENT, UNMATCHED, Rejection, RequestRecord
 
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}", re.ASCII)  # safe in every log and every header

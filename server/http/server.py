@@ -20,9 +20,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import UserError
+from server.http.lifecycle import Lifecycle
 from server.http.metrics_server import MetricsServer
 from server.http.problems import problem
-from server.lifecycle import Lifecycle
 from server.observability.logs import announce
 from server.settings import Settings
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from server.errors import DeadlineExceededError
-from server.hardware import lower_priority
 from server.inference.backends import Choice
 from server.inference.encoder import Encoder
+from server.inference.hardware import lower_priority
 from server.inference.queue import BatchQueue, Dropped, QueueEntry
 from server.settings import Settings
 

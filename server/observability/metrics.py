@@ -15,9 +15,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from server.http.lifecycle import Lifecycle
 from server.inference.classifier import Classifier, ClassifierEvents, Prediction, Request
 from server.inference.queue import Dropped, QueueEntry
-from server.lifecycle import Lifecycle
 from server.observability.logs import Rejection, RequestRecord
 from server.settings import Settings
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.http.lifecycle import Lifecycle
 from server.http.problems import problem, problem_responses
 from server.inference.classifier import Classifier
-from server.lifecycle import Lifecycle
 from server.settings import Settings
 
 _NOT_READY = problem_responses(HTTPStatus.SERVICE_UNAVAILABLE)

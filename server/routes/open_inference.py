@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 from pydantic.json_schema import SkipJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.http.lifecycle import Lifecycle
 from server.http.problems import MEDIA_TYPE, TimeoutHeader, inline_schema, problem
 from server.inference.classifier import Classifier, Prediction, visible_text
-from server.lifecycle import Lifecycle
 from server.routes.predict import text_limits, while_connected
 from server.routes.tensors import (
     JSON_LENGTH,

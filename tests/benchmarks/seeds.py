@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 from tests.benchmarks.record import table, write
 from tests.support.data import AG_NEWS
 from trainer.distributed.launch import default_ranks

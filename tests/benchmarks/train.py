@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
 from tests.benchmarks.reference_trainer import MAX_LENGTH, PaddedTexts, train_reference, write_inputs
 from tests.support.data import AG_NEWS

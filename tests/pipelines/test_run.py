@@ -14,8 +14,8 @@ import pytest
 
 from pipelines.deploy.local import serving
 from pipelines.run_folder import STEPS, RunFolder, RunSettings, start_run
-from server.client import Client, Prediction
 from server.errors import UserError
+from server.http.client import Client, Prediction
 from tests.conftest import DISTRINEWS, distrinews
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 from server.main import Serve
 from server.settings import Settings
 from tests.support.servers import read_settings

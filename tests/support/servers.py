@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from server.app import create_app
 from server.cli import parse
 from server.http.auth import Auth
+from server.http.lifecycle import Lifecycle
 from server.http.server import uvicorn_config
 from server.inference.backends import Choice
 from server.inference.classifier import Classifier
-from server.lifecycle import Lifecycle
 from server.main import PROGRAM, Serve
 from server.model_folder import read_model_folder
 from server.observability.metrics import Metrics

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from server.errors import UserError
 from server.files import write_json
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 from trainer.evaluation.charts import HEIGHT, WIDTH, Point, Series, element, line_chart, note
 from trainer.monitoring.console import print0
 

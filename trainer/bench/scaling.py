@@ -9,7 +9,7 @@ import numpy as np
 
 from server.cli import as_flags
 from server.files import write_json
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 from trainer.bench.report import Machine, most_ranks, read, speedup_plot, table, this_machine, write
 from trainer.bench.settings import ScalingConfig, StepConfig, doubling
 from trainer.bench.step import Facts, Measured, StepArguments, StepPoint

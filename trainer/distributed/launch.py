@@ -17,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from server.cli import fail
 from server.errors import UserError
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 from trainer.distributed.preemption import PREEMPTED
 from trainer.monitoring.console import print0
 

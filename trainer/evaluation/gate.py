@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import UserError
-from server.hardware import available_cpus
 from server.inference.backends import candidates, load_backend
 from server.inference.encoder import Encoder
+from server.inference.hardware import available_cpus
 from server.model_folder import read_model_folder
 from trainer.config import GateConfig
 from trainer.data.dataset import Dataset

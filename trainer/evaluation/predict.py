@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from server.hardware import available_cpus
 from server.inference.encoder import Encoder, softmax
+from server.inference.hardware import available_cpus
 from trainer.data.batches import collate, evaluation_shares
 from trainer.data.dataset import Dataset, Split
 from trainer.distributed.process_group import Process

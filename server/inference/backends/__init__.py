@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import ModelFolderError
-from server.hardware import cuda_devices
+from server.inference.hardware import cuda_devices
 from server.model_folder import ModelFolder, read_model_folder
 from server.settings import EngineName
 

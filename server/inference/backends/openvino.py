@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import ModelFolderError
-from server.hardware import lower_priority
+from server.inference.hardware import lower_priority
 
 # On import it sends usage data to its makers. Without this package, OpenVINO works and sends nothing.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

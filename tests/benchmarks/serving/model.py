@@ -20,8 +20,8 @@ from tests.support.data import AG_NEWS
 from trainer.config import PreprocessConfig
 from trainer.data.dataset import Dataset
 from trainer.export import FILES
-from trainer.exporters import write_fp32, write_int8, write_openvino
 from trainer.model.classifier import load_model
+from trainer.model.exporters import write_fp32, write_int8, write_openvino
 from trainer.monitoring.console import print0
 from trainer.preprocess import preprocess
 

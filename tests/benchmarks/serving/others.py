@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from server.hardware import available_cpus
+from server.inference.hardware import available_cpus
 from tests.benchmarks.record import RESULTS, table, wait_until_quiet, write
 from tests.benchmarks.serving.load import closed_loop, describe, load_texts, open_loop, post, run
 from tests.benchmarks.serving.model import mean_tokens, write_serving_model

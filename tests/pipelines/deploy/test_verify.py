@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from pipelines.deploy.verify import Expected, verify
-from server.client import Client
 from server.errors import UserError
+from server.http.client import Client
 from tests.support.answering import Reply, answering, sports
 
 

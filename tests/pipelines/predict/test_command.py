@@ -20,7 +20,7 @@ from pipelines.predict import command as predict
 from pipelines.predict.input import Item, find_input
 from pipelines.predict.output import provenance_file
 from server.cli import run_command
-from server.client import Client
+from server.http.client import Client
 from server.model_folder import write_manifest
 from tests.conftest import DISTRINEWS
 from tests.support.answering import Reply, answering, sports

@@ -21,9 +21,9 @@ from starlette.routing import Mount
 from server.app import create_app
 from server.http.api_keys import ApiKeysError, parse_api_keys, read_api_keys
 from server.http.auth import ApiKeys, Auth, RateLimit, is_public
+from server.http.lifecycle import Lifecycle
 from server.inference.backends import Choice
 from server.inference.classifier import Classifier
-from server.lifecycle import Lifecycle
 from server.model_folder import read_model_folder
 from server.observability.logs import RequestRecord
 from server.routes.pages import page_headers

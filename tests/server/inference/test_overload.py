@@ -200,7 +200,7 @@ def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_moves
             await served.until_waiting(1)
             assert (await served.predict()).status_code == 429
             assert (await served.client.get("/readyz")).status_code == 200
-            monkeypatch.setattr("server.lifecycle._FULL_SECONDS", 0.0)
+            monkeypatch.setattr("server.http.lifecycle._FULL_SECONDS", 0.0)
             full = await served.client.get("/readyz")
             assert (full.status_code, full.json()["detail"]) == (503, "the queue has been full for more than 0 s")
             served.backend.open.set()
@@ -216,7 +216,7 @@ def test_a_stuck_or_ended_worker_makes_the_server_not_alive(folder: Path, monkey
         async with gated(folder) as served:
             asked = served.predict()
             await served.until_waiting(0)
-            monkeypatch.setattr("server.lifecycle._STUCK_SECONDS", 0.0)
+            monkeypatch.setattr("server.http.lifecycle._STUCK_SECONDS", 0.0)
             stuck = await served.client.get("/livez")
             assert (stuck.status_code, "a worker has been at one batch for" in stuck.text) == (503, True)
             served.backend.open.set()

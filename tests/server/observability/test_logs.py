@@ -30,7 +30,7 @@ def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path
     first, lines = log_lines(folder, "--log-format", "json", send=ask_three)
     assert json.loads(first)["message"].startswith("distrinews ")
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    assert {"server.lifecycle", "distrinews.requests"} == {record["logger"] for record in records}
+    assert {"server.http.lifecycle", "distrinews.requests"} == {record["logger"] for record in records}
     assert all(record["time"].endswith("Z") and record["level"] == "info" for record in records)
     one, two, three = (record for record in records if record["logger"] == "distrinews.requests")
     assert one["message"] == "POST /predict/batch 200"

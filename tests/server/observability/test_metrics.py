@@ -15,10 +15,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.http.lifecycle import Lifecycle
 from server.inference.backends import choose
 from server.inference.classifier import Classifier, Request
 from server.inference.queue import QueueEntry
-from server.lifecycle import Lifecycle
 from server.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, NAMES, Metrics
 from server.settings import Settings
 from tests.support.model_folder import LABELS

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from server.app import create_app
 from server.http.auth import Auth
+from server.http.lifecycle import Lifecycle
 from server.inference.backends import Choice, candidates
 from server.inference.backends.onnx import OnnxBackend
 from server.inference.classifier import Classifier
-from server.lifecycle import Lifecycle
 from server.model_folder import read_model_folder
 from server.settings import Settings
 from tests.support.model_folder import LABELS, MAX_LENGTH, TEXTS, WORDS

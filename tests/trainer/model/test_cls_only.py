@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from tests.support.models import SIZE, Build, bert, distilbert, lively, padded_batch
-from trainer.exporters import write_fp32
 from trainer.model.cls_only import enable_cls_only
+from trainer.model.exporters import write_fp32
 
 
 @pytest.mark.parametrize("build", [distilbert, bert])

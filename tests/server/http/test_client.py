@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from server import client
-from server.client import Client, read_api_key
 from server.errors import UserError
+from server.http import client
+from server.http.client import Client, read_api_key
 from server.inference.classifier import Prediction
 from tests.support.answering import HEALTH, LABELS, Reply, answering, sports
 
@@ -184,5 +184,5 @@ def test_a_password_in_the_address_is_shown_nowhere(waits: list[float]) -> None:
 
 
 def test_the_client_needs_none_of_the_libraries_that_serve_or_compute() -> None:
-    code = "import sys, server.client; print({'torch', 'fastapi', 'tokenizers', 'numpy'} & set(sys.modules))"
+    code = "import sys, server.http.client; print({'torch', 'fastapi', 'tokenizers', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.hardware import cgroup_cpus, cuda_devices
+from server.inference.hardware import cgroup_cpus, cuda_devices
 
 
 @pytest.mark.parametrize(
