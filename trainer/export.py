@@ -21,10 +21,10 @@ from server.inference.backends import load_backend
 from server.inference.encoder import Encoder
 from server.inference.hardware import available_cpus
 from server.model_folder import TORCH_FILES, ModelJson, Variant, read_model_folder, write_manifest
-from trainer import exporters
 from trainer.config import ExportConfig, part
 from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import Probabilities, predict_texts
+from trainer.model import exporters
 from trainer.model.classifier import load_model
 from trainer.monitoring.console import print0
 

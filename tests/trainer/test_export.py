@@ -19,11 +19,11 @@ from server.inference.backends.onnx import OnnxBackend
 from server.inference.encoder import Encoder
 from server.model_folder import read_model_folder
 from trainer import export as export_module
-from trainer import exporters
 from trainer.config import ExportConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluation.predict import Probabilities, predict_texts
 from trainer.export import _fault, check, export
+from trainer.model import exporters
 
 
 @pytest.fixture
