@@ -34,9 +34,9 @@ COMMANDS = {
     "submit": Entry("pipelines.kubeflow.commands:Submit", "run the whole pipeline on a cluster, through Kubeflow Pipelines", "pipelines"),
     "compile": Entry("pipelines.kubeflow.commands:Compile", "write the pipeline to a file that the Kubeflow UI uploads", "pipelines"),
     "bench": Entry({
-        "scaling": Entry("trainer.bench.settings:ScalingConfig", "measure speed-up and efficiency of training with 1 to N processes", "trainer"),
-        "collectives": Entry("trainer.bench.settings:CollectivesConfig", "measure latency and bandwidth of collective operations", "trainer"),
-        "project": Entry("trainer.bench.settings:ProjectConfig", "project step time and efficiency to more processes than there are", "trainer"),
+        "scaling": Entry("trainer.bench.commands:Scaling", "measure speed-up and efficiency of training with 1 to N processes", "trainer"),
+        "collectives": Entry("trainer.bench.commands:Collectives", "measure latency and bandwidth of collective operations", "trainer"),
+        "project": Entry("trainer.bench.commands:Project", "project step time and efficiency to more processes than there are", "trainer"),
     }, "measure how training scales, and project it"),
 }  # fmt: skip
 

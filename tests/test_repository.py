@@ -1,6 +1,7 @@
 """Rules about the repository itself: floors, sizes, locked dependencies."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ STARTS = {
     "server.main, server.http.server": {"torch", "transformers", "trainer", "pipelines", "opentelemetry.sdk", "server.observability.tracing"},
     "server.model_folder, server.inference.hardware, server.settings, server.inference.classifier": {"fastapi", "starlette", "uvicorn", "torch"},
     "pipelines.cli, pipelines.run, pipelines.status": {"kfp", "kubernetes", "torch", "fastapi"},
+    "pipelines.predict.command, pipelines.predict.models": {"kfp", "kubernetes", "torch", "fastapi"},
 }  # fmt: skip
 """Modules, and what a fresh interpreter that imports them does not load."""
 
@@ -36,6 +38,11 @@ def files(package: str) -> list[Path]:
     found = sorted((ROOT / package).rglob("*.py"))
     assert len(found) > 3, package
     return found
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -76,6 +83,36 @@ def test_a_fresh_interpreter_loads_no_package_that_a_command_does_not_need(modul
     assert not STARTS[modules] & set(loaded.split())
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {module_name(path): path for package in PACKAGES for path in files(package)}
+    graph = {}
+    for module, path in modules.items():
+        names = set(imported(path))
+        graph[module] = (
+            {name for name in names if name in modules} | {name.rpartition(".")[0] for name in names}
+        ) & set(modules) - {module}
+    assert sum(map(len, graph.values())) > len(modules)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_file_function_or_folder_is_larger_than_one_idea() -> None:
+    for path in (path for package in PACKAGES for path in files(package)):
+        source = path.read_text(encoding="utf-8")
+        assert len(source.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+    for folder in {path.parent for package in PACKAGES for path in files(package)}:
+        entries = {entry.name for entry in folder.iterdir()} - {"__init__.py", "__pycache__", "py.typed", "README.md"}
+        assert len(entries) <= 12, f"{folder}: {sorted(entries)}"
+
+
+def test_no_test_module_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        wrong = [name for name in imported(path) if re.match(r"tests\..*\btest_\w+", name)]
+        assert not wrong, f"{path}: {wrong}"
+
+
 def test_every_dependency_is_locked_and_the_ranges_are_open() -> None:
     locked = dict(
         line.split("==")
@@ -98,11 +135,6 @@ def test_ci_calls_the_readme_s_test_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "make run" in readme
     assert "make test" in readme
-
-
-def test_no_file_is_larger_than_one_idea() -> None:
-    for path in (path for package in PACKAGES for path in files(package)):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path
 
 
 def test_nothing_that_runs_unpickles() -> None:

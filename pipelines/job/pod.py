@@ -61,6 +61,10 @@ def pod_overrides(
     job: JobConfig, train: TrainConfig, *, run: str, task: TaskOverrides, labels: dict[str, str]
 ) -> PodOverrides:
     """Combines the settings of the job and of the task; the task's count where both set one."""
+    if train.resume == "never":
+        raise UserError(
+            f"--resume never: a job's pods would start over at each restart; move {run}/checkpoints aside and leave the flag out"
+        )
     gpus, gpu_resource = _gpus(job, task)
     of_task = {part: _as_text((task.resources or {}).get(part)) for part in ("requests", "limits")}
     of_job = {name: amount for name, amount in (("cpu", job.cpu), ("memory", job.memory)) if amount}

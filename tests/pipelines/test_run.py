@@ -159,7 +159,7 @@ def test_the_same_data_in_another_run_is_preprocessed_once(
 ) -> None:
     run, done = refused_run
     assert "used again from" in done.stdout
-    assert (run / "dataset" / "train" / "tokens.bin").stat().st_nlink == 2
+    assert (run / "dataset" / "tokens.bin").stat().st_nlink == 2
 
 
 def test_a_run_resumes_from_the_step_that_failed(refused_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
-from server.cli import Command, Settings
+from server.cli import Settings
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "KB": 2**10, "M": 2**20, "MB": 2**20, "G": 2**30, "GB": 2**30}
 
@@ -46,7 +46,7 @@ Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], NoDecode, BeforeVali
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 
 
-class BenchSettings(Command):
+class BenchSettings(Settings):
     """Settings of every bench command."""
 
     output: Path = Path("runs/bench")
@@ -86,7 +86,7 @@ class StepConfig(GroupSettings):
 
 
 class ScalingConfig(StepConfig, BenchSettings):
-    """Measure speed-up and efficiency of training with 1 to N processes."""
+    """Settings of `bench scaling`."""
 
     ranks: Annotated[Counts | None, NoDecode] = None
     """Numbers of processes: 1..8 doubles, 1,2,3 is a list; 1 is among them. By default 1 to one a GPU, or two on a CPU."""
@@ -109,14 +109,9 @@ class ScalingConfig(StepConfig, BenchSettings):
             raise ValueError("ranks has to begin with 1, which the others are compared with")
         return self
 
-    def run(self) -> None:
-        from trainer.bench.scaling import bench_scaling
-
-        bench_scaling(self)
-
 
 class CollectivesConfig(GroupSettings, BenchSettings):
-    """Measure latency and bandwidth of the collective operations that processes exchange data with."""
+    """Settings of `bench collectives`."""
 
     ranks: int | None = Field(default=None, ge=2, le=64)
     """Processes that exchange data. By default one for each GPU, or two on a CPU."""
@@ -139,14 +134,9 @@ class CollectivesConfig(GroupSettings, BenchSettings):
             )
         return self
 
-    def run(self) -> None:
-        from trainer.bench.collectives import bench_collectives
-
-        bench_collectives(self)
-
 
 class ProjectConfig(BenchSettings):
-    """Project step time and efficiency to more processes than there are here."""
+    """Settings of `bench project`."""
 
     world: Counts = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     """Numbers of processes to project: 1..1024 doubles, 1,24,100 is a list."""
@@ -165,8 +155,3 @@ class ProjectConfig(BenchSettings):
 
     bandwidth_gigabytes: float | None = Field(default=None, gt=0)
     """Bus bandwidth in GB (10^9 bytes) a second, instead of the fitted one."""
-
-    def run(self) -> None:
-        from trainer.bench.project import bench_project
-
-        bench_project(self)

@@ -50,6 +50,11 @@ def test_a_rendered_job_has_no_finding_and_has_all_its_pods(settings: dict[str, 
     assert KIND.pods(job).expected == settings.get("nodes", 1)
 
 
+def test_a_job_whose_pods_would_start_over_at_each_restart_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--resume never: .*move first/checkpoints aside"):
+        render(JobConfig(), TRAIN.model_copy(update={"resume": "never"}), run="first")
+
+
 def test_an_elastic_job_trains_with_fewer_pods_only_where_its_world_may_change() -> None:
     for allowed, least in ((False, 3), (True, 1)):
         job = rendered(nodes=3, elastic=True, allow_changed_world=allowed)
