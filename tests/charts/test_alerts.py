@@ -14,6 +14,8 @@ import yaml
 from server.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
 from tests.support.charts import only, template
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 SERIES = 'namespace="prod", service="news-distrinews-serving-metrics"'
 OTHERS = {  # of prometheus_client and kube-state-metrics
     "process_cpu_seconds_total": {"pod"},

@@ -18,6 +18,8 @@ from tests.support.charts import CHARTS, HELM, RELEASES, VALUE_SETS, HelmError, 
 from tests.support.kubernetes_schemas import VERSIONS, faults, is_kubernetes_own
 from tests.support.tools import Release, helm
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 every_value_set = pytest.mark.parametrize(("chart", "values"), VALUE_SETS)
 every_chart = pytest.mark.parametrize("chart", CHARTS)
 

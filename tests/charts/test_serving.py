@@ -22,6 +22,8 @@ from tests.support.fetching import fetch_model
 from tests.support.model_folder import write_model_folder
 from tests.support.tools import Release
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 CANARY = "news-distrinews-serving-canary"
 
 
@@ -152,7 +154,6 @@ def test_the_grace_period_can_be_set() -> None:
     assert pod("terminationGracePeriodSeconds=90")["terminationGracePeriodSeconds"] == 90
 
 
-@pytest.mark.slow
 def test_the_server_starts_like_the_pod_and_passes_probes_and_helm_test(tmp_path: Path) -> None:
     model = write_model_folder(tmp_path / "model")
     http, metrics = _free_port(), _free_port()

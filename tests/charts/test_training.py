@@ -11,6 +11,8 @@ from pipelines.job.reconcile import needs_of
 from tests.support.charts import HELM, RELEASES, VALUE_SETS, HelmError, only, rights, run_helm, template
 from tests.support.tools import Release
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 PLURALS = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}
 """Of kinds whose resource is not just the kind with an s."""
 

@@ -18,6 +18,8 @@ from server.errors import UserError
 from server.http.client import Client, Prediction
 from tests.conftest import DISTRINEWS, distrinews
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 def facts(run: Path) -> dict[str, Any]:
     return RunFolder(run).facts
@@ -207,7 +209,6 @@ def test_a_start_that_fails_before_run_json_shows_its_reason(tmp_path: Path) -> 
     assert not (tmp_path / "runs" / "a").exists()
 
 
-@pytest.mark.slow
 def test_sigterm_to_the_command_reaches_the_step_which_saves(tmp_path: Path) -> None:
     command = [str(DISTRINEWS), "run", "--data", "sample:1500", "--epochs", "500", "--ranks", "1", "--runs-dir", str(tmp_path), "--name", "a"]  # fmt: skip
     scratch = tmp_path / "tmp"

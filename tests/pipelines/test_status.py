@@ -16,6 +16,8 @@ from trainer.distributed.process_group import Process
 from trainer.monitoring.training_log import append_event, read_log
 from trainer.train import train
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
     dataset: Dataset, tmp_path: Path, process: Process

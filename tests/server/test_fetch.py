@@ -19,6 +19,8 @@ from server.settings import Settings
 from tests.support.fetching import fetch_model
 from tests.support.model_folder import write_model_folder
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 @dataclass
 class Kept:

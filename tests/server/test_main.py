@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.servers import predict, serving
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[httpx.Client]:
@@ -30,7 +32,6 @@ def test_flags_choose_the_engine_and_the_limits(folder: Path, client: httpx.Clie
         assert other.post("/predict/batch", json={"texts": ["goal"] * 3}).status_code == 422
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_what_is_in_flight_and_exits_with_0(folder: Path, number: signal.Signals) -> None:
     stopping = threading.Event()

@@ -14,6 +14,8 @@ from trainer.data.dataset import Dataset
 from trainer.data.tokenizer import train_tokenizer
 from trainer.preprocess import preprocess
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 def test_the_report_counts_the_rows_that_are_there(
     sample: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,8 @@ from trainer.model.optimizer import choose_precision, make_optimizer, schedule
 from trainer.monitoring.training_log import read_log
 from trainer.train import optimizer_step, train
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=1)
 
 
@@ -54,7 +56,6 @@ def launched(
     return losses(output)
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_does(dataset: Dataset, encoder_without_dropout: Path, tmp_path: Path) -> None:
     one = launched(dataset, tmp_path / "one", encoder_without_dropout, ranks=1, batch_size=32)
     two = launched(dataset, tmp_path / "two", encoder_without_dropout, ranks=2, batch_size=16)
@@ -87,7 +88,6 @@ def test_the_loss_falls_and_the_log_has_speed_and_learning_rate(
     assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
@@ -230,7 +230,6 @@ def test_texts_longer_than_the_encoder_takes_are_refused(dataset: Dataset, tmp_p
         build_model(str(tmp_path), dataset, seed=0, device=torch.device("cpu"))
 
 
-@pytest.mark.slow
 def test_a_failing_process_ends_all_with_its_own_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^.*/nothing: is no dataset folder, it has no dataset.json"):
         launch("trainer.train", ["--dataset", str(tmp_path / "nothing"), "--output", str(tmp_path)], ranks=2)

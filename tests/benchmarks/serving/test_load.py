@@ -14,6 +14,8 @@ import pytest
 from tests.benchmarks.serving import load as load_module
 from tests.benchmarks.serving.load import HUNG_UP, REFUSED, TIMEOUT, Load, arrivals, closed_loop, open_loop, percentile
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 Answer = Callable[[bytes], Awaitable[bytes]]
 REQUESTS = load_module.single_requests(["goal", "a longer text, of which there are several"])
 

@@ -27,6 +27,8 @@ from tests.support.operator import Operator
 from tests.support.parameters import parameters
 from trainer.config import TrainConfig
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 TRAIN = TrainConfig(epochs=2, learning_rate=2e-5)
 
 

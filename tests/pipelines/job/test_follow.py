@@ -11,6 +11,8 @@ from pipelines.job.follow import hints
 from tests.support.api_server import Store, serving
 from tests.support.stage import HURRY, NO_END, SECOND, TRAIN, Said, Stage, failure_of
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 def test_a_job_is_made_followed_and_its_model_returned(stage: Stage, said: Said) -> None:
     running = stage.launch()
@@ -212,7 +214,6 @@ def test_a_deadline_of_ours_ends_the_job_and_says_which(stage: Stage, said: Said
     assert stage.jobs() == []
 
 
-@pytest.mark.slow
 def test_noise_is_no_progress_and_neither_is_a_connection_that_is_made_anew(stage: Stage) -> None:
     stage.polling = HURRY.model_copy(update={"read_timeout_seconds": 0.4})
     running = stage.launch(NO_END.model_copy(update={"progress_minutes": 1.5 * SECOND}), nodes=1)
@@ -279,7 +280,6 @@ def test_watches_survive_disconnects_410_gone_errors_and_a_restart_of_the_api_se
     assert said.text.count("master-0 is on node") == 1
 
 
-@pytest.mark.slow
 def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage) -> None:
     stage.polling = HURRY.model_copy(update={"timeout_seconds": 0.5})
     running = stage.launch()

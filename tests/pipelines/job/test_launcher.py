@@ -15,6 +15,8 @@ from pipelines.job.settings import JobConfig
 from server.errors import UserError
 from tests.support.stage import NO_END, SECOND, TRAIN, Said, Stage, failure_of
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 SCRIPT = """
 import sys, kubernetes
 from pathlib import Path
@@ -75,7 +77,6 @@ def test_a_job_that_succeeded_without_a_whole_model_is_a_failure(stage: Stage) -
     assert stage.jobs() == []
 
 
-@pytest.mark.slow
 def test_sigterm_takes_the_job_along(stage: Stage) -> None:
     command = [sys.executable, "-c", SCRIPT, f"http://127.0.0.1:{stage.port}", str(stage.run_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as step:

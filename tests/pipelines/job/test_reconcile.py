@@ -2,7 +2,11 @@
 
 import re
 
+import pytest
+
 from tests.support.stage import Said, Stage, failure_of
+
+pytestmark = pytest.mark.slow  # the module takes seconds
 
 
 def test_a_job_that_another_made_at_the_same_moment_is_gone_on_with(stage: Stage, said: Said) -> None:

@@ -19,6 +19,8 @@ from tests.conftest import DISTRINEWS
 from tests.support.kubeflow_api import TOKEN, Kubeflow, serving
 from tests.support.parameters import parameters
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 def run_state(state: str, error: str = "", **tasks: str) -> dict[str, Any]:
     details: list[dict[str, Any]] = [{"display_name": name, "state": task} for name, task in tasks.items()]

@@ -20,6 +20,8 @@ from pipelines.run_folder import STEPS, RunSettings, start_run
 from tests.conftest import DISTRINEWS
 from trainer.evaluation.metrics import roc
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 TASKS = ("start", *STEPS, "finish")
 
 

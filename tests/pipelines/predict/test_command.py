@@ -28,6 +28,8 @@ from tests.support.data import AG_NEWS, needs_ag_news, write, write_csv, write_j
 from tests.support.model_folder import LABELS, write_model_folder, write_onnx
 from tests.support.servers import serving
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 if TYPE_CHECKING:
     from pipelines.predict.models import Answer
 

@@ -15,6 +15,8 @@ from server.http.client import Client, read_api_key
 from server.inference.classifier import Prediction
 from tests.support.answering import HEALTH, LABELS, Reply, answering, sports
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 KEY = "a-key-that-nobody-guesses"
 
 

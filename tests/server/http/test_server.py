@@ -15,6 +15,8 @@ import pytest
 from server.settings import Settings
 from tests.support.servers import gated, serving
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[httpx.Client]:
@@ -183,7 +185,6 @@ def test_garbage_behind_a_request_closes_the_connection_without_an_error(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-@pytest.mark.slow
 def test_an_idle_connection_stays_open_for_the_seconds_that_are_set(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, keep_alive_seconds=1) as served, asyncio.timeout(4):

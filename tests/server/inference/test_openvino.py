@@ -23,6 +23,8 @@ from tests.support.model_folder import change, write_into, write_model_folder
 from tests.support.servers import predict, serving
 from trainer.data.dataset import Dataset
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 Logits = NDArray[np.float32]
 WORKERS = 2
 

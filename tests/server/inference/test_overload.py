@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from server.inference.queue import QueueEntry
 from tests.support.servers import gated, serving
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder: Path) -> None:
     async def check() -> None:
@@ -229,7 +231,6 @@ def test_a_stuck_or_ended_worker_makes_the_server_not_alive(folder: Path, monkey
     asyncio.run(check())
 
 
-@pytest.mark.slow
 def test_a_draining_server_is_not_ready_but_answers_and_closes_connections(folder: Path) -> None:
     with serving(folder, "--drain-seconds", "1") as (process, client):
         assert "connection" not in client.get("/readyz").headers
@@ -241,7 +242,6 @@ def test_a_draining_server_is_not_ready_but_answers_and_closes_connections(folde
         assert process.wait(5) == 0
 
 
-@pytest.mark.slow
 def test_a_second_signal_cuts_the_pause_short(folder: Path) -> None:
     with serving(folder, "--drain-seconds", "60") as (process, _):
         process.send_signal(signal.SIGTERM)
@@ -250,7 +250,6 @@ def test_a_second_signal_cuts_the_pause_short(folder: Path) -> None:
         assert process.wait(5) == 0
 
 
-@pytest.mark.slow
 def test_restarting_both_replicas_in_turn_under_load_fails_no_request(folder: Path) -> None:
     """A small round-robin client asks whichever replica is ready, as a Service would."""
     with contextlib.ExitStack() as stack:

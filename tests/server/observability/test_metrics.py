@@ -24,6 +24,8 @@ from server.settings import Settings
 from tests.support.model_folder import LABELS
 from tests.support.servers import started
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -132,7 +134,6 @@ def test_without_metrics_the_first_line_names_no_port(folder: Path) -> None:
         assert "metrics" not in line
 
 
-@pytest.mark.slow
 def test_a_metrics_port_that_is_taken_ends_the_program_with_one_line(folder: Path, server: Scraped) -> None:
     taken = str(server.client.base_url.port)
     command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", "--metrics-port", taken]

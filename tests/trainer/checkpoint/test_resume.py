@@ -26,8 +26,9 @@ from trainer.distributed.process_group import Process, process_group
 from trainer.monitoring.training_log import read_log
 from trainer.train import train
 
+pytestmark = pytest.mark.slow  # the module takes seconds
 
-@pytest.mark.slow
+
 def test_killed_ten_times_at_random_steps_a_run_learns_bit_for_bit_what_one_left_alone_does(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -42,7 +43,6 @@ def test_killed_ten_times_at_random_steps_a_run_learns_bit_for_bit_what_one_left
     assert max(starts) > 10, "they went on from checkpoints, not from the beginning"
 
 
-@pytest.mark.slow
 def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_the_same(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -52,7 +52,6 @@ def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_
     assert found.weights_equal
 
 
-@pytest.mark.slow
 def test_stopped_again_and_again_every_later_step_is_the_same(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
@@ -241,7 +240,6 @@ def test_a_checkpoint_that_was_being_replaced_is_brought_back(stopped: Path, tmp
     assert not list(folder.glob(".epoch-*"))
 
 
-@pytest.mark.slow
 def test_waiting_for_a_slow_disk_is_no_hang(dataset: Dataset, tmp_path: Path) -> None:
     flags = ["--dataset", str(dataset.folder), "--output", str(tmp_path), "--epochs", "1", "--precision", "fp32"]
     with Ranks(tmp_path, [*flags, "--hang-minutes", "0.05"], world_size=1, hook=slow_disk) as ranks:

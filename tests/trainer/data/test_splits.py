@@ -10,6 +10,8 @@ from tests.support.data import labelled, write_csv
 from tests.support.datasets import all_rows, contents, make, of_each_class, rows
 from trainer.data.dataset import Dataset
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 def test_rows_are_counted_the_same_whatever_is_read_at_a_time(sample: Dataset) -> None:
     assert [len(split) for split in (sample.train, sample.validation, sample.test)] == [4276, 224, 500]

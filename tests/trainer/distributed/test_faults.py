@@ -28,6 +28,8 @@ from trainer.distributed.process_group import Process
 from trainer.monitoring.training_log import read_log
 from trainer.train import optimizer_step, train
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 LONG = ["--epochs", "60", "--batch-size", "16", "--precision", "fp32", "--log-steps", "1"]
 QUICK = TrainConfig(epochs=1, batch_size=32, precision="fp32", log_steps=1)
 
@@ -52,12 +54,10 @@ finally:
 
 
 @pytest.mark.parametrize(("how", "status"), [("raise Preempted", PREEMPTED), ("pass", -signal.SIGTERM)])
-@pytest.mark.slow
 def test_a_process_that_leaves_keeps_its_status_when_torchrun_then_sends_it_sigterm(how: str, status: int) -> None:
     assert subprocess.run([sys.executable, "-c", _LEAVING.format(how=how)], check=False).returncode == status
 
 
-@pytest.mark.slow
 def test_sigterm_to_one_process_has_all_save_the_same_step_and_leave_with_status_75(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -89,7 +89,6 @@ def slow_validation(_rank: int) -> None:
         vars(module)[name] = slowly
 
 
-@pytest.mark.slow
 def test_sigterm_in_validation_saves_the_epoch_s_last_step_and_the_next_start_validates_again(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -109,7 +108,6 @@ def test_sigterm_in_validation_saves_the_epoch_s_last_step_and_the_next_start_va
     assert same_weights(run, whole)
 
 
-@pytest.mark.slow
 def test_one_process_killed_ends_the_other_at_once(dataset: Dataset, tmp_path: Path) -> None:
     with Ranks(tmp_path, flags(dataset, tmp_path)) as ranks:
         wait_for(lambda: steps_done(tmp_path) >= 3, ranks)
@@ -118,7 +116,6 @@ def test_one_process_killed_ends_the_other_at_once(dataset: Dataset, tmp_path: P
     assert codes == [1, -signal.SIGKILL], ranks.said
 
 
-@pytest.mark.slow
 def test_a_process_that_hangs_ends_all_with_the_stacks_of_each_in_the_log(dataset: Dataset, tmp_path: Path) -> None:
     with Ranks(tmp_path, flags(dataset, tmp_path, "--hang-minutes", "0.1"), hook=hang) as ranks:
         assert ranks.wait(60) == [1, 1], ranks.said
@@ -127,7 +124,6 @@ def test_a_process_that_hangs_ends_all_with_the_stacks_of_each_in_the_log(datase
     assert "in forward_backward" in ranks.said
 
 
-@pytest.mark.slow
 def test_processes_that_differ_are_found_before_the_first_step(dataset: Dataset, tmp_path: Path) -> None:
     with Ranks(tmp_path, flags(dataset, tmp_path), hook=other_batch_size) as ranks:
         assert ranks.wait(30) == [1, 1], ranks.said
@@ -135,7 +131,6 @@ def test_processes_that_differ_are_found_before_the_first_step(dataset: Dataset,
     assert steps_done(tmp_path) == 0
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all_and_counted(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -186,7 +181,6 @@ def test_a_loss_far_above_those_before_it_is_reported(
     assert "warning: step 13: the loss is" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_process_killed_under_launch_has_all_started_again_from_the_last_checkpoint(
     dataset: Dataset, tmp_path: Path
 ) -> None:

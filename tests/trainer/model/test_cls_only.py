@@ -17,6 +17,8 @@ from tests.support.models import SIZE, Build, bert, distilbert, lively, padded_b
 from trainer.model.cls_only import enable_cls_only
 from trainer.model.exporters import write_fp32
 
+pytestmark = pytest.mark.slow  # the module takes seconds
+
 
 @pytest.mark.parametrize("build", [distilbert, bert])
 @torch.inference_mode()
@@ -33,7 +35,6 @@ def test_the_logits_are_those_of_the_plain_model_in_padded_batches_too(build: Bu
 
 @pytest.mark.parametrize("build", [distilbert, bert])
 @torch.inference_mode()
-@pytest.mark.slow
 def test_the_exported_graph_has_the_same_logits_and_computes_one_position_in_its_last_feed_forward(
     build: Build, tmp_path: Path
 ) -> None:
