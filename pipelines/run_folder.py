@@ -96,7 +96,7 @@ class RunFolder:
         return build(RunSettings, self.facts["settings"])
 
     def is_kept(self, step: str) -> bool:
-        """Tells if a step is not run again, because the run resumes from a later one."""
+        """Returns True if a step is not run again, because the run resumes from a later one."""
         return step in _before(self.facts["from_step"])
 
     def update_step(self, step: str, **values: Any) -> None:  # noqa: ANN401 - whatever JSON takes
@@ -179,7 +179,7 @@ def _git_commit() -> str | None:
     source = Path(__file__).parent
     try:
         described = subprocess.run(
-            ["git", "-C", str(source), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607 - git is where PATH says
+            ["git", "-C", str(source), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607 - git is found on PATH
             check=False, capture_output=True, text=True,
         )  # fmt: skip
     except FileNotFoundError:

@@ -31,7 +31,7 @@ STARTS = {
     "pipelines.cli, pipelines.run, pipelines.status": {"kfp", "kubernetes", "torch", "fastapi"},
     "pipelines.predict.command, pipelines.predict.models": {"kfp", "kubernetes", "torch", "fastapi"},
 }  # fmt: skip
-"""Modules, and what a fresh interpreter that imports them does not load."""
+"""Modules, with those that a fresh interpreter does not load when it imports them."""
 
 
 def files(package: str) -> list[Path]:

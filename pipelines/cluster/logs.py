@@ -1,4 +1,4 @@
-"""The log of a pod as it is written: complete lines, each once, across lost connections and restarts of its container."""
+"""Follows the log of a pod: complete lines, each once, across lost connections and restarts of its container."""
 
 import re
 import sys

@@ -45,7 +45,7 @@ def is_ready(pod: Object) -> bool:
 
 
 def waiting_reason(pod: Object) -> str:
-    """Returns why a pod does not start: its image, its volumes, or no node; empty when it says nothing."""
+    """Returns why a pod does not start: its image, its volumes, or no node; empty when it reports none."""
     reasons = (_waiting(container) for container in containers(pod))
     return next(filter(None, reasons), "") or _unscheduled(pod)
 

@@ -17,7 +17,7 @@ from pipelines.cluster.logs import Console
 from server.errors import UserError
 
 _READ_SECONDS = 120  # of a call that changes nothing
-_STOP_SECONDS = 8  # in which helm, told to stop, records the release as failed
+_STOP_SECONDS = 8  # in which helm, after SIGTERM, records the release as failed
 _KEPT_LINES = 20
 _HISTORY_MAX = 5
 _MIN_VERSION = (4, 1)  # whose --wait waits for the old pods too

@@ -88,7 +88,7 @@ class _Deployment:
         }  # fmt: skip
 
     def _dry_run(self) -> DryRun:
-        """Renders the upgrade; recovers first what a killed attempt left, for Helm refuses to go on from it."""
+        """Renders the upgrade; recovers first what a killed attempt left, for Helm refuses to upgrade it."""
         self._history = self._recover_pending()
         return self._helm.dry_run(self._files, keep=self._keep)
 

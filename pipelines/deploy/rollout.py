@@ -1,4 +1,4 @@
-"""The rollout of a Deployment: its progress while it goes on, and a diagnosis from its pods when it fails."""
+"""The rollout of a Deployment: its progress until it ends, and a diagnosis from its pods when it fails."""
 
 import time
 from datetime import UTC, datetime

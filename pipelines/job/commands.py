@@ -17,7 +17,7 @@ _ANSWER_SECONDS = 30  # for which a person who waits for an answer has patience
 
 
 class _Place(Command):
-    """Where the job runs."""
+    """Names the cluster and the namespace of the job."""
 
     namespace: str | None = None
     """Namespace of the job. By default that of kubeconfig's context."""

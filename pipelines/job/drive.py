@@ -1,4 +1,4 @@
-"""What a person does with a job from a laptop: submit, look, read its logs, delete, reap."""
+"""Submits, shows, follows, deletes and reaps jobs from a laptop."""
 
 import time
 from datetime import datetime

@@ -17,7 +17,7 @@ _DEFAULTS = RunSettings()
 _PATHS = {name: name for name in (
     "data", "text_column", "label_column", "model", "epochs", "batch_size", "learning_rate", "min_accuracy", "backend",
 )} | {"nodes": "job.nodes", "gpus": "job.gpus", "release": "deploy.release"}  # fmt: skip
-"""Parameters with a field of their own in the form, and the settings that they are; all others stand in `settings`."""
+"""Parameters with a field of their own in the form, and the settings that they are; all others are in `settings`."""
 
 
 class Environment(BaseSettings):

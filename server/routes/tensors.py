@@ -24,7 +24,7 @@ class ProtocolError(ValueError):
 
 
 class _Part(BaseModel):
-    # What a client adds beyond these is for other servers, as the protocol allows.
+    # Other fields that a client adds are for other servers, as the protocol allows.
     model_config = ConfigDict(strict=True, frozen=True, use_attribute_docstrings=True)
 
 

@@ -1,4 +1,4 @@
-"""What the measurements share: a quiet machine to start on, memory, a table, and a file that says how it was made."""
+"""Waits for a quiet machine, reads memory, formats tables and records each measurement with its command."""
 
 import os
 import platform
@@ -25,14 +25,14 @@ def wait_until_quiet(minutes: float) -> str:
 
 
 def memory(field: str) -> float:
-    """A field of /proc/self/status, such as VmRSS or VmHWM, in MB. ru_maxrss of a child would start with what its parent had."""
+    """Returns a field of /proc/self/status, such as VmRSS or VmHWM, in MB. ru_maxrss of a child would start with what its parent had."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     assert found
     return int(found[1]) / 1024
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Markdown; the first column is text, the others are numbers."""
+    """Returns a Markdown table whose first column is text and whose others are numbers."""
     header = list(rows[0])
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *[[str(cell) for cell in row.values()] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -20,7 +20,7 @@ _ROWS = 24_000
 
 
 class PaddedTexts(Dataset[dict[str, torch.Tensor]]):
-    """Rows of a split as `tokenizer(texts, padding="max_length")` gives them."""
+    """Returns the rows of a split as `tokenizer(texts, padding="max_length")` gives them."""
 
     def __init__(self, split: Split, rows: Iterable[int], *, pad_token_id: int) -> None:
         self.rows = list(rows)
@@ -46,13 +46,13 @@ class Trained:
     rows: int
     loss: float
     seconds: float
-    """Of the step that ends here."""
+    """Duration of this step."""
 
 
 def train_reference(
     model: PreTrainedModel, data: PaddedTexts, *, batch_size: int, learning_rate: float, epochs: int = 1, seed: int = 0
 ) -> Iterator[Trained]:
-    """One result a step, after it."""
+    """Yields one result after each step."""
     sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[var-annotated]
     loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.seeds --model FOLDER_OF_AN_ENCODER --folder runs/seeds
 
 Each seed draws its own split for validation, its own order, classes' weights and dropout; the test rows are the same for all. A
-seed that was stopped, by SIGTERM or otherwise, goes on where it was when the same command is given again.
+seed that was stopped, by SIGTERM or otherwise, continues from there when the same command runs again.
 """
 
 import argparse

@@ -128,7 +128,7 @@ def in_turn(groups: list[Group], folder: Path, *, rounds: int) -> dict[str, dict
 
 
 def steps_of(variant: Variant, dataset: Dataset, process: Process, count: int) -> list[Step]:
-    """Returns steps of the same rows for all variants: batches at equal distances through all lengths stand for the whole."""
+    """Returns steps of the same rows for all variants: batches at equal distances through all lengths represent the whole."""
     lengths = dataset.train.lengths
     config = TrainConfig(batch_size=variant.batch_size)
     sampler = partial(BatchSampler, config=config, rank=process.rank, world_size=process.world_size)

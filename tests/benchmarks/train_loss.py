@@ -1,4 +1,4 @@
-"""What the reference and our trainer have learned after the same number of rows: validation loss over seeds, of a small model.
+"""Compares the validation loss of the reference and our trainer after the same rows, over seeds, for a small model.
 
 python -m tests.benchmarks.train_loss [--dataset FOLDER] [--rows 12800] [--seeds 8]
 """

@@ -87,7 +87,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def in_ranks(dataset: Path, model: Path, precision: str, *, steps: int, folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes of one thread measured."""
+    """Returns the measurements of each of two processes of one thread."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(_RANKS)]
     this = ["-m", "tests.benchmarks.train_memory", "--steps", str(steps), "--measure"]
     given = [str(dataset), str(model), precision, str(folder / "rank")]
@@ -122,7 +122,7 @@ def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process
 
 
 def line(name: str, ranks: list[dict[str, Any]]) -> dict[str, str]:
-    """Of the rank with the higher peak."""
+    """Returns a row of the table, from the rank with the higher peak."""
     of = max(ranks, key=lambda rank: float(rank["peak"]))
     beyond = of["peak"] - of["activations"]
     return {

@@ -1,4 +1,4 @@
-"""The alerts fire when they should and not otherwise, and alerts and dashboard ask for metrics that there are."""
+"""The alerts fire when they should and not otherwise, and alerts and dashboard query metrics that exist."""
 
 import json
 import re
@@ -24,7 +24,7 @@ OTHERS = {  # of prometheus_client and kube-state-metrics
     "kube_pod_init_container_status_waiting_reason": {"pod", "reason", "container"},
 }
 TARGET = {"namespace", "service", "pod", "app_kubernetes_io_component"}
-"""Labels that Prometheus adds when it reads what the ServiceMonitor says."""
+"""Labels that Prometheus adds when it scrapes as the ServiceMonitor defines."""
 
 
 def metrics() -> dict[str, set[str]]:
@@ -103,7 +103,7 @@ LATENCY = f'distrinews_http_request_duration_seconds_bucket{{{SERIES}, route="%s
 WAITING = 'kube_pod_%scontainer_status_waiting_reason{namespace="prod", pod="%s-1", reason="CrashLoopBackOff"}'
 PREDICTIONS = f'distrinews_predictions_total{{{SERIES}, label="%s"}}'
 READY = {f'distrinews_ready{{{SERIES}, pod="a"}}': "1x2000"}
-"""What a healthy release always has."""
+"""Series that a healthy release always has."""
 
 
 def queue(kind: str, used: int, limit: int) -> dict[str, str]:
@@ -155,7 +155,7 @@ QUIET: list[tuple[str, dict[str, str], int]] = [
         mix(f"0+50x{DAY} {50 * DAY}+500x120", f"0+50x{DAY} {50 * DAY}+500x120"),
         DAY + 110,
     ),
-    ("too few to tell", mix(f"0+1x{DAY} {DAY}+0x120", f"0+1x{DAY} {DAY}+2x120"), DAY + 110),
+    ("too few to compare", mix(f"0+1x{DAY} {DAY}+0x120", f"0+1x{DAY} {DAY}+2x120"), DAY + 110),
 ]
 
 
@@ -183,7 +183,7 @@ def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path: Path) -> None:
 
 
 def _case(name: str, series: dict[str, str], minute: int, firing: set[str]) -> dict[str, Any]:
-    """After so many minutes of these series just these alerts fire; asked as a query, for labels do not matter here."""
+    """Expects just these alerts after so many minutes of these series; it queries them, for labels do not matter here."""
     samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in sorted(firing)]
     return {
         "name": name,

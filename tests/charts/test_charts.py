@@ -1,4 +1,4 @@
-"""What holds for every chart of ours, in all its value sets, with every Helm and for every Kubernetes."""
+"""Every chart is correct in all its value sets, with every Helm and for every Kubernetes."""
 
 import json
 import re

@@ -263,7 +263,7 @@ def test_api_keys_come_from_the_secret() -> None:
 
 
 def selected(selector: Mapping[str, str], objects: list[dict[str, Any]]) -> set[str]:
-    """Names of what has pods with all these labels."""
+    """Returns the names of the objects whose pods have all these labels."""
     templates = {
         entry["metadata"]["name"]: (entry["spec"]["template"] if entry["kind"] == "Deployment" else entry)["metadata"]
         for entry in objects

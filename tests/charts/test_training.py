@@ -14,7 +14,7 @@ from tests.support.tools import Release
 pytestmark = pytest.mark.slow  # the module takes seconds
 
 PLURALS = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}
-"""Of kinds whose resource is not just the kind with an s."""
+"""Plurals of kinds whose resource is not just the kind with an s."""
 
 
 def training(values: str = "default-values.yaml", *sets: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What we send to a cluster, checked by a real API server in dry runs; skipped where there is none."""
+"""A real API server accepts our objects in dry runs; the tests are skipped where there is none."""
 
 import subprocess
 

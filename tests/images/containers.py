@@ -39,7 +39,7 @@ def podman(*words: str, timeout: float = 60) -> str:
 
 
 def operator_environment(job: dict[str, Any], rank: int) -> dict[str, str]:
-    """What operator 1.9 sets in the pod of this rank of a job with a Master."""
+    """Returns the variables that operator 1.9 sets in the pod of this rank of a job with a Master."""
     name, spec = job["metadata"]["name"], job["spec"]
     pods = sum(replica["replicas"] for replica in spec["pytorchReplicaSpecs"].values())
     master, port, processes = f"{name}-master-0", "23456", spec["nprocPerNode"]
@@ -102,7 +102,7 @@ def trained(claim: Path) -> Iterator[list[Pod]]:
 
 
 def restart_on_failure(pod: Pod) -> bool:
-    """Whether it succeeded; a failed one is started again, at once, as a kubelet does the first time."""
+    """Returns True if the pod succeeded; starts a failed one again, at once, as a kubelet does the first time."""
     if pod.status():
         assert pod.starts < 6, pod.log
         pod.start()

@@ -174,7 +174,7 @@ def test_a_run_resumes_from_the_step_that_failed(refused_run: tuple[Path, subpro
     assert [f"{step}: kept from before" in done.stdout for step in STEPS] == [True] * 3 + [False] * 3
     assert (run / "model" / "model.safetensors").stat().st_mtime_ns == trained
     assert facts(run)["settings"]["min_accuracy"] == 0.5
-    assert facts(run)["settings"]["data"] == "sample:1500", "what is not said again is as it was"
+    assert facts(run)["settings"]["data"] == "sample:1500", "a setting that is not given again keeps its value"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_resume_never_puts_checkpoints_aside_once_and_a_retry_resumes(
         assert (run.folder / "checkpoints" / "epoch-0001").is_dir(), "a retry resumes from what the first try saved"
     [aside] = run.folder.glob("before-*")
     assert [path.name for path in (aside / "checkpoints").iterdir()] == ["of-an-earlier-start"]
-    assert flags == [[], []], "the processes are not told to start over again"
+    assert flags == [[], []], "no flag makes the processes start over again"
     started(tmp_path / "a", from_step="train")
     with pytest.raises(ConnectionError):
         steps.run_step("train", str(run.folder))

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow  # the module takes seconds
 
 @dataclass
 class Kept:
-    """What a server of files was asked."""
+    """Records the requests that a server of files got."""
 
     url: str
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -42,7 +42,7 @@ def files_over_http(folder: Path) -> Iterator[Kept]:
             super().end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Nothing: the tests look at `requests`."""
+            """Logs nothing: the tests look at `requests`."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
         kept = Kept(f"http://127.0.0.1:{server.server_port}")

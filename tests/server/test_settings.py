@@ -1,4 +1,4 @@
-"""Settings of the server: from variables and flags, and what a wrong one is answered with."""
+"""The server reads settings from variables and flags, and refuses a wrong one with one line."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ HEALTH: dict[str, Any] = {
     "max_batch_texts": 4, "max_text_characters": 100,
 }  # fmt: skip
 Reply = tuple[int, object, Mapping[str, str]]
-"""A status, a body (bytes as they are, all else as JSON) and headers."""
+"""A status, a body (bytes unchanged, all else as JSON) and headers."""
 Answer = Callable[[list[str], BaseHTTPRequestHandler], Reply]
 
 

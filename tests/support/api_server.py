@@ -79,7 +79,9 @@ class Store:
     def wait_for(self, condition: Callable[[], object]) -> Any:  # noqa: ANN401 - the condition's value
         with self.changed:
             met = self.changed.wait_for(condition, _WAIT)
-            assert met, f"never came; asked for were {[f'{method} {path}' for _, method, path in self.requests][-8:]}"
+            assert met, (
+                f"never came; the last requests were {[f'{method} {path}' for _, method, path in self.requests][-8:]}"
+            )
             return met
 
     def job(self) -> Object:
@@ -131,7 +133,7 @@ class Server(ThreadingHTTPServer):
     allow_reuse_address = True
     store: Store
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base says
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in the base
         """A client that left is no error."""
 
 
@@ -223,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(body, 201)
                 return
             store.on_create()
-            if store.kueue:  # its webhook holds back what has a queue
+            if store.kueue:  # its webhook suspends jobs that have a queue
                 body["spec"]["runPolicy"]["suspend"] = True
             self.answer(store.put(plural, body), 201)
 

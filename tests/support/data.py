@@ -33,7 +33,7 @@ def labelled(count: int, classes: Sequence[str] = ("bad", "good")) -> list[tuple
 
 
 def write(path: Path, content: str | bytes) -> Path:
-    """Writes a file, compressed as its name says."""
+    """Writes a file, compressed as its suffix requires."""
     packed = content.encode() if isinstance(content, str) else content
     if path.suffix == ".gz":
         packed = gzip.compress(packed)

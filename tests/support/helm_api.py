@@ -81,7 +81,7 @@ class _Handler(Handler):
             item = {**body, "metadata": {**there["metadata"], **body["metadata"]}}
             if "status" in there:
                 item["status"] = there["status"]
-            if plural == "deployments":  # who sets no number of pods leaves it to the autoscaler
+            if plural == "deployments":  # without a number of pods the autoscaler sets it
                 item["spec"] = {"replicas": there.get("spec", {}).get("replicas", 1), **item["spec"]}
                 changed = there.get("spec") != item["spec"]
                 item["metadata"]["generation"] = there["metadata"].get("generation", 0) + changed

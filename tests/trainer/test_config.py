@@ -1,4 +1,4 @@
-"""Settings: from flags and files, back to flags, and what a wrong one is answered with."""
+"""The trainer reads settings from flags and files, turns them into flags, and refuses a wrong one with one line."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def called(*args: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
 
 
 def refusal(args: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What `distrinews run` says to these arguments, which it refuses."""
+    """Returns the error with which `distrinews run` refuses these arguments."""
     with pytest.raises(SystemExit) as stop:
         run_command(Run, list(args), prog="distrinews run")
     assert stop.value.code == 2

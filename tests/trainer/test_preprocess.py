@@ -63,7 +63,7 @@ def test_an_earlier_folder_with_the_same_settings_is_linked(tmp_path: Path) -> N
     other = tmp_path / "other"
     preprocess(config.model_copy(update={"seed": 7}), other)
     (tmp_path / "old").mkdir()
-    write_json_lines(tmp_path / "old" / "dataset.json", [{"of": "a version that told no fingerprint"}])
+    write_json_lines(tmp_path / "old" / "dataset.json", [{"of": "a version without a fingerprint"}])
     made = preprocess(config, earlier)
     assert preprocess(config, output, earlier=(tmp_path / "old", other, earlier)) == made
     assert contents(output) == contents(earlier)

@@ -29,7 +29,7 @@ QUICK = TrainConfig(epochs=2, batch_size=32, precision="fp32", log_steps=1)
 
 @pytest.fixture(scope="module")
 def encoder_without_dropout(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder folder: what processes draw for dropout differs, so equal losses need an encoder without."""
+    """Returns an encoder folder without dropout, whose draws differ between processes."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     config = DistilBertConfig(

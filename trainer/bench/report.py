@@ -99,7 +99,7 @@ def read(path: Path, kind: type[M]) -> M:
 
 
 def speedup_plot(weak: Sequence[Point], strong: Sequence[Point], *, most: int) -> str:
-    """Draws weak and strong scaling beside the ideal, a straight line to `most`, as an SVG file that stands alone."""
+    """Draws weak and strong scaling beside the ideal, a straight line to `most`, as a self-contained SVG file."""
     series = [Series("raw", [(1, 1), (most, most)]), Series("train", weak), Series("validation", strong)]
     label = "Speed-up in tokens/s against the number of processes"
     chart = line_chart(series, label=label, x_name="processes")

@@ -132,7 +132,7 @@ def _build(arguments: StepArguments, dataset: Dataset, device: torch.device) -> 
 def _buckets(model: nn.Module) -> int:
     if not isinstance(model, DistributedDataParallel):
         return 0
-    logged = model._get_ddp_logging_data()  # noqa: SLF001 - the only place where DDP tells how it cut the gradients
+    logged = model._get_ddp_logging_data()  # noqa: SLF001 - the only place where DDP reports its gradient buckets
     sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
     return len(str(sizes).split(","))
 

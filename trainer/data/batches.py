@@ -23,7 +23,7 @@ class PackedSequences:
     """The places of texts that are packed into one sequence."""
 
     lengths: list[int]
-    """Of each text, in tokens."""
+    """Tokens of each text."""
     positions: torch.Tensor
     """[1, tokens], int64: of each token in its text."""
     starts: torch.Tensor

@@ -17,9 +17,9 @@ VERSION = 1
 
 CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 
-MIXED_SHARE = 0.05  # rows whose story two classes tell in the same words: often only a guess is left, as in real news
-COMMON_SHARE = 0.15  # rows whose story all classes tell, each with its own few words for who and what
-TAIL_SHARE = 0.45  # rows with a second sentence; half of these sentences are alike in all classes
+MIXED_SHARE = 0.05  # rows whose story two classes have in the same words: often only a guess is left, as in real news
+COMMON_SHARE = 0.15  # rows whose story all classes have, each with its own few words for who and what
+TAIL_SHARE = 0.45  # rows with a second sentence; half of these sentences are the same in all classes
 
 
 def _read() -> tuple[dict[str, str], str, str]:

@@ -45,7 +45,7 @@ class Bin(NamedTuple):
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
-    """Formats one element with everything escaped; `class_` stands for `class`, `stroke_width` for `stroke-width`."""
+    """Formats one element with everything escaped; `class_` becomes `class`, `stroke_width` becomes `stroke-width`."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     written = ((key, f"{value:.6g}" if isinstance(value, float) else value) for key, value in pairs)
     inside = Markup().join(Markup(' {}="{}"').format(key, value) for key, value in written)

@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 from tqdm import tqdm
 
 TERMINAL_VARIABLE = "DISTRINEWS_TERMINAL"
-"""Names the terminal that a step's bars go to when its own output is a pipe, as it is under a pipeline runner."""
+"""Names the terminal that a step's bars go to when its own output is a pipe, as under a pipeline runner."""
 
 _LINE_SECONDS = 5.0
 _COLUMNS = 80
@@ -106,7 +106,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def quiet_logs(logger: str = "", level: int = logging.ERROR) -> Iterator[None]:
-    """Let a library's logger, by default all, say only what is as severe as this while the block runs."""
+    """Let a library's logger, by default all, log only records of at least this level while the block runs."""
     found = logging.getLogger(logger)
     before = found.level
     found.setLevel(level)

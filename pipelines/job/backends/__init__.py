@@ -55,7 +55,7 @@ class Meta:
 
 
 class Backend(Protocol):
-    """A kind of job: its names, how its manifest is written, and what its objects say."""
+    """A kind of job: its names, its manifest, and the state of its objects."""
 
     group: str
     version: str

@@ -43,7 +43,7 @@ _OURS, _REFERENCE = "ours", "reference"
 _CLIENTS = (1, 8, 32)
 _BATCH = 64
 _SHARES = (0.2, 0.5, 0.7, 0.9, 1.1)
-"""Of a server's capacity, at which requests come in the open loop."""
+"""Rates of the open loop, as shares of a server's capacity."""
 _OVERLOAD = 2.0
 _COMPARED = 256  # texts that both servers classify, ours alone and together
 

@@ -40,7 +40,7 @@ class Way:
     callers: int
     batch_size: int = 1
     texts: int = 256
-    """Of a turn, which should last a few seconds."""
+    """Texts in a turn; a turn should last a few seconds."""
     speeds: list[float] = field(default_factory=list)
     """Texts/s of each round."""
     efficiencies: list[float] = field(default_factory=list)

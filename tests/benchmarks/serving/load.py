@@ -4,7 +4,7 @@
     python -m tests.benchmarks.serving.load PORT --rate 70 --seconds 10
 
 It sends to 127.0.0.1 only, for a bounded time and a bounded number of requests, and shares the cores with the server:
-so it says how much of a core it took.
+so it reports how much of a core it used.
 """
 
 import argparse
@@ -34,26 +34,26 @@ _MAX_REQUESTS = 1_000_000
 _LIMIT_SECONDS = 60.0
 
 TIMEOUT, REFUSED, HUNG_UP, MALFORMED = "timeout", "no connection", "hung up", "malformed"
-"""How a request may end without a status."""
+"""Outcomes of requests that end without a status."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What became of the requests of one measurement."""
+    """Collects the outcomes of the requests of one measurement."""
 
     seconds: float
-    """That the answers took, from the first to the last."""
+    """Seconds from the first answer to the last."""
     latencies: Sequence[float]
     """Seconds, in order, of every request that was answered with success or, as a lower bound, never."""
     answers: Counter[str]
-    """Requests by status, or by how they ended without one."""
+    """Requests by status, or by outcome where there is none."""
     most_in_flight: int
     resent: int = 0
     """Requests sent again since the server had closed the idle connection that they went to."""
     late_seconds: float = 0
-    """By which requests were sent after they should have been, 99th percentile: the generator's own fault."""
+    """Delay of the generator in sending requests, 99th percentile."""
     cpu_share: float = 0
-    """Of one core, that the generator took."""
+    """Share of one core that the generator used."""
 
     @property
     def succeeded(self) -> int:
@@ -108,7 +108,7 @@ async def closed_loop(
     port: int, requests: Sequence[bytes], *, clients: int, seconds: float, warm_seconds: float = 1.0,
     limit_seconds: float = _LIMIT_SECONDS, max_requests: int = _MAX_REQUESTS,
 ) -> Load:  # fmt: skip
-    """Clients that ask, wait for the answer and ask again.
+    """Runs clients that send a request, wait for the answer and send the next.
 
     Counted from the first answer after the warm-up to the first one at least `seconds` later: from answer to answer, so
     that a server which takes seconds for one request is measured as exactly as one that takes milliseconds.
@@ -134,7 +134,7 @@ async def open_loop(
     port: int, requests: Sequence[bytes], *, rate: float, seconds: float, seed: int,
     limit_seconds: float = _LIMIT_SECONDS, max_requests: int = _MAX_REQUESTS,
 ) -> Load:  # fmt: skip
-    """Requests that come at `rate` a second however slow the answers are, with exponential gaps (a Poisson process).
+    """Sends requests at `rate` a second however slow the answers are, with exponential gaps (a Poisson process).
 
     Latency counts from when a request should have been sent: one that the generator or a full queue delays is not
     flattered. As many are in flight as are unanswered.
@@ -234,7 +234,7 @@ class _Connections:
         self._in_flight = self.most_in_flight = self.resent = 0
 
     async def ask(self, request: bytes) -> str:
-        """The status of the answer, or how the request ended without one."""
+        """Returns the status of the answer, or the outcome of a request without one."""
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:

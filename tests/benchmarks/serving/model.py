@@ -1,4 +1,4 @@
-"""A model folder of DistilBERT size with random weights, in all variants: speed does not ask what was learned.
+"""A model folder of DistilBERT size with random weights, in all variants: speed does not depend on the weights.
 
     python -m tests.benchmarks.serving.model FOLDER --tokenizer FOLDER_OF_AN_UNCASED_BERT
 

@@ -123,7 +123,7 @@ class Service:
 class Contender(NamedTuple):
     server: Server
     body: Callable[[str], object]
-    """What its /predict takes for a text."""
+    """Builds the body of a request to its /predict from a text."""
 
 
 def main() -> None:

@@ -36,14 +36,14 @@ _PROBE_PAUSE_SECONDS = 0.05
 class Server:
     name: str
     command: list[str]
-    """That starts it, followed by the port."""
+    """Starts the server; the port is appended."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Besides what it inherits."""
+    """Variables besides those that it inherits."""
 
 
 @dataclass
 class Measured:
-    """Of one server; a list has one entry a round."""
+    """Measurements of one server; a list has one entry a round."""
 
     start_seconds: list[float] = field(default_factory=list)
     """From the start of the process to the answer to the first text."""
@@ -51,17 +51,17 @@ class Measured:
     """The most that its processes held under load."""
     loads: dict[str, list[Load]] = field(default_factory=lambda: defaultdict(list))
     texts_each: dict[str, int] = field(default_factory=dict)
-    """Of a request, where it has several."""
+    """Texts in a request, where it has several."""
     rates: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Requests a second of the open loop, by share of the capacity."""
     probabilities: list[list[float]] = field(default_factory=list)
-    """Of some texts, each asked alone."""
+    """Probabilities of some texts, one request each."""
     probabilities_in_batches: list[list[float]] = field(default_factory=list)
-    """Of the same texts, asked together."""
+    """Probabilities of the same texts, in one request."""
     probes: list[float] = field(default_factory=list)
     """Seconds that health checks took under a load of twice the capacity."""
     engine: str = ""
-    """What its health check says that runs the model; the reference says nothing."""
+    """Engine that its health check names; the reference names none."""
 
     def per_second(self, what: str) -> float:
         """Texts, in the median round."""
@@ -205,7 +205,7 @@ def _memory_watched(pid: int, measured: Measured) -> Iterator[None]:
 
 
 def _resident_mb(root: psutil.Process) -> float:
-    """Of a process and all that it started; one that ended meanwhile counts as nothing."""
+    """Returns the memory of a process and its children; one that ended meanwhile counts as nothing."""
     total = 0.0
     for process in (root, *root.children(recursive=True)):
         try:
@@ -217,7 +217,7 @@ def _resident_mb(root: psutil.Process) -> float:
 
 @contextmanager
 def probing(port: int, paths: Sequence[str], seconds: list[float]) -> Iterator[None]:
-    """Ask the health checks in turn meanwhile, and note how long each took."""
+    """Calls the health checks in turn meanwhile and records their durations."""
     command = [sys.executable, "-m", "tests.benchmarks.serving.running", str(port), *paths]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

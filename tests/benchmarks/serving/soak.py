@@ -1,4 +1,4 @@
-"""Whether the server's memory stays flat over requests of all sizes, wrong ones and clients that leave among them.
+"""Checks that the server's memory stays flat over requests of all sizes, bad requests and clients that leave.
 
 python -m tests.benchmarks.serving.soak
 python -m tests.benchmarks.serving.soak --engine onnx --requests 20000 --layers 1
@@ -135,7 +135,7 @@ def _content_length(head: bytes) -> int:
 
 
 def _message(random: Random, texts: list[str]) -> tuple[bytes, bool]:
-    """A request, and whether its client hangs up instead of waiting for the answer."""
+    """Returns a request, and True if its client hangs up instead of waiting for the answer."""
     kind = random.random()
     if kind < 0.04:
         return post("/predict/batch", {"texts": [_text(random, texts) for _ in range(random.randint(1, 64))]}), False

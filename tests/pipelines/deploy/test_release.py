@@ -51,7 +51,7 @@ class Kubelet(threading.Thread):
         super().__init__(daemon=True)
         self.store, self.stopped, self.seen = store, False, 0
         self.fates: list[Fate] = []
-        """Of the next templates; when there is none left, pods get ready."""
+        """Fates of the next templates; when there is none left, pods get ready."""
 
     def run(self) -> None:
         while not self.stopped:
@@ -117,7 +117,7 @@ def crashing(kubelet: Kubelet, deployment: Object) -> None:
 
 
 class Stage:
-    """A namespace with the claim, two runs on it, and the servers that stand for their pods."""
+    """A namespace with the claim, two runs on it, and the servers that replace their pods."""
 
     def __init__(self, store: Store, port: int, urls: dict[str, str]) -> None:
         self.store, self.port, self.urls, self.runs = store, port, urls, Path(urls["runs"])
@@ -144,7 +144,7 @@ class Stage:
             self.deploy(run, **config)
         return str(caught.value)
 
-    def helm(self, *args: str) -> Any:  # noqa: ANN401 - whatever it says
+    def helm(self, *args: str) -> Any:  # noqa: ANN401 - the output of any command
         said = subprocess.run([helm("v35"), *args, "-n", "news"], capture_output=True, text=True, check=True).stdout
         return json.loads(said) if "json" in args else said
 
@@ -168,7 +168,7 @@ KEY = "dn_" + "0123456789abcdef" * 3
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Iterator[dict[str, str]]:
-    """Two runs up to export, whose models answer alike but are not the same, and a server of each, which wants a key."""
+    """Two runs up to export, whose models differ but give the same answers, and a server of each, which requires a key."""
     runs = tmp_path_factory.mktemp("runs")
     keys = runs / "keys"
     keys.write_text(f"deploy:{hashlib.sha256(KEY.encode()).hexdigest()}\n", encoding="utf-8")
@@ -312,7 +312,7 @@ def test_an_upgrade_by_another_is_waited_for(stage: Stage) -> None:
     stage.kubelet.fates = [crashing]
     values = ["--set-json", 'model={"uri":"s3://a/b"}']
     install = [str(helm("v35")), "install", "distrinews", "helm/serving", "-n", "news", *values, "--wait"]
-    # A text of our own: pytest's forgets what is written while it is read.
+    # A buffer of our own: pytest's loses what is written while it is read.
     with subprocess.Popen(install, stdout=subprocess.DEVNULL) as other, ThreadPoolExecutor() as pool, redirect_stdout(io.StringIO()) as said:  # fmt: skip
         stage.store.wait_for(lambda: not stage.kubelet.fates)
         running = pool.submit(stage.deploy, "first")

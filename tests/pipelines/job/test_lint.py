@@ -19,7 +19,7 @@ ELASTIC = WORKER.replace(
 ).replace("trainer.train]", "trainer.train, --allow-changed-world]")
 GPU = GOOD.replace("limits: {", 'limits: {nvidia.com/gpu: "1", ')
 
-# What is there, what takes its place, the rule that finds it, words of its fix, and what stands in the line that it names.
+# The text, its replacement, the rule that finds it, words of its fix, and the content of the line that it names.
 FAULTS = [
     ("kubeflow.org/v1", "kubeflow.org/v2", "api-version", "kubeflow.org/v1", "apiVersion"),
     ("name: news", "name: " + "n" * 53, "name-length", "52", "name: nnn"),

@@ -31,7 +31,7 @@ def run_state(state: str, error: str = "", **tasks: str) -> dict[str, Any]:
 
 @pytest.fixture
 def kubeflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubeflow]:
-    monkeypatch.setenv("HOME", str(tmp_path))  # where the client keeps what it was told before
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the client keeps its settings
     monkeypatch.setenv("KFP_TOKEN", TOKEN)
     with serving(Kubeflow()) as served:
         monkeypatch.setenv("KFP_HOST", f"http://127.0.0.1:{served.port}")

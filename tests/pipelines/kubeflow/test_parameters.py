@@ -1,4 +1,4 @@
-"""The parameters of the pipeline: what a form, `submit` and `run` give, and the settings that a run has of it."""
+"""The form, `submit` and `run` give parameters, from which a run gets its settings."""
 
 import inspect
 from pathlib import Path

@@ -159,7 +159,7 @@ def test_an_output_cut_anywhere_is_resumed_to_the_same_bytes(
     output = tmp_path / f"out.{kind}"
     command = ("--input", table, "--text-column", "body", "--output", output)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as if it had been ended before it was finished
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # the process seems to end before the output is finished
         run(folder, *command)
     whole, note = output.read_bytes(), provenance_file(output).read_bytes()
     rows = whole.index(b"goal 350,") if kind == "csv" else whole.index(b'"goal 350"')
@@ -204,14 +204,14 @@ def test_a_killed_process_is_resumed_with_no_row_lost_or_asked_twice(table: Path
         slow.set()
         run(*command[2:])
         assert [row["title"] for row in records(output)] == [row[0] for row in ROWS]
-        assert len(asked) <= len(ROWS) + 2 * 4 * 4, "at most what was in flight is asked again"
+        assert len(asked) <= len(ROWS) + 2 * 4 * 4, "at most what was in flight is sent again"
         count = len(asked)
         run(*command[2:])
-        assert len(asked) == count, "a finished output asks nothing"
+        assert len(asked) == count, "a finished output sends nothing"
 
 
 def resumable(folder: Path, source: Path, output: Path) -> tuple[object, ...]:
-    """An output that was ended halfway, and the command that goes on with it."""
+    """Returns an output that was ended halfway, and the command that resumes it."""
     command = ("--input", source, "--output", output)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "unlink", lambda *_, **__: None)

@@ -1,4 +1,4 @@
-"""Who may call the server: keys, rates, other origins, and what pages may do."""
+"""Keys, rates, other origins and the permissions of pages limit access to the server."""
 
 import asyncio
 import base64
@@ -59,7 +59,7 @@ def app_of(classifier: Classifier, **settings: Any) -> FastAPI:  # noqa: ANN401 
 
 
 def ask(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers: str) -> httpx.Response:
-    """An answer of the app; underscores in the names of headers stand for dashes."""
+    """Returns an answer of the app; underscores in the names of headers become dashes."""
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
 
     async def asked() -> httpx.Response:
@@ -391,7 +391,7 @@ def test_neither_key_nor_token_is_ever_logged(folder: Path, monkeypatch: pytest.
         assert client.post("/predict", json={"text": "goal"}, headers=forged).status_code == 503
         big = client.post("/predict", content=b"x" * 300_000, headers={"X-API-Key": "dn_wrong"})
         assert big.status_code == 401
-        assert client.get("/livez").status_code == 200, "the connection goes on after a body that was not read"
+        assert client.get("/livez").status_code == 200, "the connection stays open after a body that was not read"
         process.terminate()
         said = "".join(process.communicate(timeout=20))
     assert "/predict" in said

@@ -51,7 +51,7 @@ class Issuer:
                 self.wfile.write(json.dumps(documents.get(self.path, {})).encode())
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Logs nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = self.name = f"http://127.0.0.1:{self._server.server_port}"
@@ -175,7 +175,7 @@ def test_a_new_key_is_fetched_when_it_is_met_and_a_withdrawn_one_is_soon_refused
     issuer.keys = [public(SECOND, "second")]
     rotated = signed(issuer, SECOND, "second", sub="bob")
     assert subjects(tokens, rotated, rotated) == [None, None]
-    assert len(issuer.asked) == 1, "unknown ids make the issuer be asked once in a while, not at each request"
+    assert len(issuer.asked) == 1, "unknown ids make the server call the issuer once in a while, not at each request"
     monkeypatch.setattr("server.http.oidc._RETRY_SECONDS", 0)
     assert subjects(tokens, rotated, signed(issuer)) == ["bob", None]
 

@@ -1,4 +1,4 @@
-"""What the server writes about its requests."""
+"""The server logs its requests."""
 
 import contextvars
 import json

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a server, and the id that every request has."""
+"""The server exports metrics to Prometheus and gives every request an id."""
 
 import re
 import socket

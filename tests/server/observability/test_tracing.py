@@ -122,7 +122,7 @@ def test_a_request_is_a_span_of_its_client_s_trace_with_its_stages_inside(
     }
     assert b"secret" not in b"".join(collector.bodies)
     logged = {line["request_id"]: line["trace_id"] for line in map(json.loads, lines) if "trace_id" in line}
-    assert logged["two"] == two.trace_id.hex(), "the log tells the trace that begins here"
+    assert logged["two"] == two.trace_id.hex(), "the log has the id of the trace that begins here"
 
 
 def test_a_failure_of_the_server_is_an_error_and_one_of_the_client_is_none(collector: Collector) -> None:

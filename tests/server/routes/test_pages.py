@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser, client: httpx.Client) -> Iterator[Opened]:
-    """Opens the page, in a context of its own; nothing may be logged, and nothing asked of anyone else."""
+    """Opens the page, in a context of its own; nothing may be logged, and nothing requested from any other server."""
     contexts: list[BrowserContext] = []
     said: list[str] = []
     asked: list[str] = []

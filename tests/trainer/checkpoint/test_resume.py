@@ -1,4 +1,4 @@
-"""Stopped at any step, training goes on as if it never had been: bit for bit, from what is whole."""
+"""Training that stops at any step resumes bit for bit, from the last complete checkpoint."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def test_killed_ten_times_at_random_steps_a_run_learns_bit_for_bit_what_one_left
     assert found.weights_equal
     starts = [line["step"] for line in read_log(tmp_path / "killed" / "logs") if line["kind"] == "start"]
     assert len(starts) == kills + 1
-    assert max(starts) > 10, "they went on from checkpoints, not from the beginning"
+    assert max(starts) > 10, "they resumed from checkpoints, not from the beginning"
 
 
 def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_the_same(

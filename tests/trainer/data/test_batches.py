@@ -1,4 +1,4 @@
-"""Which rows each process sees."""
+"""Batches give each process its rows."""
 
 import numpy as np
 import pytest

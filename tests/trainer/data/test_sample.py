@@ -12,7 +12,7 @@ from trainer.data import sample
 from trainer.data.sample import CLASSES, STORIES, TAILS, VERSION, WORDS, sample_rows
 
 DIGESTS = {1: "67d239e04fb00a17"}
-"""Of the first thousand rows of seed 0, by version."""
+"""Digests of the first thousand rows of seed 0, by version."""
 
 
 @pytest.fixture(scope="module")

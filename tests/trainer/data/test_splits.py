@@ -1,4 +1,4 @@
-"""Rows in their splits: every row in one, each class in the same proportions, test rows as they are."""
+"""Rows in their splits: every row in one, each class in the same proportions, test rows unchanged."""
 
 from pathlib import Path
 from typing import Any

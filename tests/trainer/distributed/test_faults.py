@@ -1,4 +1,4 @@
-"""What goes wrong in a training, done to it: each fault ends as it should, and the log says what it was."""
+"""Each fault of a training ends as it should, and the log names the fault."""
 
 import os
 import signal

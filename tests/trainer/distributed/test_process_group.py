@@ -24,7 +24,7 @@ def test_a_start_after_a_restart_meets_none_of_the_processes_before_it() -> None
             ranks = [threads.submit(meet, store, rank=0, world_size=3, timeout=SOON)]
             for rank in (1, 2):
                 time.sleep(0.05)
-                assert not ranks[0].done(), "rank 0 goes on, and not all are there"
+                assert not ranks[0].done(), "rank 0 continues, and not all are there"
                 ranks.append(threads.submit(meet, store, rank=rank, world_size=3, timeout=SOON))
             own = ranks[0].result(10)
             assert not own.check(["address"])
@@ -40,7 +40,7 @@ def test_a_process_that_does_not_come_is_missed_in_time() -> None:
 
 
 def refused_in_an_exchange(rank: int) -> None:
-    """Which the other rank joins a moment later."""
+    """Fails in resume while the other rank waits in an exchange."""
     from trainer.checkpoint.checkpointer import Checkpointer
 
     def resume(*_: object, **__: object) -> None:

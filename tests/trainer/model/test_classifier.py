@@ -1,4 +1,4 @@
-"""The classifier as it is built to be trained."""
+"""The classifier is built for training."""
 
 from pathlib import Path
 

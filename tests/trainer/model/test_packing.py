@@ -28,7 +28,7 @@ LENGTHS = [(7,), (16, 16), (3, 40, 17, 1), (1, 1, 1)]
 
 
 def packed_batch(lengths: tuple[int, ...]) -> dict[str, Any]:
-    """What `padded_batch` has, packed."""
+    """Returns the batch of `padded_batch`, packed."""
     padded, texts = padded_batch(lengths), PackedSequences.of(lengths)
     ids = padded["input_ids"][padded["attention_mask"] == 1]
     return {"input_ids": ids[None], "position_ids": texts.positions, "sequences": texts}

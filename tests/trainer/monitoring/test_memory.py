@@ -1,4 +1,4 @@
-"""Memory of a rank in training stays what it is, whatever the number of steps and of lengths."""
+"""Memory of a rank in training stays constant, whatever the number of steps and of lengths."""
 
 import ctypes
 import itertools
