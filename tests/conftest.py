@@ -56,7 +56,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
     runs.mkdir(exist_ok=True)
     with (runs / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that run the tests, one makes it
-        if not (runs / "first" / "said.txt").is_file():
+        if not (runs / "first" / "output.txt").is_file():
             _run_first(runs)
     return runs / "first"
 
@@ -78,7 +78,7 @@ def _run_first(runs: Path) -> None:
         "first",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (runs / "first" / "said.txt").write_text(done.stdout, encoding="utf-8")
+    (runs / "first" / "output.txt").write_text(done.stdout, encoding="utf-8")
 
 
 def distrinews(*args: str) -> subprocess.CompletedProcess[str]:

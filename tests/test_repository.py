@@ -120,10 +120,10 @@ def test_every_dependency_is_locked_and_the_ranges_are_open() -> None:
         if line
     )
     names = {name.lower().replace("_", "-") for name in locked}
-    asked = PYPROJECT["project"]["dependencies"] + [
+    requirements = PYPROJECT["project"]["dependencies"] + [
         line for extra in PYPROJECT["project"]["optional-dependencies"].values() for line in extra
     ]
-    for line in asked:
+    for line in requirements:
         name = re.match(r"[\w.-]+", line)
         assert name
         assert name[0].lower().replace("_", "-") in names, line

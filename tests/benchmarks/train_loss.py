@@ -69,7 +69,7 @@ def main() -> None:
         "With a seed all have the same weights at first, and rows in another order. After ± stands the standard error of a difference of means."
     )
     write(
-        "train_loss", title="What the reference and our trainer learn from the same rows",
+        "train_loss", title="Validation loss of the reference and our trainer after the same rows",
         command=f"python -m tests.benchmarks.train_loss --rows {args.rows} --seeds {args.seeds}", packages=("torch", "transformers", "numpy"), parts=[what, table(rows)],
     )  # fmt: skip
 

@@ -82,7 +82,7 @@ def compare(args: argparse.Namespace) -> None:
     write(
         "train_memory", title="Memory of a rank in training",
         command=f"python -m tests.benchmarks.train_memory --steps {args.steps}" + (" --encoder FOLDER" if args.encoder else ""),
-        packages=("torch", "transformers", "numpy"), parts=[*told(args.steps), table(found)],
+        packages=("torch", "transformers", "numpy"), parts=[*description(args.steps), table(found)],
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def line(name: str, ranks: list[dict[str, Any]]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def told(steps: int) -> list[str]:
+def description(steps: int) -> list[str]:
     how = (
         f"MB of one of {_RANKS} ranks of a thread each, 32 rows a rank, after {steps} steps and the largest of the epoch. "
         "Each rank has weights, gradients and two moments of its own; its peak is of what it has besides. Activations are what one forward pass of that keeps for the backward pass, the bf16 copies of weights included, and not the "

@@ -68,7 +68,7 @@ def selectors(node: Any) -> list[Any]:  # noqa: ANN401 - the parser's nodes shar
 
 def test_every_query_is_for_series_and_labels_that_exist() -> None:
     known = metrics()
-    asked = set()
+    queried = set()
     for query in queries():
         found = selectors(promql_parser.parse(query))
         assert found, query
@@ -76,10 +76,10 @@ def test_every_query_is_for_series_and_labels_that_exist() -> None:
             assert selector.name in known, query
             matched = {matcher.name for matcher in selector.matchers.matchers}
             assert matched <= known[selector.name] | TARGET, query
-            asked.add(selector.name)
+            queried.add(selector.name)
         grouped = {name for names in re.findall(r"by \(([^)]*)\)", query) for name in re.split(r",\s*", names)}
         assert grouped <= set().union(*(known[selector.name] for selector in found)) | TARGET, query
-    assert len(asked) > 20
+    assert len(queried) > 20
 
 
 def test_a_label_matcher_of_the_checker_is_seen() -> None:

@@ -349,11 +349,11 @@ def notes(values: str) -> str:
 
 
 def test_the_notes_say_what_to_type_next() -> None:
-    said = notes("default-values.yaml")
-    assert "kubectl -n prod rollout status deployment/news-distrinews-serving" in said
-    assert "helm -n prod test news --logs" in said
-    assert "port-forward service/news-distrinews-serving 8080:80" in said
-    assert "ReadWriteMany" in said
+    output = notes("default-values.yaml")
+    assert "kubectl -n prod rollout status deployment/news-distrinews-serving" in output
+    assert "helm -n prod test news --logs" in output
+    assert "port-forward service/news-distrinews-serving 8080:80" in output
+    assert "ReadWriteMany" in output
     assert "X-API-Key" in notes("s3-keda-values.yaml")
     assert "curl https://news.example.com/predict" in notes("oci-everything-values.yaml")
     canary = notes("canary-values.yaml")

@@ -68,9 +68,7 @@ def test_who_deploys_may_make_every_object_of_the_serving_chart() -> None:
     assert needed == set(deploys) - {("apps", "replicasets"), ("", "pods/log")}, "nothing besides"
     binding = only(objects, "RoleBinding", "distrinews-launcher-deploy")
     assert {subject["name"] for subject in binding["subjects"]} == {"distrinews-launcher", "pipeline-runner"}
-    assert "distrinews-launcher-deploy" not in {entry["metadata"]["name"] for entry in training()}, (
-        "only when asked for"
-    )
+    assert "distrinews-launcher-deploy" not in {entry["metadata"]["name"] for entry in training()}, "only when enabled"
 
 
 def test_pods_of_jobs_reach_each_other_on_every_port_and_names_and_the_hub() -> None:

@@ -168,8 +168,8 @@ def test_the_server_image_serves_the_model_that_the_pods_made(server: str, expor
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
         found = [entry["label"] for entry in json.load(answer)]
     classes = Dataset(exported / "dataset").classes
-    said = [classes[number] for number in np.load(exported / "predictions.npy")[:64].argmax(axis=1)]
-    assert sum(a == b for a, b in zip(found, said, strict=True)) >= 63
+    expected = [classes[number] for number in np.load(exported / "predictions.npy")[:64].argmax(axis=1)]
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 63
     assert sum(a == classes[b] for a, b in zip(found, rows.labels[:64], strict=True)) >= 58
 
 

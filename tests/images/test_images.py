@@ -24,8 +24,8 @@ def test_an_image_installs_the_versions_that_the_tests_run_with(image: str) -> N
     assert {name: version for name, version in installed.items() if tested.get(name, version) != version} == {}, _RENEW
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *(line for extra in IMAGES[image] for line in extras[extra])]
-    names = {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", line)[0]).lower() for line in asked}
+    requirements = [*project["dependencies"], *(line for extra in IMAGES[image] for line in extras[extra])]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", line)[0]).lower() for line in requirements}
     assert names - installed.keys() - ({"torch"} if image == "trainer" else set()) == set(), _RENEW
 
 

@@ -26,7 +26,7 @@ def facts(run: Path) -> dict[str, Any]:
 
 
 def test_a_run_ends_with_accuracy_report_and_a_request_for_the_server(finished_run: Path) -> None:
-    last = (finished_run / "said.txt").read_text(encoding="utf-8").split("\ndone in ")[1]
+    last = (finished_run / "output.txt").read_text(encoding="utf-8").split("\ndone in ")[1]
     accuracy = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
     assert f"accuracy  {accuracy:.4f} on 152 test rows" in last
     assert f"report    {finished_run / 'report.html'}" in last
@@ -35,10 +35,10 @@ def test_a_run_ends_with_accuracy_report_and_a_request_for_the_server(finished_r
 
 
 def test_the_terminal_shows_the_output_of_the_steps_and_none_of_kubeflow(finished_run: Path) -> None:
-    said = (finished_run / "said.txt").read_text(encoding="utf-8")
-    assert [step for step in STEPS if f"\n{step}: " in said] == list(STEPS)
-    assert "KFP" not in said
-    assert "executor" not in said
+    output = (finished_run / "output.txt").read_text(encoding="utf-8")
+    assert [step for step in STEPS if f"\n{step}: " in output] == list(STEPS)
+    assert "KFP" not in output
+    assert "executor" not in output
     assert "KFP Executor" in (finished_run / "pipeline.log").read_text(encoding="utf-8")
 
 
@@ -46,14 +46,14 @@ def test_the_run_folder_holds_all_results_and_run_json_records_them(finished_run
     assert {path.name for path in finished_run.iterdir()} >= {
         "dataset", "checkpoints", "logs", "model", "metrics.json", "report.html", "run.json", "pipeline.log",
     }  # fmt: skip
-    told = facts(finished_run)
-    assert [told["steps"][step]["status"] for step in STEPS] == ["succeeded"] * len(STEPS)
-    assert all(told["steps"][step]["seconds"] > 0 for step in STEPS)
-    assert told["settings"]["epochs"] == 2
-    assert told["versions"]["torch"]
-    assert told["steps"]["preprocess"]["outcome"]["fingerprint"]
-    assert told["steps"]["train"]["outcome"]["ranks"] == min(2, len(os.sched_getaffinity(0)))
-    assert "git_commit" in told
+    recorded = facts(finished_run)
+    assert [recorded["steps"][step]["status"] for step in STEPS] == ["succeeded"] * len(STEPS)
+    assert all(recorded["steps"][step]["seconds"] > 0 for step in STEPS)
+    assert recorded["settings"]["epochs"] == 2
+    assert recorded["versions"]["torch"]
+    assert recorded["steps"]["preprocess"]["outcome"]["fingerprint"]
+    assert recorded["steps"]["train"]["outcome"]["ranks"] == min(2, len(os.sched_getaffinity(0)))
+    assert "git_commit" in recorded
 
 
 def test_the_model_served_at_the_end_is_noted_for_the_next_gate(finished_run: Path) -> None:
@@ -90,14 +90,14 @@ def on_a_terminal(*args: str) -> subprocess.CompletedProcess[str]:
     main, terminal = pty.openpty()
     with subprocess.Popen([DISTRINEWS, *args], stdin=terminal, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
-        said = b""
+        output = b""
         try:
             while chunk := os.read(main, 65536):
-                said += chunk
+                output += chunk
         except OSError:  # Linux ends a terminal that nobody holds with an error
             pass
     os.close(main)
-    return subprocess.CompletedProcess(args, process.returncode, said.decode())
+    return subprocess.CompletedProcess(args, process.returncode, output.decode())
 
 
 @pytest.fixture(scope="module")

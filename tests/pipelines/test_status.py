@@ -33,7 +33,7 @@ def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
     train(every_third, dataset, tmp_path, process)
     ended = read_status(tmp_path, now=now)
     assert (ended["state"], ended["samples"], ended["epoch"], ended["starts"]) == ("ended", 648, 2, 2)
-    said = "\n".join(format_status(ended, now=now))
+    output = "\n".join(format_status(ended, now=now))
     for words in (
         "648 of 648 rows (100%), 2 of 2 epochs done",
         "samples/s",
@@ -41,8 +41,8 @@ def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
         "torch 2.",
         "2 starts, 0 steps",
     ):
-        assert words in said
-    assert "step 9: restart (why process 1 was ended by SIGKILL)" in said
+        assert words in output
+    assert "step 9: restart (why process 1 was ended by SIGKILL)" in output
     done = distrinews("status", str(tmp_path), "--json")
     assert json.loads(done.stdout)["samples"] == 648
 

@@ -70,10 +70,10 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         fetch_model(args)
     assert stop.value.code == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1, "an error is one line"
-    return said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, "an error is one line"
+    return captured.err
 
 
 def test_a_fetched_folder_is_served(model: Path, tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_weights_that_are_not_the_manifest_s_or_not_listed_are_refused_by_name(
     monkeypatch.setenv("DISTRINEWS_ENGINE", "torch")
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"others")
-    asked = [model.as_uri(), "--to", str(tmp_path / "to")]
-    assert "model.safetensors is not in onnx/manifest.json" in refusal(asked, capsys)
+    args = [model.as_uri(), "--to", str(tmp_path / "to")]
+    assert "model.safetensors is not in onnx/manifest.json" in refusal(args, capsys)
     write_manifest(model)
     (model / "model.safetensors").write_bytes(b"change")
-    assert "model.safetensors is not the file that was exported" in refusal(asked, capsys)
+    assert "model.safetensors is not the file that was exported" in refusal(args, capsys)
     (model / "model.safetensors").unlink()
-    assert f"cannot fetch {model.as_uri()}/model.safetensors" in refusal(asked, capsys)
+    assert f"cannot fetch {model.as_uri()}/model.safetensors" in refusal(args, capsys)
     assert list((tmp_path / "to").iterdir()) == []
 
 
@@ -184,9 +184,9 @@ def test_a_model_with_another_digest_is_refused_and_the_one_there_stays(
     fetch_model([model.as_uri(), "--to", str(tmp_path / "to")])
     before = sorted((tmp_path / "to").rglob("*"))
     capsys.readouterr()
-    said = refusal([model.as_uri(), "--to", str(tmp_path / "to"), "--sha256", "0" * 64], capsys)
-    assert "holds another model" in said
-    assert digest(model) in said
+    output = refusal([model.as_uri(), "--to", str(tmp_path / "to"), "--sha256", "0" * 64], capsys)
+    assert "holds another model" in output
+    assert digest(model) in output
     assert sorted((tmp_path / "to").rglob("*")) == before
 
 

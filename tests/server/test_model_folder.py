@@ -107,16 +107,16 @@ def test_a_folder_of_an_older_export_says_to_export_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("{", "Invalid JSON"),
         ("{}", "files: Field required"),
         ('{"files": {"a": {"bytes": 1, "sha256": "x"}}}', r"files\.a\.sha256"),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(folder: Path, text: str, said: str) -> None:
+def test_a_manifest_that_is_none_is_refused(folder: Path, text: str, expected: str) -> None:
     (folder / "onnx" / "manifest.json").write_text(text)
-    with pytest.raises(ModelFolderError, match=rf"onnx/manifest\.json: {said}"):
+    with pytest.raises(ModelFolderError, match=rf"onnx/manifest\.json: {expected}"):
         read(folder)
 
 

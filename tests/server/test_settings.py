@@ -14,10 +14,10 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         read_settings(args)
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1, "an error is one line"
-    return said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, "an error is one line"
+    return captured.err
 
 
 def test_a_variable_sets_what_no_flag_sets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +45,10 @@ def test_a_service_called_as_the_prefix_is_told_from_a_port(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DISTRINEWS_PORT", "tcp://10.0.0.1:8080")
-    said = refusal(["folder"], capsys)
-    assert "DISTRINEWS_PORT 'tcp://10.0.0.1:8080'" in said
-    assert "the Service distrinews" in said
-    assert "enableServiceLinks: false" in said
+    output = refusal(["folder"], capsys)
+    assert "DISTRINEWS_PORT 'tcp://10.0.0.1:8080'" in output
+    assert "the Service distrinews" in output
+    assert "enableServiceLinks: false" in output
 
 
 def test_other_variables_that_kubernetes_makes_of_services_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +71,9 @@ def test_a_variable_that_names_no_setting_is_refused_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DISTRINEWS_MAX_BATCH_TEXT", "7")
-    said = refusal(["folder"], capsys)
-    assert "DISTRINEWS_MAX_BATCH_TEXT names no setting" in said
-    assert "nearest is DISTRINEWS_MAX_BATCH_TEXTS" in said
+    output = refusal(["folder"], capsys)
+    assert "DISTRINEWS_MAX_BATCH_TEXT names no setting" in output
+    assert "nearest is DISTRINEWS_MAX_BATCH_TEXTS" in output
 
 
 def test_the_model_folder_is_no_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,9 +128,9 @@ def test_a_wrong_flag_is_named_with_what_would_be_right(
 def test_a_request_of_more_texts_than_may_wait_is_refused_with_both_values_and_what_would_be_right(
     args: list[str], batch: int, queued: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refusal(["folder", *args], capsys)
-    assert f"--max-batch-texts is {batch}, more than --max-queued-texts, {queued}" in said
-    assert f"set the first to {queued} at most or the second to {batch} at least" in said
+    output = refusal(["folder", *args], capsys)
+    assert f"--max-batch-texts is {batch}, more than --max-queued-texts, {queued}" in output
+    assert f"set the first to {queued} at most or the second to {batch} at least" in output
 
 
 def test_a_request_may_have_as_many_texts_as_may_wait() -> None:
@@ -154,10 +154,10 @@ def test_help_gives_the_meaning_of_every_setting(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as stop:
         read_settings(["--help"])
     assert not stop.value.code
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for name, field in Serve.model_fields.items():
         assert field.description, f"{name} has no meaning under it"
-        assert " ".join(field.description.split()) in said
+        assert " ".join(field.description.split()) in output
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -30,7 +30,7 @@ def kill_and_compare(
     whole, killed = folder / "whole", folder / "killed"
     common = ["--dataset", str(dataset), "--log-steps", "1", "--checkpoint-steps", "1", *flags]
     with Ranks(whole, [*common, "--output", str(whole)], world_size=world_size, hook=hook) as ranks:
-        assert ranks.wait(600) == [0] * world_size, ranks.said
+        assert ranks.wait(600) == [0] * world_size, ranks.log
     steps, at = steps_done(whole), list[int]()
     for number in range(kills):
         with Ranks(killed, [*common, "--output", str(killed)], world_size=world_size, hook=hook) as ranks:
@@ -41,7 +41,7 @@ def kill_and_compare(
             ranks.kill()
         at.append(steps_done(killed))
     with Ranks(killed, [*common, "--output", str(killed)], world_size=world_size, hook=hook) as ranks:
-        assert ranks.wait(600) == [0] * world_size, ranks.said
+        assert ranks.wait(600) == [0] * world_size, ranks.log
     return Killed(at, losses(whole) == losses(killed), same_weights(whole, killed), steps)
 
 

@@ -17,7 +17,7 @@ class Kubeflow:
     """The requests that the server got, and its answers."""
 
     port: int = 0
-    asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Kubeflow:
     """Statuses with which the next requests for a run are refused."""
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:  # noqa: ANN401 - JSON
-        self.asked.append((method, path, body))
+        self.requests.append((method, path, body))
         if self.outages and "/runs/" in path:
             return self.outages.pop(0), {"message": "the proxy has no upstream"}
         given = body if isinstance(body, dict) else {}
@@ -46,8 +46,8 @@ class Kubeflow:
         found = answers.get((method, path.removeprefix("/apis/v2beta1")))
         return (200, found()) if found else (404, {"message": f"no {path}"})
 
-    def _versions_named(self, asked: str) -> list[dict[str, Any]]:
-        wanted = json.loads(asked)["predicates"][0]["stringValue"]
+    def _versions_named(self, predicate: str) -> list[dict[str, Any]]:
+        wanted = json.loads(predicate)["predicates"][0]["stringValue"]
         return [one for one in self.versions if one["display_name"] == wanted]
 
 
@@ -65,10 +65,10 @@ def serving(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
             body = json.loads(content) if content and "json" in self.headers["Content-Type"] else content
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             if self.headers.get("Authorization") == f"Bearer {TOKEN}":
-                status, told = kubeflow.answer(self.command, url.path, query, body)
+                status, body = kubeflow.answer(self.command, url.path, query, body)
             else:
-                status, told = 401, {"message": "who are you?", "details": ["a stack"]}
-            answer = json.dumps(told).encode()
+                status, body = 401, {"message": "who are you?", "details": ["a stack"]}
+            answer = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))

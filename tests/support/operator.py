@@ -43,7 +43,7 @@ class Operator:
             container = {"name": "pytorch", "restartCount": restarts, "state": {"running": {}}, "lastState": last or {}}
             self._set(pod, {"phase": "Running", "containerStatuses": [container]}, node="node-1")
 
-    def say(self, pod: str, *texts: str) -> None:
+    def log(self, pod: str, *texts: str) -> None:
         """Writes lines to the log of a pod, each with a later stamp."""
         with self.store.changed:
             for text in texts:

@@ -66,12 +66,12 @@ class Ranks(Group):
 
     def __init__(self, output: Path, flags: list[str], *, world_size: int = 2, hook: Hook | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
-        self.said_in = output / "said.txt"
-        super().__init__(_train, flags, self.said_in, hook, world_size=world_size)
+        self.log_file = output / "log.txt"
+        super().__init__(_train, flags, self.log_file, hook, world_size=world_size)
 
     @property
-    def said(self) -> str:
-        return self.said_in.read_text(encoding="utf-8")
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
 
 
 def _rank(rank: int, world_size: int, port: int, function: Callable[..., None], args: tuple[object, ...]) -> None:
@@ -86,13 +86,13 @@ def _rank(rank: int, world_size: int, port: int, function: Callable[..., None], 
     os._exit(0)  # while an interpreter ends, Gloo's threads may wait for a peer that has ended
 
 
-def _train(flags: list[str], said_in: Path, hook: Hook | None) -> None:
+def _train(flags: list[str], log_file: Path, hook: Hook | None) -> None:
     from trainer import train
     from trainer.distributed.launch import worker
 
-    said = os.open(said_in, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
-        os.dup2(said, stream)
+        os.dup2(output, stream)
     sys.argv = ["trainer.train", *flags]
     if hook is not None:
         hook(int(os.environ["RANK"]))
@@ -108,6 +108,6 @@ def steps_done(output: Path) -> int:
 def wait_for(true: Callable[[], bool], ranks: Ranks, *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, ranks.said
-        assert any(process.is_alive() for process in ranks.processes), ranks.said
+        assert time.monotonic() < deadline, ranks.log
+        assert any(process.is_alive() for process in ranks.processes), ranks.log
         time.sleep(0.002)

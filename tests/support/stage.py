@@ -55,17 +55,17 @@ class Stage:
         """Leave the model that the trainer would."""
         leave_model(self.run_folder / "model", TRAIN, whole=whole)
 
-    def asked(self, method: str, part: str, *, watch: bool | None = None) -> list[float]:
+    def request_times(self, method: str, part: str, *, watch: bool | None = None) -> list[float]:
         """Returns the times at which requests of this kind came."""
-        asked = [
+        found = [
             (when, path)
             for when, how, path in self.store.requests
             if how == method and part in path and "dryRun" not in path
         ]
-        return [when for when, path in asked if watch in (None, "watch=true" in path)]
+        return [when for when, path in found if watch in (None, "watch=true" in path)]
 
-    def asked_often(self, part: str) -> bool:
-        return len(self.asked("GET", part, watch=True)) > 5
+    def polled_often(self, part: str) -> bool:
+        return len(self.request_times("GET", part, watch=True)) > 5
 
     def jobs(self) -> list[str]:
         return list(self.store.objects["pytorchjobs"])
@@ -77,7 +77,7 @@ def failure_of(running: "Future[Result]") -> str:
     return str(caught.value)
 
 
-class Said:
+class Output:
     """Collects what has been printed so far."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:

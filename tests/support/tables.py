@@ -13,30 +13,30 @@ ENDINGS = ["", ".gz", ".xz"]
 FORMATS = [f".{kind}{ending}" for kind in ("csv", "jsonl", "json", "parquet") for ending in ENDINGS]
 
 
-def read(path: Path, **said: Any) -> list[Row | BadRow]:  # noqa: ANN401 - as Columns takes it
-    return list(read_table(path, Columns(**said)))
+def read(path: Path, **columns: Any) -> list[Row | BadRow]:  # noqa: ANN401 - as Columns takes it
+    return list(read_table(path, Columns(**columns)))
 
 
-def found(path: Path, **said: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - as Columns takes it
+def found(path: Path, **columns: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - as Columns takes it
     """Returns (text, class) of rows that must all be good."""
-    rows = read(path, **said)
+    rows = read(path, **columns)
     assert all(isinstance(row, Row) for row in rows), rows
     return [(row.text, row.label) for row in rows if isinstance(row, Row)]
 
 
-def bad(path: Path, **said: Any) -> list[BadRow]:  # noqa: ANN401 - as Columns takes it
-    return [row for row in read(path, **said) if isinstance(row, BadRow)]
+def bad(path: Path, **columns: Any) -> list[BadRow]:  # noqa: ANN401 - as Columns takes it
+    return [row for row in read(path, **columns) if isinstance(row, BadRow)]
 
 
-def the_bad_row(path: Path, **said: Any) -> BadRow:  # noqa: ANN401 - as Columns takes it
-    (row,) = bad(path, **said)
+def the_bad_row(path: Path, **columns: Any) -> BadRow:  # noqa: ANN401 - as Columns takes it
+    (row,) = bad(path, **columns)
     return row
 
 
-def refusal(path: Path, **said: Any) -> str:  # noqa: ANN401 - as Columns takes it
+def refusal(path: Path, **columns: Any) -> str:  # noqa: ANN401 - as Columns takes it
     """Returns the error that refuses the whole file."""
     with pytest.raises(UserError) as refused:
-        read(path, **said)
+        read(path, **columns)
     assert str(refused.value).startswith(str(path))
     assert "\n" not in str(refused.value)
     return str(refused.value).removeprefix(str(path))

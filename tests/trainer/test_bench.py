@@ -189,7 +189,7 @@ def test_ranges_double_and_sizes_have_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "expected"),
     [
         (["scaling", "--ranks", "2..4"], "ranks has to begin with 1"),
         (["scaling", "--ranks", "1,3"], "batch_size = 32 cannot be divided evenly among 3 ranks"),
@@ -202,13 +202,13 @@ def test_ranges_double_and_sizes_have_units() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_in_one_line(
-    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", *command])
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert expected in error
     assert error.count("\n") == 1
 
 

@@ -48,10 +48,10 @@ def refusal(args: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         run_command(Run, list(args), prog="distrinews run")
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1, "an error is one line"
-    return said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, "an error is one line"
+    return captured.err
 
 
 def accepted(args: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> RunConfig:
@@ -103,14 +103,14 @@ def test_help_tells_meaning_range_and_default_of(name: str, help_text: str) -> N
     field = RunConfig.model_fields[name]
     flag = "--" + name.replace("_", "-")
     entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", help_text)]
-    said = next(entry for entry in entries if entry.startswith((f"{flag} ", f"{flag}, ")))
+    output = next(entry for entry in entries if entry.startswith((f"{flag} ", f"{flag}, ")))
     assert field.description, f"{name} has no meaning under it"
-    assert " ".join(field.description.split()) in said
+    assert " ".join(field.description.split()) in output
     for bound, limit in bounds(name).items():
-        assert f"{SIGNS[bound]} {limit:,}" in said
+        assert f"{SIGNS[bound]} {limit:,}" in output
     for choice in choices(field):
-        assert choice in said.split()[1]
-    assert (f"default {field.default}" if field.default not in (None, ()) else "By default") in said
+        assert choice in output.split()[1]
+    assert (f"default {field.default}" if field.default not in (None, ()) else "By default") in output
 
 
 @pytest.mark.parametrize("name", [name for name in RunConfig.model_fields if is_number(name)])
@@ -170,7 +170,7 @@ def test_settings_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         (["--epocs", "3"], "unrecognized arguments: --epocs 3; did you mean --epochs?"),
         (["--epocs=3"], "did you mean --epochs?"),
@@ -201,9 +201,9 @@ def test_settings_cannot_be_changed() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_answered_with_what_would_be_right(
-    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in refusal(args, capsys)
+    assert expected in refusal(args, capsys)
 
 
 @pytest.mark.parametrize("args", [("--epocs", "3"), ("--epochs", "0"), ("--early-stopping-patience", "3")])
@@ -254,7 +254,7 @@ def test_classes_named_by_numbers_in_a_file_are_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("epocs: 3", "no setting is called 'epocs'; did you mean 'epochs'?"),
         ("batch-sizes: 3", "no setting is called 'batch_sizes'; did you mean 'batch_size'?"),
@@ -273,11 +273,11 @@ def test_classes_named_by_numbers_in_a_file_are_names(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_file_is_answered_with_what_would_be_right(
-    tmp_path: Path, content: str, said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(content, encoding="utf-8")
-    assert said in refusal(["--config", str(file)], capsys)
+    assert expected in refusal(["--config", str(file)], capsys)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

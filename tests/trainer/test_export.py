@@ -61,9 +61,9 @@ def test_all_variants_are_shipped_with_what_was_compared(finished_run: Path) -> 
     assert names == {
         "manifest.json", "model.json", "tokenizer.json", "model.onnx", "model_int8.onnx", openvino["file"], openvino["weights"]
     }  # fmt: skip
-    said = (finished_run / "said.txt").read_text(encoding="utf-8")
-    assert "export: shipped fp32, int8, openvino" in said
-    assert not re.search(r"nncf|INFO|Statistics|━", said, re.IGNORECASE), "the libraries are kept quiet"
+    output = (finished_run / "output.txt").read_text(encoding="utf-8")
+    assert "export: shipped fp32, int8, openvino" in output
+    assert not re.search(r"nncf|INFO|Statistics|━", output, re.IGNORECASE), "the libraries are kept quiet"
 
 
 def test_the_manifest_of_a_run_has_every_file_that_a_server_reads(finished_run: Path) -> None:
@@ -72,8 +72,8 @@ def test_the_manifest_of_a_run_has_every_file_that_a_server_reads(finished_run: 
     beside = {f"onnx/{path.name}" for path in (model / "onnx").iterdir() if path.name != "manifest.json"}
     assert set(files) == beside | {"config.json", "model.safetensors"}
     for name, entry in files.items():
-        told = subprocess.run(["sha256sum", model / name], capture_output=True, text=True, check=True).stdout
-        assert told.split()[0] == entry["sha256"]
+        digest = subprocess.run(["sha256sum", model / name], capture_output=True, text=True, check=True).stdout
+        assert digest.split()[0] == entry["sha256"]
         assert (model / name).stat().st_size == entry["bytes"]
 
 
@@ -105,9 +105,9 @@ def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_said
     assert list(facts["variants"]) == ["fp32"]
     assert facts["default"] == "fp32"
     assert not (run / "model" / "onnx" / "model_int8.onnx").exists()
-    said = capsys.readouterr().out
-    assert "int8 is not shipped: its accuracy is" in said
-    assert "openvino is not shipped: it cannot be written (no such operation)" in said
+    output = capsys.readouterr().out
+    assert "int8 is not shipped: its accuracy is" in output
+    assert "openvino is not shipped: it cannot be written (no such operation)" in output
 
 
 def test_when_no_variant_predicts_as_the_trained_model_nothing_is_shipped(
@@ -145,7 +145,7 @@ def test_export_before_evaluate_is_one_line_that_names_the_step(run: Path, run_d
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "said"),
+    ("name", "changed", "expected"),
     [
         ("openvino", {}, ""),
         ("openvino", {"accuracy_drop": 0.0051}, "its accuracy is 0.51 points lower, more than 0.5"),
@@ -155,9 +155,9 @@ def test_export_before_evaluate_is_one_line_that_names_the_step(run: Path, run_d
         ("fp32", {"probability_difference": 0.01}, "a probability differs by 1.0e-02, more than 1e-03"),
     ],
 )
-def test_what_a_variant_is_refused_for(name: str, changed: dict[str, float], said: str) -> None:
+def test_what_a_variant_is_refused_for(name: str, changed: dict[str, float], expected: str) -> None:
     found = {"same_label": 1.0, "same_label_batched": 1.0, "probability_difference": 0.0, "accuracy_drop": 0.0}
-    assert _fault(name, found | changed) == said
+    assert _fault(name, found | changed) == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])

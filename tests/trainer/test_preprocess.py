@@ -33,12 +33,12 @@ def test_the_report_counts_the_rows_that_are_there(
             str(percent): np.percentile(split.lengths, percent, method="inverted_cdf") for percent in (5, 50, 95, 99)
         }
     make("sample:5000", tmp_path / "dataset", max_length=48)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     counts = ", ".join(f"{name} 125 (25.0%)" for name in sample.classes)
-    assert f"preprocess: test: 500 rows: {counts}\n" in said
+    assert f"preprocess: test: 500 rows: {counts}\n" in output
     percentiles = "/".join(str(length) for length in info["test"]["length_percentiles"].values())
-    assert f"{info['test']['tokens'] / 500:.1f} tokens a row, percentiles 5/50/95/99 {percentiles}; " in said
-    assert f"{info['test']['truncated']} rows ({info['test']['truncated'] / 500:.1%}) truncated at 48" in said
+    assert f"{info['test']['tokens'] / 500:.1f} tokens a row, percentiles 5/50/95/99 {percentiles}; " in output
+    assert f"{info['test']['truncated']} rows ({info['test']['truncated'] / 500:.1%}) truncated at 48" in output
 
 
 def test_unused_validation_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,41 +106,41 @@ def measure(servers: Sequence[Server], texts: Sequence[str], *, rounds: int, sec
     with Progress("serve", rounds * len(servers) * len(_STEPS), "measurements") as progress:
         for number in range(rounds):
             for server in servers if number % 2 == 0 else servers[::-1]:
-                said = f"serve: round {number + 1}/{rounds}, {server.name}"
-                _measure_one(server, texts, measured[server.name], seconds, number, progress, said)
+                prefix = f"serve: round {number + 1}/{rounds}, {server.name}"
+                _measure_one(server, texts, measured[server.name], seconds, number, progress, prefix)
     return measured
 
 
 def _measure_one(
-    server: Server, texts: Sequence[str], measured: Measured, seconds: float, seed: int, progress: Progress, said: str
+    server: Server, texts: Sequence[str], measured: Measured, seconds: float, seed: int, progress: Progress, prefix: str
 ) -> None:
     singles, batches = single_requests(texts), batch_requests(texts, _BATCH)
-    with started(server, partial(_ask, text=texts[0]), measured) as port:
+    with started(server, partial(_classify, text=texts[0]), measured) as port:
         health = request(port, "GET", "/health")
         measured.engine = str(health.get("engine", ""))
-        measured.probabilities = [_ask(port, text) for text in texts[:_COMPARED]]
-        measured.probabilities_in_batches = _ask_together(port, texts[:_COMPARED])
+        measured.probabilities = [_classify(port, text) for text in texts[:_COMPARED]]
+        measured.probabilities_in_batches = _classify_together(port, texts[:_COMPARED])
         loops = {with_clients(number): partial(closed_loop, port, singles, clients=number) for number in _CLIENTS}
         for what, loop in loops.items():
-            record(run(loop(seconds=seconds)), what, measured, progress, said)
+            record(run(loop(seconds=seconds)), what, measured, progress, prefix)
         load = run(closed_loop(port, batches, clients=1, seconds=seconds))
-        record(load, _BATCHES, measured, progress, said, texts_each=_BATCH)
+        record(load, _BATCHES, measured, progress, prefix, texts_each=_BATCH)
         capacity = max(measured.loads[what][-1].per_second for what in loops)
         for share in _SHARES:
             measured.rates[share].append(capacity * share)
             arriving = open_loop(port, singles, rate=capacity * share, seconds=seconds, seed=seed)
-            record(run(arriving), at_share(share), measured, progress, said)
+            record(run(arriving), at_share(share), measured, progress, prefix)
         paths = ("/livez", "/readyz", "/health") if server.name == _OURS else ("/health",)
         with probing(port, paths, measured.probes):
             arriving = open_loop(port, singles, rate=capacity * _OVERLOAD, seconds=seconds, seed=seed)
-            record(run(arriving), at_share(_OVERLOAD), measured, progress, said)
+            record(run(arriving), at_share(_OVERLOAD), measured, progress, prefix)
 
 
-def _ask(port: int, text: str) -> list[float]:
+def _classify(port: int, text: str) -> list[float]:
     return list(request(port, "POST", "/predict", {"text": text})["probabilities"].values())
 
 
-def _ask_together(port: int, texts: Sequence[str]) -> list[list[float]]:
+def _classify_together(port: int, texts: Sequence[str]) -> list[list[float]]:
     parts = (texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH))
     answers = [answer for part in parts for answer in request(port, "POST", "/predict/batch", {"texts": part})]
     return [list(answer["probabilities"].values()) for answer in answers]

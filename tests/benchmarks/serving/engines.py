@@ -105,8 +105,8 @@ def _compare(folder: Path, *, rounds: int) -> None:
                 way.speeds.append(way.texts / turn["seconds"])
                 way.efficiencies.append(way.texts / turn["cpu_seconds"])
                 way.resident.append(turn["resident"])
-            said = ", ".join(f"{name} {way.speeds[-1]:.1f}" for name, way in WAYS.items())
-            print(f"engines: round {number + 1}/{rounds}, texts/s: {said}", flush=True)
+            speeds = ", ".join(f"{name} {way.speeds[-1]:.1f}" for name, way in WAYS.items())
+            print(f"engines: round {number + 1}/{rounds}, texts/s: {speeds}", flush=True)
         for process in processes.values():
             process.communicate()  # the end of its input ends it
 
@@ -193,7 +193,7 @@ def _report(folder: Path, load: str, *, rounds: int) -> None:
     )
     write(
         "engines",
-        title="What runs the model fastest",
+        title="Speed of the engines",
         command="python -m tests.benchmarks.serving.engines",
         packages=("openvino", "nncf", "onnxruntime", "tokenizers", "torch", "transformers"),
         parts=[how, table(rows)],

@@ -120,7 +120,7 @@ async def closed_loop(
     async def client() -> None:
         while window.is_open and (request := next(bodies, None)):
             sent = time.perf_counter()
-            status = await connections.ask(request)
+            status = await connections.send(request)
             window.add(sent, time.perf_counter(), status)
             if status == REFUSED:
                 await asyncio.sleep(0.01)  # else it would use up all requests at once
@@ -145,7 +145,7 @@ async def open_loop(
 
     async def one(intended: float, request: bytes) -> None:
         late.append(time.perf_counter() - intended)
-        status = await connections.ask(request)
+        status = await connections.send(request)
         samples.add(intended, time.perf_counter(), status)
 
     async with asyncio.TaskGroup() as tasks:
@@ -233,13 +233,13 @@ class _Connections:
         self._idle: list[_Connection] = []
         self._in_flight = self.most_in_flight = self.resent = 0
 
-    async def ask(self, request: bytes) -> str:
+    async def send(self, request: bytes) -> str:
         """Returns the status of the answer, or the outcome of a request without one."""
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:
             async with asyncio.timeout(self._limit_seconds):
-                return await self._ask(request)
+                return await self._send(request)
         except TimeoutError:
             return TIMEOUT
         except OSError:
@@ -247,13 +247,13 @@ class _Connections:
         finally:
             self._in_flight -= 1
 
-    async def _ask(self, request: bytes) -> str:
+    async def _send(self, request: bytes) -> str:
         while (connection := self._take_idle()) is not None:
-            if (status := await connection.ask(request, idle=self._idle)) != HUNG_UP:
+            if (status := await connection.send(request, idle=self._idle)) != HUNG_UP:
                 return status
             self.resent += 1  # as every client does: the server may close an idle connection at any moment
         _, fresh = await asyncio.get_running_loop().create_connection(_Connection, HOST, self._port)
-        return await fresh.ask(request, idle=self._idle)
+        return await fresh.send(request, idle=self._idle)
 
     def _take_idle(self) -> "_Connection | None":
         while self._idle:
@@ -276,7 +276,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.is_closed = False
 
-    async def ask(self, request: bytes, *, idle: "list[_Connection]") -> str:
+    async def send(self, request: bytes, *, idle: "list[_Connection]") -> str:
         """Send, wait for the answer, and join the idle connections if this one can be used again."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)

@@ -216,16 +216,16 @@ def _measure(
     with Progress("serve_others", rounds * len(contenders) * (len(_CLIENTS) + 1), "measurements") as progress:
         for number in range(rounds):
             for server, body in contenders if number % 2 == 0 else contenders[::-1]:
-                found, said = measured[server.name], f"serve_others: round {number + 1}/{rounds}, {server.name}"
+                found, prefix = measured[server.name], f"serve_others: round {number + 1}/{rounds}, {server.name}"
                 requests = [post("/predict", body(text)) for text in texts]
                 first = partial(request, method="POST", path="/predict", body=body(texts[0]))
                 with started(server, first, found) as port:
                     for clients in _CLIENTS:
                         load = run(closed_loop(port, requests, clients=clients, seconds=seconds))
-                        record(load, with_clients(clients), found, progress, said)
+                        record(load, with_clients(clients), found, progress, prefix)
                     rate = _SHARE * max(found.loads[with_clients(clients)][-1].per_second for clients in _CLIENTS)
                     load = run(open_loop(port, requests, rate=rate, seconds=seconds, seed=number))
-                    record(load, at_share(_SHARE), found, progress, said)
+                    record(load, at_share(_SHARE), found, progress, prefix)
     return measured
 
 

@@ -108,32 +108,32 @@ def at_share(share: float) -> str:
     return f"open loop at {share:.0%} of capacity"
 
 
-def record(load: Load, what: str, measured: Measured, progress: Progress, said: str, *, texts_each: int = 1) -> None:
+def record(load: Load, what: str, measured: Measured, progress: Progress, prefix: str, *, texts_each: int = 1) -> None:
     measured.loads[what].append(load)
     measured.texts_each[what] = texts_each
     row = describe(load, texts_each=texts_each)
     print0(
-        f"{said}, {what}: {row['Texts/s']} texts/s, p50 {row['p50, ms']} ms, p99 {row['p99, ms']} ms, failed {row['Failed']}"
+        f"{prefix}, {what}: {row['Texts/s']} texts/s, p50 {row['p50, ms']} ms, p99 {row['p99, ms']} ms, failed {row['Failed']}"
     )
     progress.advance()
 
 
 @contextmanager
-def started(server: Server, ask: Callable[[int], object], measured: Measured) -> Iterator[int]:
-    """Start a server, time its first answer to `ask`, watch its memory from then on, and stop it at the end."""
+def started(server: Server, call: Callable[[int], object], measured: Measured) -> Iterator[int]:
+    """Start a server, time its first answer to `call`, watch its memory from then on, and stop it at the end."""
     port = free_port()
     with tempfile.TemporaryFile() as log:
         began, environment = time.perf_counter(), os.environ | server.environment
         command = [*server.command, str(port)]
         with subprocess.Popen(command, cwd=_REPOSITORY, stdout=log, stderr=log, env=environment) as process:
             try:
-                _wait_for_answer(partial(ask, port), process)
+                _wait_for_answer(partial(call, port), process)
                 measured.start_seconds.append(time.perf_counter() - began)
                 with _memory_watched(process.pid, measured):
                     yield port
             except BaseException:
                 log.seek(0)
-                print0(f"serve: {server.name} said: {log.read()[-4000:].decode(errors='replace')}")
+                print0(f"serve: {server.name} printed: {log.read()[-4000:].decode(errors='replace')}")
                 raise
             finally:
                 _stop(process)
@@ -158,11 +158,11 @@ def free_port() -> int:
         return port
 
 
-def _wait_for_answer(ask: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+def _wait_for_answer(call: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         try:
-            ask()
+            call()
         except (OSError, http.client.HTTPException):
             if process.poll() is not None:
                 raise RuntimeError(f"the server ended with status {process.returncode} before it answered") from None
@@ -223,10 +223,10 @@ def probing(port: int, paths: Sequence[str], seconds: list[float]) -> Iterator[N
         try:
             yield
         finally:
-            said, _ = process.communicate()
+            output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the probes ended with status {process.returncode}")
-    seconds += map(float, said.split())
+    seconds += map(float, output.split())
 
 
 def probe() -> None:

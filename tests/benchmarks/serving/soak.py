@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument(
-        "--layers", type=int, default=1, help="of DistilBERT's six: what is kept for a text does not ask"
+        "--layers", type=int, default=1, help="of DistilBERT's six: memory of a text does not depend on it"
     )
     parser.add_argument("--engine", action="append", choices=["openvino", "onnx"], help="by default both, in turn")
     parser.add_argument("--wait-minutes", type=float, default=1, help="for a quiet machine, at most")
@@ -82,7 +82,7 @@ def _soak(folder: Path, engine: str, requests: int) -> Iterator[str]:
                 }
             )
             if part < _PARTS:
-                asking = _ask(port, texts, requests // _PARTS, seed=part, answers=answers, progress=progress)
+                asking = _send(port, texts, requests // _PARTS, seed=part, answers=answers, progress=progress)
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     runner.run(asking)
         took = time.perf_counter() - began
@@ -96,7 +96,7 @@ def _listener(port: int) -> psutil.Process:
     return psutil.Process(next(one.pid for one in found if one.laddr == (HOST, port) and one.status == "LISTEN"))
 
 
-async def _ask(
+async def _send(
     port: int, texts: list[str], count: int, *, seed: int, answers: Counter[str], progress: Progress
 ) -> None:
     random = Random(seed)

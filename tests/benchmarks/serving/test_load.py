@@ -137,7 +137,7 @@ def test_a_stall_shows_in_the_latency_of_all_that_should_have_been_sent_meanwhil
     assert open_.percentile(99) > 0.4
     answered = 0
     closed = run(stalls_once, lambda port: closed_loop(port, REQUESTS, clients=1, seconds=1, warm_seconds=0))
-    assert closed.percentile(99) < 0.1, "what a closed loop cannot see: it asked once in that time"
+    assert closed.percentile(99) < 0.1, "what a closed loop cannot see: it sent one request in that time"
 
 
 def test_a_queue_grows_where_more_come_than_can_be_served() -> None:
@@ -164,12 +164,12 @@ def test_a_request_that_is_never_answered_counts_as_slow_not_as_none() -> None:
 
 def test_refusals_are_counted_by_status_and_are_no_quick_answers() -> None:
     statuses = ["200 OK", "429 Too Many Requests", "503 Service Unavailable"]
-    asked = 0
+    requests = 0
 
     async def refuses_two_of_three(_: bytes) -> bytes:
-        nonlocal asked
-        asked += 1
-        status = statuses[asked % 3]
+        nonlocal requests
+        requests += 1
+        status = statuses[requests % 3]
         await asyncio.sleep(0.02 if status == "200 OK" else 0)
         return http(status)
 
@@ -213,12 +213,12 @@ def test_a_request_on_a_connection_that_the_server_just_closed_is_sent_again_and
     async def measure(port: int) -> Load:
         return await closed_loop(port, REQUESTS, clients=1, seconds=0.3, warm_seconds=0)
 
-    asked = 0
+    requests = 0
 
     async def hangs_up_on_every_third(_: bytes) -> bytes:
-        nonlocal asked
-        asked += 1
-        return b"" if asked % 3 == 0 else http("200 OK")
+        nonlocal requests
+        requests += 1
+        return b"" if requests % 3 == 0 else http("200 OK")
 
     load = run(hangs_up_on_every_third, measure)
     assert load.failed == {}

@@ -145,8 +145,8 @@ class Stage:
         return str(caught.value)
 
     def helm(self, *args: str) -> Any:  # noqa: ANN401 - the output of any command
-        said = subprocess.run([helm("v35"), *args, "-n", "news"], capture_output=True, text=True, check=True).stdout
-        return json.loads(said) if "json" in args else said
+        output = subprocess.run([helm("v35"), *args, "-n", "news"], capture_output=True, text=True, check=True).stdout
+        return json.loads(output) if "json" in args else output
 
     def history(self) -> list[str]:
         return [one["status"] for one in self.helm("history", "distrinews", "-o", "json")]
@@ -208,10 +208,10 @@ def test_the_first_model_is_installed_verified_and_recorded_as_served(
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "distrinews-workspace"
     assert f"--sha256={done['sha256']}" in pod["initContainers"][0]["args"]
     assert stage.served() == "first"
-    said = capsys.readouterr().out
-    assert f"deploy | deployment {NAME}: 1 pods, 1 of them new; 1 ready" in said
-    assert "helm | STATUS: deployed" in said
-    assert KEY not in said + json.dumps(done)
+    output = capsys.readouterr().out
+    assert f"deploy | deployment {NAME}: 1 pods, 1 of them new; 1 ready" in output
+    assert "helm | STATUS: deployed" in output
+    assert KEY not in output + json.dumps(done)
 
 
 def test_the_next_model_takes_its_place_and_what_others_set_stays(stage: Stage) -> None:
@@ -313,10 +313,10 @@ def test_an_upgrade_by_another_is_waited_for(stage: Stage) -> None:
     values = ["--set-json", 'model={"uri":"s3://a/b"}']
     install = [str(helm("v35")), "install", "distrinews", "helm/serving", "-n", "news", *values, "--wait"]
     # A buffer of our own: pytest's loses what is written while it is read.
-    with subprocess.Popen(install, stdout=subprocess.DEVNULL) as other, ThreadPoolExecutor() as pool, redirect_stdout(io.StringIO()) as said:  # fmt: skip
+    with subprocess.Popen(install, stdout=subprocess.DEVNULL) as other, ThreadPoolExecutor() as pool, redirect_stdout(io.StringIO()) as output:  # fmt: skip
         stage.store.wait_for(lambda: not stage.kubelet.fates)
         running = pool.submit(stage.deploy, "first")
-        while "revision 1 of distrinews is pending-install by another: waiting for its end" not in said.getvalue():
+        while "revision 1 of distrinews is pending-install by another: waiting for its end" not in output.getvalue():
             assert not running.done()
             time.sleep(0.05)
         ready(stage.kubelet, stage.store.objects["deployments"][NAME])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.api_server import Store, serving
-from tests.support.stage import Said, Stage
+from tests.support.stage import Output, Stage
 
 
 @pytest.fixture
@@ -19,5 +19,5 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    return Said(capsys)
+def output(capsys: pytest.CaptureFixture[str]) -> Output:
+    return Output(capsys)

@@ -81,23 +81,23 @@ def test_a_job_is_driven_from_a_laptop(laptop: Store, capsys: pytest.CaptureFixt
     assert call("submit", "--run", "first", "--nodes", "2", "--epochs", "2") == 0
     assert call("submit", "--run", "first", "--nodes", "2", "--epochs", "2") == 0
     name = operator.job["metadata"]["name"]
-    said = capsys.readouterr().out
-    assert f"job {name} started in namespace news" in said
-    assert f"job {name} attached in namespace news" in said
+    output = capsys.readouterr().out
+    assert f"job {name} started in namespace news" in output
+    assert f"job {name} attached in namespace news" in output
     assert "ownerReferences" not in operator.job["metadata"]
     assert laptop.tokens == {"Bearer secret"}
     master, worker = operator.pods()
     operator.run(master)
-    operator.say(master, "hello")
+    operator.log(master, "hello")
     operator.wait(worker, "ImagePullBackOff")
     assert call("status") == 0
     assert call("status", name) == 0
     assert call("logs", name) == 0
-    said = capsys.readouterr().out
-    assert said.count(f"{name}: waiting, 2 pods") == 2
-    assert "master-0     running, on node-1, 0 restarts" in said
-    assert "worker-0     ImagePullBackOff, on no node" in said
-    assert "master-0 | hello" in said
+    output = capsys.readouterr().out
+    assert output.count(f"{name}: waiting, 2 pods") == 2
+    assert "master-0     running, on node-1, 0 restarts" in output
+    assert "worker-0     ImagePullBackOff, on no node" in output
+    assert "master-0 | hello" in output
     assert call("delete", name, "--dry-run") == 0
     assert list(laptop.objects["pytorchjobs"]) == [name]
     assert call("delete", name) == 0
@@ -114,7 +114,7 @@ def test_a_job_is_followed_from_a_laptop_and_runs_on_when_one_leaves(
     def fail_in_the_end() -> None:
         (pod,) = operator.pods()
         operator.run(pod)
-        operator.say(pod, "hello")
+        operator.log(pod, "hello")
         operator.end(pod, 1)
         operator.condition("Failed", "BackoffLimitExceeded", "too many restarts")
 
@@ -122,15 +122,15 @@ def test_a_job_is_followed_from_a_laptop_and_runs_on_when_one_leaves(
         failing = pool.submit(fail_in_the_end)
         assert call("submit", "--run", "first", "--follow") == 1
         failing.result(10)
-    told = capsys.readouterr()
-    assert "master-0 | hello\n" in told.out
-    assert "failed: BackoffLimitExceeded: too many restarts" in told.err
+    captured = capsys.readouterr()
+    assert "master-0 | hello\n" in captured.out
+    assert "failed: BackoffLimitExceeded: too many restarts" in captured.err
     name = operator.job["metadata"]["name"]
     assert call("logs", "--follow", name) == 0
     assert call("status", name) == 0
-    told = capsys.readouterr()
-    assert "master-0 | hello\n" in told.out
-    assert "ended: exit code 1" in told.out
+    captured = capsys.readouterr()
+    assert "master-0 | hello\n" in captured.out
+    assert "ended: exit code 1" in captured.out
     assert list(laptop.objects["pytorchjobs"]) == [name]
 
 

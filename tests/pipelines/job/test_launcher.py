@@ -13,7 +13,7 @@ from pipelines.job.backends import LAUNCHER_ANNOTATION
 from pipelines.job.launcher import launch
 from pipelines.job.settings import JobConfig
 from server.errors import UserError
-from tests.support.stage import NO_END, SECOND, TRAIN, Said, Stage, failure_of
+from tests.support.stage import NO_END, SECOND, TRAIN, Output, Stage, failure_of
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
@@ -31,36 +31,36 @@ launch(TrainConfig(epochs=2), JobConfig(mount_path=str(folder.parent)), run_fold
 
 
 def test_a_launcher_that_starts_again_attaches_to_the_job_that_runs(
-    stage: Stage, said: Said, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = stage.launch()
     master, worker = stage.operator.pods()
     stage.operator.run(master, worker)
-    stage.operator.say(master, "said before")
-    said.until("master-0 | said before")
+    stage.operator.log(master, "printed before")
+    output.until("master-0 | printed before")
     monkeypatch.setenv("KFP_POD_NAME", "train-step-again")
     monkeypatch.setenv("KFP_POD_UID", "uid-of-the-second-try")
     stage.store.fail("PATCH", 409)
     second = stage.launch()
-    said.until("runs already: attaching to it")
+    output.until("runs already: attaching to it")
     stage.train()
     stage.operator.succeed()
     assert second.result(10).how == "attached"
     assert first.result(10).how == "started"
-    assert said.all().count("master-0 | said before") == 2  # the second step's log is whole too
-    assert len(stage.asked("POST", "/pytorchjobs")) == 1
+    assert output.all().count("master-0 | printed before") == 2  # the second step's log is whole too
+    assert len(stage.request_times("POST", "/pytorchjobs")) == 1
     assert stage.operator.job["metadata"]["ownerReferences"][0]["uid"] == "uid-of-the-second-try"
 
 
-def test_the_result_of_a_job_that_succeeded_is_taken(stage: Stage, said: Said) -> None:
+def test_the_result_of_a_job_that_succeeded_is_taken(stage: Stage, output: Output) -> None:
     first = stage.launch()
     stage.operator.run(*stage.operator.pods())
     stage.train()
     stage.operator.succeed()
     first.result(10)
     assert stage.launch().result(10).how == "reused"
-    assert "has succeeded before: reusing its result" in said.all()
-    assert len(stage.asked("POST", "/pytorchjobs")) == 1
+    assert "has succeeded before: reusing its result" in output.all()
+    assert len(stage.request_times("POST", "/pytorchjobs")) == 1
 
 
 def test_a_run_that_the_pods_would_not_see_is_refused(stage: Stage, tmp_path: Path) -> None:
@@ -80,7 +80,9 @@ def test_a_job_that_succeeded_without_a_whole_model_is_a_failure(stage: Stage) -
 def test_sigterm_takes_the_job_along(stage: Stage) -> None:
     command = [sys.executable, "-c", SCRIPT, f"http://127.0.0.1:{stage.port}", str(stage.run_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as step:
-        stage.store.wait_for(lambda: stage.store.objects["pytorchjobs"] and len(stage.asked("GET", "watch=true")) >= 3)
+        stage.store.wait_for(
+            lambda: stage.store.objects["pytorchjobs"] and len(stage.request_times("GET", "watch=true")) >= 3
+        )
         step.send_signal(signal.SIGTERM)
         output, _ = step.communicate(timeout=10)
     assert step.returncode == 143
@@ -88,15 +90,15 @@ def test_sigterm_takes_the_job_along(stage: Stage) -> None:
     assert stage.jobs() == []
 
 
-def test_a_launcher_whose_job_belongs_to_a_later_try_leaves_it(stage: Stage, said: Said) -> None:
+def test_a_launcher_whose_job_belongs_to_a_later_try_leaves_it(stage: Stage, output: Output) -> None:
     running = stage.launch(NO_END.model_copy(update={"run_minutes": 1.5 * SECOND}))
-    said.until("is created")
+    output.until("is created")
     job = stage.operator.job
     annotations = {LAUNCHER_ANNOTATION: "a-later-try/its-uid"}
     stage.store.put("pytorchjobs", {**job, "metadata": {**job["metadata"], "annotations": annotations}})
     assert "min to run" in failure_of(running)
     assert stage.jobs() == [job["metadata"]["name"]]
-    assert "now belongs to a-later-try/its-uid: left alone" in said.all()
+    assert "now belongs to a-later-try/its-uid: left alone" in output.all()
 
 
 def test_what_is_set_on_the_kubeflow_task_reaches_the_pods(stage: Stage) -> None:

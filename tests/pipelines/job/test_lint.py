@@ -137,10 +137,10 @@ def test_every_document_of_every_file_is_checked_and_other_kinds_are_left_alone(
     (tmp_path / "job.json").write_text(json.dumps(yaml.safe_load(fault)), encoding="utf-8")
     done = distrinews("job", "lint", "--json", str(tmp_path / "good.yaml"), str(tmp_path / "job.json"))
     assert done.returncode == 1
-    (told,) = json.loads(done.stdout)
-    assert told["file"].endswith("job.json")
-    assert told["rule"] == "wrong-type"
-    assert set(told) == {"file", "line", "rule", "message", "fix"}
+    (finding,) = json.loads(done.stdout)
+    assert finding["file"].endswith("job.json")
+    assert finding["rule"] == "wrong-type"
+    assert set(finding) == {"file", "line", "rule", "message", "fix"}
 
 
 def test_a_file_without_a_fault_ends_with_status_0_and_one_that_is_not_there_says_so(

@@ -4,31 +4,31 @@ import re
 
 import pytest
 
-from tests.support.stage import Said, Stage, failure_of
+from tests.support.stage import Output, Stage, failure_of
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
 
-def test_a_job_that_another_made_at_the_same_moment_is_gone_on_with(stage: Stage, said: Said) -> None:
+def test_a_job_that_another_made_at_the_same_moment_is_gone_on_with(stage: Stage, output: Output) -> None:
     racers = [stage.launch(), stage.launch()]
     stage.operator.run(*stage.operator.pods())
-    said.until("attaching to it")
+    output.until("attaching to it")
     stage.train()
     stage.operator.succeed()
     assert sorted(running.result(10).how for running in racers) == ["attached", "started"]
 
 
-def test_a_job_that_had_failed_is_replaced_when_all_of_it_is_gone(stage: Stage, said: Said) -> None:
+def test_a_job_that_had_failed_is_replaced_when_all_of_it_is_gone(stage: Stage, output: Output) -> None:
     failed = stage.launch(keep_failed=True)
     stage.operator.run(*stage.operator.pods())
     stage.operator.condition("Failed", "PyTorchJobFailed", "pod failed")
     failure_of(failed)
     stage.store.slow_deletion = True
     again = stage.launch()
-    said.until("failed: deleting it; training resumes from its last checkpoint")
-    assert len(stage.asked("POST", "/pytorchjobs")) == 1
+    output.until("failed: deleting it; training resumes from its last checkpoint")
+    assert len(stage.request_times("POST", "/pytorchjobs")) == 1
     stage.store.remove("pytorchjobs", stage.operator.job["metadata"]["name"])
-    said.until("is created", times=2)
+    output.until("is created", times=2)
     stage.operator.run(*stage.operator.pods())
     stage.train()
     stage.operator.succeed()
@@ -64,9 +64,9 @@ def test_everything_that_is_missing_is_told_at_once_with_the_role_to_apply(stage
     assert "claim distrinews-workspace: create it" in failure_of(stage.launch())
 
 
-def test_two_jobs_never_train_into_one_folder(stage: Stage, said: Said) -> None:
+def test_two_jobs_never_train_into_one_folder(stage: Stage, output: Output) -> None:
     first = stage.launch()
-    said.until("is created")
+    output.until("is created")
     (name,) = stage.jobs()
     refused = failure_of(stage.launch(nodes=4))
     assert f"job {name} with other settings trains into distrinews-workspace/first already" in refused
@@ -77,14 +77,14 @@ def test_two_jobs_never_train_into_one_folder(stage: Stage, said: Said) -> None:
     stage.operator.condition("Succeeded")
     first.result(10)
     second = stage.launch(nodes=4)
-    said.until("is created", times=2)
+    output.until("is created", times=2)
     stage.store.remove("pytorchjobs", next(other for other in stage.jobs() if other != name))
     failure_of(second)
 
 
-def test_of_two_jobs_created_at_once_for_one_folder_the_older_stays(stage: Stage, said: Said) -> None:
+def test_of_two_jobs_created_at_once_for_one_folder_the_older_stays(stage: Stage, output: Output) -> None:
     first = stage.launch()
-    said.until("is created")
+    output.until("is created")
     job = stage.operator.job
     hidden = {**job, "metadata": {**job["metadata"], "name": "earlier", "creationTimestamp": "2020-01-01T00:00:00Z"}}
     stage.store.on_create = lambda: stage.store.put("pytorchjobs", hidden)

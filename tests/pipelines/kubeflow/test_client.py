@@ -53,7 +53,7 @@ def submit(*args: str) -> int:
 
 def sent(kubeflow: Kubeflow) -> dict[str, Any]:
     """Returns the parameters of the run that was started last."""
-    bodies = [body for method, path, body in kubeflow.asked if (method, path) == ("POST", "/apis/v2beta1/runs")]
+    bodies = [body for method, path, body in kubeflow.requests if (method, path) == ("POST", "/apis/v2beta1/runs")]
     parameters: dict[str, Any] = bodies[-1]["runtime_config"]["parameters"]
     return parameters
 
@@ -74,7 +74,7 @@ def test_a_run_is_started_with_its_parameters_and_its_link_is_printed(kubeflow: 
         "--no-follow",
     )
     assert done.returncode == 0, done.stderr
-    started = next(body for method, path, body in kubeflow.asked if (method, path) == ("POST", "/apis/v2beta1/runs"))
+    started = next(body for method, path, body in kubeflow.requests if (method, path) == ("POST", "/apis/v2beta1/runs"))
     assert started["pipeline_version_reference"] == {"pipeline_id": "p1", "pipeline_version_id": "v1"}
     given = sent(kubeflow)
     assert (given["data"], given["epochs"], given["run_name"]) == ("/workspace/my.csv", 2, "mine")
@@ -88,7 +88,7 @@ def test_the_same_version_is_uploaded_once(kubeflow: Kubeflow) -> None:
     endpoint = PipelinesClient(Access(), namespace=None)
     first, second = endpoint.upload(), endpoint.upload()
     assert first == second == ("p1", "v1")
-    uploads = [body for _, path, body in kubeflow.asked if path.endswith("/upload_version")]
+    uploads = [body for _, path, body in kubeflow.requests if path.endswith("/upload_version")]
     assert len(uploads) == 1
     assert b"step_memory" in uploads[0]
 
@@ -103,8 +103,8 @@ def test_following_a_run_prints_each_change_once_and_its_end(
     ]
     endpoint = PipelinesClient(Access(), namespace=None, poll_seconds=0.01)
     assert endpoint.follow("r1") == "FAILED"
-    said = capsys.readouterr().out
-    assert said.splitlines() == [
+    output = capsys.readouterr().out
+    assert output.splitlines() == [
         "submit: preprocess: running",
         "submit: preprocess: succeeded",
         "submit: train: running",
@@ -160,7 +160,7 @@ def test_a_schedule_starts_runs_that_name_themselves_one_at_a_time(
 ) -> None:
     assert submit("--data", "/workspace/my.csv", "--schedule", "0 0 3 * * *") == 0
     assert "scheduled as s1" in capsys.readouterr().out
-    body = next(body for _, path, body in kubeflow.asked if path.endswith("/recurringruns"))
+    body = next(body for _, path, body in kubeflow.requests if path.endswith("/recurringruns"))
     assert body["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
     assert (int(body["max_concurrency"]), body["no_catchup"]) == (1, True)
     assert "run_name" not in body["runtime_config"]["parameters"], "each run has the id that Kubeflow gives it"
@@ -181,9 +181,9 @@ def test_a_wrong_setting_is_one_line_before_any_request(
     args: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit(*args) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert line in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert line in output
 
 
 def test_an_endpoint_that_refuses_us_is_one_line_without_the_token(
@@ -192,12 +192,12 @@ def test_an_endpoint_that_refuses_us_is_one_line_without_the_token(
     monkeypatch.setenv("KFP_TOKEN", "wrong-secret")
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client's own tries
     assert submit("--data", "sample") == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"distrinews submit: error: http://127\.0\.0\.1:\d+ (answers 401|does not answer).*\n", said), (
-        said
-    )
-    assert "wrong-secret" not in said
-    assert kubeflow.asked == []
+    output = capsys.readouterr().err
+    assert re.fullmatch(
+        r"distrinews submit: error: http://127\.0\.0\.1:\d+ (answers 401|does not answer).*\n", output
+    ), output
+    assert "wrong-secret" not in output
+    assert kubeflow.requests == []
 
 
 def test_the_pipeline_compiles_to_manifests_for_gitops(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def refused(capsys: pytest.CaptureFixture[str], model: object, *args: object, st
     with pytest.raises(SystemExit) as stop:
         run(model, *args)
     assert stop.value.code == status
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, "an error is one line"
-    return said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1, "an error is one line"
+    return output
 
 
 def records(path: Path) -> list[dict[str, str]]:
@@ -123,8 +123,8 @@ def test_a_column_that_the_first_row_lacks_is_no_silent_loss(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_json_lines(tmp_path / "in.jsonl", [{"text": "goal"}, {"text": "bank", "n": 1}])
-    said = refused(capsys, folder, "--input", source, "--output", tmp_path / "out.csv")
-    assert "line 2 of the input has the column 'n'" in said
+    output = refused(capsys, folder, "--input", source, "--output", tmp_path / "out.csv")
+    assert "line 2 of the input has the column 'n'" in output
 
 
 def test_the_layout_of_ag_news_is_read_as_run_reads_it(folder: Path, tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_the_command_reads_a_pipe_and_writes_nothing_but_rows_to_one(folder: Pat
 
 def test_predict_loads_neither_torch_nor_kfp() -> None:
     code = "import sys, pipelines.predict.command; print({'torch', 'kfp', 'fastapi', 'starlette'} & set(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said == "set()\n"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -173,11 +173,11 @@ def test_an_output_cut_anywhere_is_resumed_to_the_same_bytes(
 
 
 def test_a_killed_process_is_resumed_with_no_row_lost_or_asked_twice(table: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
+    sent: list[str] = []
     slow = threading.Event()
 
     def answer(texts: list[str], _: BaseHTTPRequestHandler) -> Reply:
-        asked.extend(texts)
+        sent.extend(texts)
         slow.wait(0.02)
         return sports(texts)
 
@@ -204,10 +204,10 @@ def test_a_killed_process_is_resumed_with_no_row_lost_or_asked_twice(table: Path
         slow.set()
         run(*command[2:])
         assert [row["title"] for row in records(output)] == [row[0] for row in ROWS]
-        assert len(asked) <= len(ROWS) + 2 * 4 * 4, "at most what was in flight is sent again"
-        count = len(asked)
+        assert len(sent) <= len(ROWS) + 2 * 4 * 4, "at most what was in flight is sent again"
+        count = len(sent)
         run(*command[2:])
-        assert len(asked) == count, "a finished output sends nothing"
+        assert len(sent) == count, "a finished output sends nothing"
 
 
 def resumable(folder: Path, source: Path, output: Path) -> tuple[object, ...]:
@@ -253,8 +253,8 @@ def test_an_output_is_not_overwritten_and_a_finished_one_gets_no_more_rows(
     finished = output.read_bytes()
     assert "exists; resume it with --resume" in refused(capsys, folder, "--input", source, "--output", output)
     write(source, "goal\nbank\n")
-    said = refused(capsys, folder, "--input", source, "--output", output, "--resume")
-    assert "is finished, but the input has a line 2" in said
+    printed = refused(capsys, folder, "--input", source, "--output", output, "--resume")
+    assert "is finished, but the input has a line 2" in printed
     assert output.read_bytes() == finished
 
 
@@ -265,9 +265,9 @@ def test_a_row_that_cannot_be_classified_stops_with_its_line_or_is_written_with_
     model = folder if by == "folder" else client.base_url
     source = write(tmp_path / "in.csv", b'text,n\ngoal,1\nbank,2\n"\x01",3\n,4\nchip\xff,5\nvote,6,7\nteam,8\n')
     output = tmp_path / "out.csv"
-    said = refused(capsys, model, "--input", source, "--output", output)
-    assert f"{source}, line 4: Text should have a visible character" in said
-    assert "continue with --resume" in said
+    printed = refused(capsys, model, "--input", source, "--output", output)
+    assert f"{source}, line 4: Text should have a visible character" in printed
+    assert "continue with --resume" in printed
     assert [row["text"] for row in records(output)] == ["goal", "bank"], "what came before is written"
     output.unlink()
     run(model, "--input", source, "--output", output, "--bad-rows", "skip")
@@ -288,8 +288,8 @@ def test_a_text_above_the_limit_is_a_bad_row_by_a_folder_and_by_a_server(
     monkeypatch.setenv("DISTRINEWS_MAX_TEXT_CHARACTERS", "200")
     model = folder if by == "folder" else client.base_url
     source = write(tmp_path / "in.txt", "goal\n" + "x" * 201 + "\n")
-    said = refused(capsys, model, "--input", source, "--output", tmp_path / "out.jsonl")
-    assert f"{source}, line 2: String should have at most 200 characters" in said
+    output = refused(capsys, model, "--input", source, "--output", tmp_path / "out.jsonl")
+    assert f"{source}, line 2: String should have at most 200 characters" in output
 
 
 def test_a_server_that_stays_away_is_given_up_with_its_reason(
@@ -299,10 +299,10 @@ def test_a_server_that_stays_away_is_given_up_with_its_reason(
     source = write(tmp_path / "in.txt", "a\n")
     with answering(lambda *_: (503, {"detail": "the server stops"}, {})) as url, pytest.raises(SystemExit):
         run(url, "--input", source, "--output", tmp_path / "out.jsonl")
-    said = capsys.readouterr().err.splitlines()
-    assert "/predict/batch: HTTP 503: the server stops; next try in " in said[0]
-    assert "/predict/batch: HTTP 503: the server stops, for 60 s; the rows so far are in" in said[-1]
-    assert len(said) < 10
+    output = capsys.readouterr().err.splitlines()
+    assert "/predict/batch: HTTP 503: the server stops; next try in " in output[0]
+    assert "/predict/batch: HTTP 503: the server stops, for 60 s; the rows so far are in" in output[-1]
+    assert len(output) < 10
 
 
 def test_rows_stay_in_order_with_no_more_than_so_many_requests_at_once(tmp_path: Path) -> None:
@@ -370,9 +370,9 @@ def test_the_key_comes_from_a_variable_and_shows_nowhere(
     with answering(answer) as url:
         assert "got none: set DISTRINEWS_API_KEY" in refused(capsys, url, "--input", source, "--output", output)
         monkeypatch.setenv("DISTRINEWS_API_KEY", KEY[::-1])
-        said = refused(capsys, url, "--input", source, "--output", output, "--resume")
-        assert "refuses this one" in said
-        assert KEY[::-1] not in said
+        printed = refused(capsys, url, "--input", source, "--output", output, "--resume")
+        assert "refuses this one" in printed
+        assert KEY[::-1] not in printed
         monkeypatch.setenv("DISTRINEWS_API_KEY", KEY)
         run(url, "--input", source, "--output", output, "--resume")
     assert len(json_lines(output.read_text())) == 1
@@ -383,9 +383,9 @@ def test_a_key_in_the_environment_does_not_disturb_a_folder(
 ) -> None:
     monkeypatch.setenv("DISTRINEWS_API_KEY", KEY)
     run(folder, "goal")
-    said = capfd.readouterr()
-    assert len(json_lines(said.out)) == 1
-    assert KEY not in said.out + said.err
+    captured = capfd.readouterr()
+    assert len(json_lines(captured.out)) == 1
+    assert KEY not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
@@ -412,8 +412,8 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_server_of_another_kind_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(health=lambda: (200, b"<html>Welcome</html>", {})) as url:
-        said = refused(capsys, url, "text")
-    assert "/health is not answered by a DistriNews server of this version: HTTP 200: <html>Welcome</html>" in said
+        output = refused(capsys, url, "text")
+    assert "/health is not answered by a DistriNews server of this version: HTTP 200: <html>Welcome</html>" in output
     assert not list(tmp_path.iterdir())
 
 

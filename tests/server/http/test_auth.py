@@ -58,21 +58,21 @@ def app_of(classifier: Classifier, **settings: Any) -> FastAPI:  # noqa: ANN401 
     return create_app(classifier, Lifecycle(classifier, drain_seconds=0), chosen, Auth.from_settings(chosen))
 
 
-def ask(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers: str) -> httpx.Response:
+def request(app: FastAPI, path: str = "/predict", *, method: str = "POST", **headers: str) -> httpx.Response:
     """Returns an answer of the app; underscores in the names of headers become dashes."""
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
 
-    async def asked() -> httpx.Response:
+    async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
             json = {"text": "goal"} if method == "POST" else None
             return await client.request(method, path, json=json, headers=named)
 
-    return asyncio.run(asked())
+    return asyncio.run(send())
 
 
 def test_without_settings_there_is_no_authentication(classifier: Classifier) -> None:
     app = app_of(classifier)
-    assert ask(app).status_code == 200
+    assert request(app).status_code == 200
     assert not {"Authentication", "CORSMiddleware"} & {getattr(one.cls, "__name__", "") for one in app.user_middleware}
     assert "securitySchemes" not in app.openapi()["components"]
     assert "401" not in app.openapi()["paths"]["/predict"]["post"]["responses"]
@@ -80,18 +80,18 @@ def test_without_settings_there_is_no_authentication(classifier: Classifier) -> 
 
 def test_a_key_may_call_and_anything_else_gets_the_same_refusal(classifier: Classifier, key_file: Path) -> None:
     app = app_of(classifier, api_keys_file=key_file)
-    assert ask(app, X_API_Key=KEY).status_code == 200
-    assert ask(app, X_API_Key=OTHER_KEY).status_code == 200
+    assert request(app, X_API_Key=KEY).status_code == 200
+    assert request(app, X_API_Key=OTHER_KEY).status_code == 200
     digest = sha256(KEY.encode()).hexdigest()
     refusals = [
-        ask(app),
-        ask(app, X_API_Key=KEY[:-1]),
-        ask(app, X_API_Key=f"{KEY} {KEY}"),
-        ask(app, X_API_Key="schlüssel"),
-        ask(app, X_API_Key="billing"),
-        ask(app, X_API_Key=digest),
-        ask(app, Authorization=f"Bearer {KEY}"),
-        ask(app, "/nowhere"),
+        request(app),
+        request(app, X_API_Key=KEY[:-1]),
+        request(app, X_API_Key=f"{KEY} {KEY}"),
+        request(app, X_API_Key="schlüssel"),
+        request(app, X_API_Key="billing"),
+        request(app, X_API_Key=digest),
+        request(app, Authorization=f"Bearer {KEY}"),
+        request(app, "/nowhere"),
     ]
     assert {one.status_code for one in refusals} == {401}
     assert len({str(one.json() | {"request_id": ""}) + one.headers["WWW-Authenticate"] for one in refusals}) == 1
@@ -110,8 +110,8 @@ def test_refusals_are_counted_by_their_reason(classifier: Classifier, key_file: 
         return found
 
     assert (counted("unauthorized"), counted("rate_limited")) == (0, 0)
-    assert ask(app, X_API_Key="dn_wrong").status_code == 401
-    assert [ask(app, X_API_Key=KEY).status_code for _ in range(5)] == [200, 200, 429, 429, 429]
+    assert request(app, X_API_Key="dn_wrong").status_code == 401
+    assert [request(app, X_API_Key=KEY).status_code for _ in range(5)] == [200, 200, 429, 429, 429]
     assert (counted("unauthorized"), counted("rate_limited")) == (1, 3)
 
 
@@ -128,10 +128,10 @@ def test_every_route_is_guarded_that_is_not_known_to_be_open(classifier: Classif
     seen = set()
     for method, path in routes(app):
         seen.add(path)
-        status = ask(app, path, method=method).status_code
+        status = request(app, path, method=method).status_code
         assert (status != 401) == (path in OPEN), f"{method} {path} answers {status}: open it here too, or guard it"
     assert {"/predict", "/predict/batch", "/v2/models/x/infer", "/livez", "/docs/assets"} <= seen
-    assert set(ask(app, "/v2/models/x/infer").json()) == {"error"}
+    assert set(request(app, "/v2/models/x/infer").json()) == {"error"}
 
 
 @pytest.mark.parametrize("path", ["/predict/", "//predict", "/livez/", "/health/../predict", "/PREDICT", "/livez/x"])
@@ -142,15 +142,15 @@ def test_a_path_that_only_looks_open_is_guarded(path: str) -> None:
 def test_a_new_route_is_guarded_from_the_start(classifier: Classifier, key_file: Path) -> None:
     app = app_of(classifier, api_keys_file=key_file)
     app.add_api_route("/new", lambda: "computed")
-    assert ask(app, "/new", method="GET").status_code == 401
+    assert request(app, "/new", method="GET").status_code == 401
 
 
 def test_the_name_of_the_caller_is_there_for_logs(classifier: Classifier, key_file: Path) -> None:
     settings, ended = Settings(api_keys_file=key_file), list[RequestRecord]()
     lifecycle, auth = Lifecycle(classifier, drain_seconds=0), Auth.from_settings(settings)
     app = create_app(classifier, lifecycle, settings, auth, on_request_end=[ended.append])
-    ask(app, X_API_Key=OTHER_KEY)
-    ask(app)
+    request(app, X_API_Key=OTHER_KEY)
+    request(app)
     assert [record.caller for record in ended] == ["search", None]
 
 
@@ -184,14 +184,14 @@ def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_ta
     for spoil in (lambda: key_file.write_text(f"fresh:{new}\n"), lambda: key_file.write_text(""), key_file.unlink):
         spoil()
         assert keys.name_of(new.encode()) == keys.name_of(new.encode()) == "fresh"
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3, "one line for each change, not for each request"
-    assert all(line.startswith(str(key_file)) and line.endswith("; the keys read before stay") for line in said)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3, "one line for each change, not for each request"
+    assert all(line.startswith(str(key_file)) and line.endswith("; the keys read before stay") for line in messages)
     assert new not in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("billing dn_secret", "line 1: should be NAME:SHA256"),
         ("# first\nbilling:dn_secret", "line 2: should be NAME:SHA256"),
@@ -201,13 +201,13 @@ def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_ta
         (b"\xff\xfe", "is no text in UTF-8"),
     ],
 )
-def test_a_bad_line_is_named_but_not_shown(content: str | bytes, said: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_named_but_not_shown(content: str | bytes, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ApiKeysError) as error:
         read_api_keys(file)
     assert str(error.value).startswith(str(file))
-    assert said in str(error.value)
+    assert expected in str(error.value)
     assert "SHA256, as distrinews key NAME prints it" in str(error.value) or "line 1: should" not in str(error.value)
     assert "billing:" not in str(error.value)
 
@@ -240,14 +240,14 @@ def test_the_command_makes_a_key_and_its_line() -> None:
 
 def test_a_caller_above_its_rate_gets_the_time_to_retry_after(classifier: Classifier, key_file: Path) -> None:
     app = app_of(classifier, api_keys_file=key_file, rate_limit="2/minute")
-    assert [ask(app, X_API_Key=KEY).status_code for _ in range(3)] == [200, 200, 429]
-    refused = ask(app, X_API_Key=KEY)
+    assert [request(app, X_API_Key=KEY).status_code for _ in range(3)] == [200, 200, 429]
+    refused = request(app, X_API_Key=KEY)
     assert refused.headers["Content-Type"] == "application/problem+json"
     assert 50 <= int(refused.headers["Retry-After"]) <= 60
     assert f"try again in {refused.headers['Retry-After']} s" in refused.json()["detail"]
-    assert ask(app, X_API_Key=OTHER_KEY).status_code == 200, "each key has its own rate"
-    assert [ask(app).status_code for _ in range(3)] == [401, 401, 429], "whoever guesses is slowed, by address"
-    assert [ask(app, "/livez", method="GET").status_code for _ in range(4)] == [200] * 4
+    assert request(app, X_API_Key=OTHER_KEY).status_code == 200, "each key has its own rate"
+    assert [request(app).status_code for _ in range(3)] == [401, 401, 429], "whoever guesses is slowed, by address"
+    assert [request(app, "/livez", method="GET").status_code for _ in range(4)] == [200] * 4
 
 
 def test_without_keys_the_rate_is_that_of_an_address(classifier: Classifier) -> None:
@@ -279,19 +279,19 @@ def test_a_window_ends_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
 def test_named_origins_may_call_and_need_no_key_for_a_preflight(classifier: Classifier, key_file: Path) -> None:
     app = app_of(classifier, api_keys_file=key_file, cors_origins="https://a.example, https://b.example")
     first = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-api-key,content-type"}
-    allowed = ask(app, method="OPTIONS", Origin="https://b.example", **first)
+    allowed = request(app, method="OPTIONS", Origin="https://b.example", **first)
     assert allowed.status_code == 200
     assert allowed.headers["Access-Control-Allow-Origin"] == "https://b.example"
     assert "X-API-Key" in allowed.headers["Access-Control-Allow-Headers"]
-    assert ask(app, method="OPTIONS", Origin="https://c.example", **first).status_code == 400
-    refused = ask(app, Origin="https://a.example")
+    assert request(app, method="OPTIONS", Origin="https://c.example", **first).status_code == 400
+    refused = request(app, Origin="https://a.example")
     assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (401, "https://a.example")
-    assert "Access-Control-Allow-Origin" not in ask(app_of(classifier), Origin="https://a.example").headers
+    assert "Access-Control-Allow-Origin" not in request(app_of(classifier), Origin="https://a.example").headers
 
 
 def test_every_page_restricts_the_browser_and_loads_nothing_from_elsewhere(classifier: Classifier) -> None:
     app = app_of(classifier)
-    answers = [ask(app, path, method="GET") for method, path in routes(app) if method == "GET"]
+    answers = [request(app, path, method="GET") for method, path in routes(app) if method == "GET"]
     pages = [one for one in answers if one.headers.get("Content-Type", "").startswith("text/html")]
     assert "/docs" in [one.url.path for one in pages]
     for page in pages:
@@ -302,7 +302,7 @@ def test_every_page_restricts_the_browser_and_loads_nothing_from_elsewhere(class
         assert "script-src 'self' 'sha256-" in policy
         assert (page.headers["X-Frame-Options"], page.headers["Referrer-Policy"]) == ("DENY", "no-referrer")
         for link in re.findall(r"(?:src|href)=[\"'](?!data:)([^\"']+)", page.text):
-            assert ask(app, str(page.url.join(link).path), method="GET").status_code == 200, link
+            assert request(app, str(page.url.join(link).path), method="GET").status_code == 200, link
 
 
 def test_of_a_page_s_scripts_only_those_written_in_it_run_by_their_hash() -> None:
@@ -319,7 +319,7 @@ def test_a_page_may_stand_in_the_frames_that_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         (["--api-keys", LINES], "--api-keys"),
         (["--rate-limit", "many"], "should be a number of requests and a time, such as 600/minute"),
@@ -335,12 +335,12 @@ def test_a_page_may_stand_in_the_frames_that_are_named() -> None:
     ],
 )
 def test_a_wrong_setting_is_refused_at_the_start(
-    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         read_settings(["folder", *args])
     assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -393,12 +393,12 @@ def test_neither_key_nor_token_is_ever_logged(folder: Path, monkeypatch: pytest.
         assert big.status_code == 401
         assert client.get("/livez").status_code == 200, "the connection stays open after a body that was not read"
         process.terminate()
-        said = "".join(process.communicate(timeout=20))
-    assert "/predict" in said
-    assert "the keys of http://127.0.0.1:1 cannot be fetched" in said
-    assert "203.0.113.7" not in said, "no proxy is believed that is not named"
+        output = "".join(process.communicate(timeout=20))
+    assert "/predict" in output
+    assert "the keys of http://127.0.0.1:1 cannot be fetched" in output
+    assert "203.0.113.7" not in output, "no proxy is believed that is not named"
     for secret in (KEY, "dn_wrong", token, *token.split("."), *re.findall(r"[0-9a-f]{64}", LINES)):
-        assert secret not in said
+        assert secret not in output
 
 
 @pytest.mark.slow

@@ -116,8 +116,8 @@ def test_a_busy_or_failing_server_is_tried_again_after_the_time_that_it_asks_for
 
 def test_a_server_that_stays_away_is_given_up_after_the_patience_with_its_reason(waits: list[float]) -> None:
     with answering(lambda *_: (503, {"detail": "the server stops"}, {})) as url:
-        said = failure(url, ["a"], patience_seconds=60)
-    assert said.endswith("/predict/batch: HTTP 503: the server stops, for 60 s")
+        output = failure(url, ["a"], patience_seconds=60)
+    assert output.endswith("/predict/batch: HTTP 503: the server stops, for 60 s")
     assert 55 < sum(waits) <= 60
     assert "/health: [Errno 111] Connection refused, for 1 s" in failure(url, ["a"], patience_seconds=1)
 

@@ -36,12 +36,12 @@ class Issuer:
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = [public(FIRST, "first")]
-        self.up, self.asked, self.name = True, list[str](), ""
+        self.up, self.requests, self.name = True, list[str](), ""
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                issuer.asked.append(self.path)
+                issuer.requests.append(self.path)
                 documents = {
                     "/.well-known/openid-configuration": {"issuer": issuer.name, "jwks_uri": f"{issuer.url}/keys"},
                     "/keys": {"keys": issuer.keys},
@@ -86,10 +86,10 @@ def signed(issuer: Issuer, key: Any = FIRST, kid: str = "first", algorithm: str 
 
 
 def subjects(tokens: OidcVerifier, *given: str) -> list[str | None]:
-    async def asked() -> list[str | None]:
+    async def send() -> list[str | None]:
         return [await tokens.verify(token) for token in given]
 
-    return asyncio.run(asked())
+    return asyncio.run(send())
 
 
 def encoded(value: object) -> str:
@@ -100,12 +100,12 @@ def test_a_token_of_the_issuer_says_whose_it_is_and_its_keys_are_fetched_once(is
     issuer.keys.append(public(CURVE, "curve", use="sig"))
     elliptic = signed(issuer, CURVE, "curve", "ES256", sub="bob", aud=["other", AUDIENCE])
     assert subjects(issuer.checker(), signed(issuer), elliptic, signed(issuer)) == ["alice", "bob", "alice"]
-    assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
+    assert issuer.requests == ["/.well-known/openid-configuration", "/keys"]
 
 
 def test_a_named_place_of_the_keys_is_asked_without_discovery(issuer: Issuer) -> None:
     assert subjects(issuer.checker(jwks_url=f"{issuer.url}/keys"), signed(issuer)) == ["alice"]
-    assert issuer.asked == ["/keys"]
+    assert issuer.requests == ["/keys"]
 
 
 def test_clocks_may_differ_a_little(issuer: Issuer) -> None:
@@ -175,7 +175,7 @@ def test_a_new_key_is_fetched_when_it_is_met_and_a_withdrawn_one_is_soon_refused
     issuer.keys = [public(SECOND, "second")]
     rotated = signed(issuer, SECOND, "second", sub="bob")
     assert subjects(tokens, rotated, rotated) == [None, None]
-    assert len(issuer.asked) == 1, "unknown ids make the server call the issuer once in a while, not at each request"
+    assert len(issuer.requests) == 1, "unknown ids make the server call the issuer once in a while, not at each request"
     monkeypatch.setattr("server.http.oidc._RETRY_SECONDS", 0)
     assert subjects(tokens, rotated, signed(issuer)) == ["bob", None]
 
@@ -186,24 +186,24 @@ def test_keys_are_renewed_while_the_old_ones_serve(issuer: Issuer, monkeypatch: 
     monkeypatch.setattr("server.http.oidc._RENEW_SECONDS", 0)
     issuer.keys = [public(SECOND, "second")]
 
-    async def asked() -> list[str | None]:
+    async def send() -> list[str | None]:
         answers = [await tokens.verify(token)]
         renewal = tokens._keys._fetching
         assert renewal, "the answer did not wait for the renewal"
         await renewal
         return [*answers, await tokens.verify(token)]
 
-    assert asyncio.run(asked()) == ["alice", None]
+    assert asyncio.run(send()) == ["alice", None]
 
 
 def test_many_at_once_wait_for_one_fetch(issuer: Issuer) -> None:
     tokens, token = issuer.checker(), signed(issuer)
 
-    async def asked() -> list[str | None]:
+    async def send() -> list[str | None]:
         return await asyncio.gather(*[tokens.verify(token) for _ in range(20)])
 
-    assert asyncio.run(asked()) == ["alice"] * 20
-    assert len(issuer.asked) == 2
+    assert asyncio.run(send()) == ["alice"] * 20
+    assert len(issuer.requests) == 2
 
 
 def app_of(issuer: Issuer, **more: Any) -> FastAPI:  # noqa: ANN401 - whatever Settings takes
@@ -214,11 +214,11 @@ def app_of(issuer: Issuer, **more: Any) -> FastAPI:  # noqa: ANN401 - whatever S
 
 
 def post(app: FastAPI, **headers: str) -> httpx.Response:
-    async def asked() -> httpx.Response:
+    async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
             return await client.post("/predict", headers={name.replace("_", "-"): one for name, one in headers.items()})
 
-    return asyncio.run(asked())
+    return asyncio.run(send())
 
 
 def test_a_token_or_a_key_is_enough_and_openapi_names_both(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +256,6 @@ def test_a_silent_issuer_is_not_the_caller_s_fault(
     assert post(app, Authorization=token).status_code == 200, "the keys fetched before serve on"
     monkeypatch.setattr("server.http.oidc._TRUST_SECONDS", 0)
     assert post(app, Authorization=token).status_code == 503, "but not for ever"
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "the issuer calls itself 'https://elsewhere.example'; --oidc-issuer should be just that" in said[1]
-    assert "no key is for one of RS256" in said[2]
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "the issuer calls itself 'https://elsewhere.example'; --oidc-issuer should be just that" in messages[1]
+    assert "no key is for one of RS256" in messages[2]

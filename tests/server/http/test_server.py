@@ -272,7 +272,7 @@ def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_l
     async def check() -> None:
         async with gated(folder, max_connections=4) as served:
             url = served.client.base_url
-            asked = served.predict()
+            pending = served.predict()
             await served.until_waiting(0)
             slow = []
             for begun in (b"", b"GET /li", SILENT["half a body"][1]) * 4:
@@ -284,7 +284,7 @@ def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_l
             assert all(gone[:10])
             assert not gone[-1], "only the oldest had to go"
             served.backend.open.set()
-            assert (await asked).status_code == 200
+            assert (await pending).status_code == 200
             for _, writer in slow:
                 writer.close()
 
@@ -295,14 +295,14 @@ def test_slow_clients_keep_nobody_out_and_no_request_that_is_being_answered_is_l
 def test_one_connection_more_is_refused_while_all_others_are_answered(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, max_connections=2) as served:
-            asked = [served.predict(), served.predict()]
+            pending = [served.predict(), served.predict()]
             await served.until_waiting(1)
             url = served.client.base_url
             reader, writer = await asyncio.open_connection(url.host, url.port)
             assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
             writer.close()
             served.backend.open.set()
-            assert [(await one).status_code for one in asked] == [200, 200]
+            assert [(await one).status_code for one in pending] == [200, 200]
             assert (await served.client.get("/livez")).status_code == 200
 
     asyncio.run(check())
@@ -342,9 +342,9 @@ def test_a_request_that_takes_long_to_answer_is_not_one_that_takes_long_to_come(
 
     async def check() -> None:
         async with gated(folder) as served:
-            asked = served.predict()
+            pending = served.predict()
             await asyncio.sleep(0.4)
             served.backend.open.set()
-            assert (await asked).status_code == 200
+            assert (await pending).status_code == 200
 
     asyncio.run(check())

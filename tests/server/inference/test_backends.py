@@ -18,7 +18,7 @@ def test_a_missing_file_is_named(own_folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "expected"),
     [
         ("model.json", "{", r"model\.json: Invalid JSON"),
         ("model.json", '{"labels": ["a", "b"]}', r"model\.json: max_length: Field required"),
@@ -26,9 +26,9 @@ def test_a_missing_file_is_named(own_folder: Path, name: str) -> None:
         ("model_int8.onnx", "version https://git-lfs", r"model_int8\.onnx cannot be loaded"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(own_folder: Path, name: str, text: str, said: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(own_folder: Path, name: str, text: str, expected: str) -> None:
     write_into(own_folder, name, text)
-    with pytest.raises(ModelFolderError, match=said):
+    with pytest.raises(ModelFolderError, match=expected):
         load(own_folder)
 
 
@@ -37,7 +37,7 @@ def load(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "expected"),
     [
         ({"labels": [*LABELS, "Sci/Tech"]}, "4 labels"),
         ({"labels": ["World", "Sports", "World"]}, "twice"),
@@ -47,10 +47,12 @@ def load(folder: Path) -> None:
         ({"variants": {"openvino": {"file": "a.xml"}}}, r"a\.xml is missing"),
     ],
 )
-def test_files_that_do_not_belong_together_are_refused(own_folder: Path, facts: dict[str, object], said: str) -> None:
+def test_files_that_do_not_belong_together_are_refused(
+    own_folder: Path, facts: dict[str, object], expected: str
+) -> None:
     load(own_folder)
     change(own_folder, **facts)
-    with pytest.raises(ModelFolderError, match=said):
+    with pytest.raises(ModelFolderError, match=expected):
         load(own_folder)
 
 

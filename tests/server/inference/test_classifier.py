@@ -46,11 +46,11 @@ def test_a_request_that_the_tokenizer_fails_on_fails_alone_and_returns_its_room(
 
         monkeypatch.setattr(classifier.encoder, "tokenize", fails_on_vote)
 
-        async def ask() -> list[Any]:
-            asked = [classifier.classify([text], timeout_seconds=5) for text in ("goal", "vote", "bank")]
-            return await asyncio.gather(*asked, return_exceptions=True)
+        async def classify() -> list[Any]:
+            pending = [classifier.classify([text], timeout_seconds=5) for text in ("goal", "vote", "bank")]
+            return await asyncio.gather(*pending, return_exceptions=True)
 
-        goal, vote, bank = asyncio.run(ask())
+        goal, vote, bank = asyncio.run(classify())
         assert (len(goal.predictions), len(bank.predictions)) == (1, 1)
         assert str(vote) == "a text that it cannot read"
         assert classifier.queue.size == (0, 0)
@@ -61,7 +61,7 @@ def test_a_deadline_alone_ends_a_request_and_its_text_is_never_computed(folder: 
     backend.open.clear()
     with classifier_of(folder, backend) as classifier:
 
-        async def ask() -> None:
+        async def classify() -> None:
             first = asyncio.create_task(classifier.classify(["goal"], timeout_seconds=5))
             while not classifier.busy_workers:  # noqa: ASYNC110 - no event is set
                 await asyncio.sleep(0.005)
@@ -70,20 +70,20 @@ def test_a_deadline_alone_ends_a_request_and_its_text_is_never_computed(folder: 
             backend.open.set()
             assert (await first).predictions
 
-        asyncio.run(ask())
+        asyncio.run(classify())
     assert backend.texts == 1
 
 
 def test_everything_admitted_before_it_closes_is_answered(folder: Path) -> None:
     with classifier_of(folder, Gated()) as classifier:
 
-        async def ask() -> int:
-            asked = [asyncio.create_task(classifier.classify(["goal"] * 3, timeout_seconds=5)) for _ in range(20)]
+        async def classify() -> int:
+            pending = [asyncio.create_task(classifier.classify(["goal"] * 3, timeout_seconds=5)) for _ in range(20)]
             await asyncio.sleep(0)  # each is admitted
             classifier.close()
-            return sum(len(answer.predictions) for answer in await asyncio.gather(*asked))
+            return sum(len(answer.predictions) for answer in await asyncio.gather(*pending))
 
-        assert asyncio.run(ask()) == 60
+        assert asyncio.run(classify()) == 60
         for thread in [one for one in threading.enumerate() if one in classifier._threads]:
             thread.join(5)
             assert not thread.is_alive()

@@ -120,7 +120,7 @@ def test_a_server_that_may_choose_takes_it_and_says_why(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "installed", "variants", "said"),
+    ("setting", "installed", "variants", "expected"),
     [
         ("auto", True, ("openvino", "int8", "fp32"), "the fastest"),
         ("auto", False, ("int8", "fp32"), "not installed (pip install openvino)"),
@@ -133,12 +133,12 @@ def test_a_setting_names_variants_in_order_with_the_reason(
     setting: Any,  # noqa: ANN401 - one of a few strings
     installed: bool,
     variants: tuple[str, ...],
-    said: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(backends, "openvino_installed", lambda: installed)
     assert candidates(setting) == variants
-    assert said in reason(setting, variants[0])
+    assert expected in reason(setting, variants[0])
 
 
 def test_a_folder_without_openvino_is_served_by_onnx_unless_openvino_is_required(

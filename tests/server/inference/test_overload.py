@@ -179,14 +179,14 @@ def test_a_backend_that_fails_on_a_text_fails_that_request_and_no_other(folder: 
 def test_probes_answer_quickly_while_every_worker_is_busy_and_the_queue_is_full(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, max_queued_texts=50, max_batch_texts=50) as served:
-            asked = [served.predict() for _ in range(60)]
+            pending = [served.predict() for _ in range(60)]
             await served.until_waiting(49)  # one is with the worker
             for path in ("/livez", "/readyz", "/health"):
                 started = time.monotonic()
                 assert (await served.client.get(path)).status_code == 200
                 assert time.monotonic() - started < 0.5
             served.backend.open.set()
-            assert {(await one).status_code for one in asked} == {200, 429}
+            assert {(await one).status_code for one in pending} == {200, 429}
 
     asyncio.run(check())
 
@@ -196,9 +196,9 @@ def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_moves
 ) -> None:
     async def check() -> None:
         async with gated(folder, max_queued_texts=1, max_batch_texts=1) as served:
-            asked = [served.predict()]
+            pending = [served.predict()]
             await served.until_waiting(0)
-            asked.append(served.predict())
+            pending.append(served.predict())
             await served.until_waiting(1)
             assert (await served.predict()).status_code == 429
             assert (await served.client.get("/readyz")).status_code == 200
@@ -206,7 +206,7 @@ def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_moves
             full = await served.client.get("/readyz")
             assert (full.status_code, full.json()["detail"]) == (503, "the queue has been full for more than 0 s")
             served.backend.open.set()
-            await asyncio.gather(*asked)
+            await asyncio.gather(*pending)
             ready = await served.client.get("/readyz")
             assert ready.status_code == 200, "ready again by itself: one that is not ready gets no request to admit"
 
@@ -216,13 +216,13 @@ def test_a_queue_that_is_full_for_long_makes_the_server_not_ready_until_it_moves
 def test_a_stuck_or_ended_worker_makes_the_server_not_alive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
         async with gated(folder) as served:
-            asked = served.predict()
+            pending = served.predict()
             await served.until_waiting(0)
             monkeypatch.setattr("server.http.lifecycle._STUCK_SECONDS", 0.0)
             stuck = await served.client.get("/livez")
             assert (stuck.status_code, "a worker has been at one batch for" in stuck.text) == (503, True)
             served.backend.open.set()
-            await asked
+            await pending
             assert (await served.client.get("/livez")).status_code == 200
             served.classifier.close()
             await asyncio.sleep(0.1)

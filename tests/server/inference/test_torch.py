@@ -172,8 +172,8 @@ def test_a_device_that_pytorch_cannot_use_is_reported_with_the_reason(monkeypatc
     monkeypatch.setattr(backends, "cuda_devices", lambda: 1)
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "torch" else find_spec(name))
     assert "torch" not in candidates("auto")
-    said = "; a CUDA device is there, but torch not installed (pip install 'distrinews[server-torch]')"
-    assert reason("auto", "openvino").endswith(said)
+    expected = "; a CUDA device is there, but torch not installed (pip install 'distrinews[server-torch]')"
+    assert reason("auto", "openvino").endswith(expected)
     backends.gpu.cache_clear()
     monkeypatch.setattr(backends, "find_spec", find_spec)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

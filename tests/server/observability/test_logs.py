@@ -17,7 +17,7 @@ from tests.support.servers import log_lines
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-def ask_three(client: httpx.Client) -> None:
+def send_three(client: httpx.Client) -> None:
     trace = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01", "X-Request-ID": "one"}
     client.post("/predict/batch", json={"texts": ["goal", "secret " * 99]}, headers=trace)
     client.post("/predict", json={"text": ""}, headers={"X-Request-ID": "two"})
@@ -27,15 +27,15 @@ def ask_three(client: httpx.Client) -> None:
 
 @pytest.mark.slow
 def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path) -> None:
-    first, lines = log_lines(folder, "--log-format", "json", send=ask_three)
+    first, lines = log_lines(folder, "--log-format", "json", send=send_three)
     assert json.loads(first)["message"].startswith("distrinews ")
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert {"server.http.lifecycle", "distrinews.requests"} == {record["logger"] for record in records}
     assert all(record["time"].endswith("Z") and record["level"] == "info" for record in records)
     one, two, three = (record for record in records if record["logger"] == "distrinews.requests")
     assert one["message"] == "POST /predict/batch 200"
-    told = ("request_id", "trace_id", "method", "route", "status", "caller", "texts", "tokens", "truncated")
-    assert [one[name] for name in told] == ["one", TRACE, "POST", "/predict/batch", 200, None, 2, 3 + 16, 1]
+    names = ("request_id", "trace_id", "method", "route", "status", "caller", "texts", "tokens", "truncated")
+    assert [one[name] for name in names] == ["one", TRACE, "POST", "/predict/batch", 200, None, 2, 3 + 16, 1]
     assert 0 < one["queue_ms"] + one["tokenize_ms"] + one["infer_ms"] < one["total_ms"] * 2
     assert (two["request_id"], two["status"], two["rejected"], two["infer_ms"]) == ("two", 422, "invalid", None)
     assert (three["route"], three["status"], three["rejected"]) == ("unmatched", 404, None)
@@ -44,7 +44,7 @@ def test_a_json_log_has_an_object_for_each_request_and_never_a_text(folder: Path
 
 @pytest.mark.slow
 def test_texts_are_logged_only_with_log_texts_and_a_warning(folder: Path) -> None:
-    _, lines = log_lines(folder, "--log-format", "json", "--log-texts", send=ask_three)
+    _, lines = log_lines(folder, "--log-format", "json", "--log-texts", send=send_three)
     warning, *records = map(json.loads, lines)
     assert (warning["level"], "every text" in warning["message"]) == ("warning", True)
     (one,) = (record for record in records if record.get("request_id") == "one")
@@ -53,7 +53,7 @@ def test_texts_are_logged_only_with_log_texts_and_a_warning(folder: Path) -> Non
 
 @pytest.mark.slow
 def test_a_log_to_read_has_a_line_for_each_request_at_level_info(folder: Path) -> None:
-    _, lines = log_lines(folder, "--log-level", "info", send=ask_three)
+    _, lines = log_lines(folder, "--log-level", "info", send=send_three)
     (line,) = (line for line in lines if "/predict/batch" in line)
     assert f"info    POST /predict/batch 200 request_id=one trace_id={TRACE} total_ms=" in line
     assert "truncated=1" in line
@@ -64,13 +64,16 @@ def test_the_line_of_a_request_names_its_caller_and_never_shows_the_key(folder: 
     keys = tmp_path / "keys"
     keys.write_text(f"billing:{sha256(b'dn_opens').hexdigest()}\n")
 
-    def ask(client: httpx.Client) -> None:
+    def send(client: httpx.Client) -> None:
         for key in ("dn_opens", "dn_other"):
             client.post("/predict", json={"text": "goal"}, headers={"X-API-Key": key})
 
-    _, lines = log_lines(folder, "--log-format", "json", "--api-keys-file", str(keys), send=ask)
-    told = [record for record in map(json.loads, lines) if record["logger"] == "distrinews.requests"]
-    assert [(record["caller"], record["rejected"]) for record in told] == [("billing", None), (None, "unauthorized")]
+    _, lines = log_lines(folder, "--log-format", "json", "--api-keys-file", str(keys), send=send)
+    requests = [record for record in map(json.loads, lines) if record["logger"] == "distrinews.requests"]
+    assert [(record["caller"], record["rejected"]) for record in requests] == [
+        ("billing", None),
+        (None, "unauthorized"),
+    ]
     assert "dn_" not in "".join(lines)
 
 

@@ -81,7 +81,7 @@ def record(status: int, *, route: str = "/predict", sampled: bool = True) -> Req
     return RequestRecord("one", "POST", parent, started=time.monotonic() - 1, seconds=0.5, route=route, status=status)
 
 
-def ask_some(client: httpx.Client) -> None:
+def send_some(client: httpx.Client) -> None:
     of_client = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "one"}
     client.post("/predict/batch", json={"texts": ["goal", "secret " * 99]}, headers=of_client)
     client.post("/predict", json={"text": "goal"}, headers={"X-Request-ID": "two"})
@@ -95,7 +95,7 @@ def test_a_request_is_a_span_of_its_client_s_trace_with_its_stages_inside(
 ) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "news")
     began = time.time_ns()
-    _, lines = log_lines(write_model_folder(tmp_path / "model"), "--traces", "--log-format", "json", send=ask_some)
+    _, lines = log_lines(write_model_folder(tmp_path / "model"), "--traces", "--log-format", "json", send=send_some)
     spans = {(span.trace_id, span.name): span for span in collector.spans}
     assert len(spans) == len(collector.spans) == 4 + 4 + 1
     one, two, other = (span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER)
@@ -161,8 +161,8 @@ def test_a_variable_that_the_library_refuses_is_an_error_of_one_line(
     with pytest.raises(SystemExit) as stop, _traces(read_settings(["folder", "--traces"])):
         pass
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert (said.count("\n"), "OTEL_ variables say: max_queue_size must be" in said) == (1, True)
+    output = capsys.readouterr().err
+    assert (output.count("\n"), "OTEL_ variables say: max_queue_size must be" in output) == (1, True)
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"])
@@ -175,5 +175,5 @@ def test_without_the_extra_the_setting_says_what_to_install(
     with pytest.raises(SystemExit) as stop:
         read_settings(["folder", "--traces"])
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert (said.count("\n"), "pip install 'distrinews[telemetry]'" in said) == (1, True)
+    output = capsys.readouterr().err
+    assert (output.count("\n"), "pip install 'distrinews[telemetry]'" in output) == (1, True)

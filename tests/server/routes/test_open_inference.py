@@ -37,7 +37,7 @@ def text_input(texts: list[str], *, binary: bool, column: bool = False) -> trito
     return tensor.set_data_from_numpy(array, binary_data=binary)
 
 
-def ask(**changed: object) -> dict[str, object]:
+def inference_request(**changed: object) -> dict[str, object]:
     return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["goal"]} | changed]}
 
 
@@ -109,7 +109,7 @@ def test_a_triton_client_s_timeout_is_the_deadline_of_the_request(folder: Path) 
             first = served.predict()
             await served.until_waiting(0)
             late = await served.client.post(
-                "/v2/models/distrinews/infer", json=ask() | {"parameters": {"timeout": 50_000}}
+                "/v2/models/distrinews/infer", json=inference_request() | {"parameters": {"timeout": 50_000}}
             )
             assert late.status_code == 504
             assert late.json() == {
@@ -119,7 +119,7 @@ def test_a_triton_client_s_timeout_is_the_deadline_of_the_request(folder: Path) 
                 served.predict() for _ in range(3)
             ]  # the late one, which no worker has come to yet, takes no place
             await served.until_waiting(3)
-            full = await served.client.post("/v2/models/distrinews/infer", json=ask())
+            full = await served.client.post("/v2/models/distrinews/infer", json=inference_request())
             assert (full.status_code, list(full.json())) == (429, ["error"])
             assert int(full.headers["retry-after"]) >= 1
             assert full.headers["content-type"] == "application/json"
@@ -130,7 +130,7 @@ def test_a_triton_client_s_timeout_is_the_deadline_of_the_request(folder: Path) 
 
 
 def test_the_json_alone_is_enough_for_any_client(client: httpx.Client) -> None:
-    body = {"inputs": [ask()["inputs"][0]], "outputs": [{"name": "label"}], "model_name": "news"}  # type: ignore[index]
+    body = {"inputs": [inference_request()["inputs"][0]], "outputs": [{"name": "label"}], "model_name": "news"}  # type: ignore[index]
     answer = client.post(INFER, content=json.dumps(body))  # without a content type, as tritonclient sends it
     assert answer.headers["content-type"] == "application/json"
     assert "infer;dur=" in answer.headers["server-timing"]
@@ -139,7 +139,9 @@ def test_the_json_alone_is_enough_for_any_client(client: httpx.Client) -> None:
         "model_version": "7",
         "outputs": [{"name": "label", "datatype": "BYTES", "shape": [1], "data": [predict(client, "goal")["label"]]}],
     }
-    nested = client.post("/v2/models/news/versions/7/infer", json=ask(shape=[2, 1], data=[["goal"], ["bank"]]))
+    nested = client.post(
+        "/v2/models/news/versions/7/infer", json=inference_request(shape=[2, 1], data=[["goal"], ["bank"]])
+    )
     assert nested.json()["outputs"][0]["data"] == [predict(client, text)["label"] for text in ("goal", "bank")]
 
 
@@ -151,33 +153,42 @@ BAD: dict[str, tuple[object, str]] = {
     "surrogate": (b'{"id": "\\ud800"}', "Invalid JSON"),
     "not UTF-8": (b'{"id": "\xff"}', "Invalid JSON"),
     "no inputs": ({"inputs": []}, "inputs: List should have at least 1 item"),
-    "two inputs": ({"inputs": [ask()] * 2}, "inputs: List should have at most 1 item"),
-    "other input": (ask(name="txet"), "inputs/0/name: Input should be 'text'"),
-    "numbers": (ask(datatype="FP32", data=[1.5]), "inputs/0/datatype: Input should be 'BYTES'"),
-    "not a number": (ask(data=[float("nan")]), "inputs/0/data/0: Input should be a valid string"),
-    "number": (ask(data=[5]), "inputs/0/data/0: Input should be a valid string"),
-    "blank": (ask(data=["goal", " "], shape=[2]), "inputs/0/data/1: Text should have a visible character"),
-    "nul": (ask(data=["\0a"]), "inputs/0/data/0: Text should have no NUL"),
-    "too long": (ask(data=["a" * 10_001]), "inputs/0/data/0: String should have at most 10000 characters"),
-    "too many": (ask(data=["a"] * 65, shape=[65]), "inputs/0/data: List should have at most 64 items"),
-    "none": (ask(data=[], shape=[0]), "inputs/0/data: List should have at least 1 item"),
-    "shape": (ask(shape=[2]), "inputs/0/shape is [2], but there are 1 texts: it should be [1]"),
-    "shape of two columns": (ask(shape=[1, 2]), "inputs/0/shape is [1, 2]"),
-    "huge shape": (ask(shape=[10**30]), "inputs/0/shape"),
-    "no data": (ask(data=[], parameters={"binary_data_size": 5}), "0 bytes follow the JSON"),
-    "other output": (ask() | {"outputs": [{"name": "logits"}]}, "outputs/0/name: Input should be 'label'"),
+    "two inputs": ({"inputs": [inference_request()] * 2}, "inputs: List should have at most 1 item"),
+    "other input": (inference_request(name="txet"), "inputs/0/name: Input should be 'text'"),
+    "numbers": (inference_request(datatype="FP32", data=[1.5]), "inputs/0/datatype: Input should be 'BYTES'"),
+    "not a number": (inference_request(data=[float("nan")]), "inputs/0/data/0: Input should be a valid string"),
+    "number": (inference_request(data=[5]), "inputs/0/data/0: Input should be a valid string"),
+    "blank": (
+        inference_request(data=["goal", " "], shape=[2]),
+        "inputs/0/data/1: Text should have a visible character",
+    ),
+    "nul": (inference_request(data=["\0a"]), "inputs/0/data/0: Text should have no NUL"),
+    "too long": (
+        inference_request(data=["a" * 10_001]),
+        "inputs/0/data/0: String should have at most 10000 characters",
+    ),
+    "too many": (inference_request(data=["a"] * 65, shape=[65]), "inputs/0/data: List should have at most 64 items"),
+    "none": (inference_request(data=[], shape=[0]), "inputs/0/data: List should have at least 1 item"),
+    "shape": (inference_request(shape=[2]), "inputs/0/shape is [2], but there are 1 texts: it should be [1]"),
+    "shape of two columns": (inference_request(shape=[1, 2]), "inputs/0/shape is [1, 2]"),
+    "huge shape": (inference_request(shape=[10**30]), "inputs/0/shape"),
+    "no data": (inference_request(data=[], parameters={"binary_data_size": 5}), "0 bytes follow the JSON"),
+    "other output": (
+        inference_request() | {"outputs": [{"name": "logits"}]},
+        "outputs/0/name: Input should be 'label'",
+    ),
     "classes of labels": (
-        ask() | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]},
+        inference_request() | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]},
         "outputs/0: The parameter classification is only for probabilities",
     ),
 }
 
 
-@pytest.mark.parametrize(("body", "said"), BAD.values(), ids=BAD)
-def test_a_bad_request_is_refused_in_the_protocol_s_own_form(client: httpx.Client, body: object, said: str) -> None:
+@pytest.mark.parametrize(("body", "expected"), BAD.values(), ids=BAD)
+def test_a_bad_request_is_refused_in_the_protocol_s_own_form(client: httpx.Client, body: object, expected: str) -> None:
     answer = client.post(INFER, content=body if isinstance(body, bytes) else json.dumps(body))
     assert (answer.status_code, list(answer.json())) == (400, ["error"])
-    assert said in answer.json()["error"]
+    assert expected in answer.json()["error"]
 
 
 BAD_BINARY: dict[str, tuple[bytes, int, str]] = {
@@ -185,26 +196,30 @@ BAD_BINARY: dict[str, tuple[bytes, int, str]] = {
     "cut off in a length": (b"\x01\0\0\0a\x05\0", 7, "ends inside of text 1"),
     "endless": (b"\xff\xff\xff\xffa", 5, "ends inside of text 0"),
     "not UTF-8": (b"\x01\0\0\0\xff", 5, "text 0 is not UTF-8"),
-    "more than said": (b"\x01\0\0\0a+", 5, "6 bytes follow the JSON, but inputs/0/parameters/binary_data_size is 5"),
+    "more than declared": (
+        b"\x01\0\0\0a+",
+        5,
+        "6 bytes follow the JSON, but inputs/0/parameters/binary_data_size is 5",
+    ),
     "nothing": (b"", 0, "there are 0 texts"),
 }
 
 
-@pytest.mark.parametrize(("data", "size", "said"), BAD_BINARY.values(), ids=BAD_BINARY)
-def test_bad_binary_data_is_refused(client: httpx.Client, data: bytes, size: int, said: str) -> None:
-    head = json.dumps(ask(data=[], parameters={"binary_data_size": size})).encode()
+@pytest.mark.parametrize(("data", "size", "expected"), BAD_BINARY.values(), ids=BAD_BINARY)
+def test_bad_binary_data_is_refused(client: httpx.Client, data: bytes, size: int, expected: str) -> None:
+    head = json.dumps(inference_request(data=[], parameters={"binary_data_size": size})).encode()
     answer = client.post(INFER, content=head + data, headers={"Inference-Header-Content-Length": str(len(head))})
     assert answer.status_code == 400
-    assert said in answer.json()["error"]
+    assert expected in answer.json()["error"]
 
 
 def test_a_json_length_beyond_the_body_is_refused(client: httpx.Client) -> None:
-    answer = client.post(INFER, json=ask(), headers={"Inference-Header-Content-Length": "9999"})
+    answer = client.post(INFER, json=inference_request(), headers={"Inference-Header-Content-Length": "9999"})
     assert (answer.status_code, "9999 is more than the" in answer.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "said"),
+    ("method", "path", "status", "expected"),
     [
         ("POST", "/v2/models/olds/infer", 404, "There is no model 'olds', only news"),
         ("GET", "/v2/models/news/versions/8", 404, "There is no version '8' of news, only 7"),
@@ -214,11 +229,11 @@ def test_a_json_length_beyond_the_body_is_refused(client: httpx.Client) -> None:
     ],
 )
 def test_whatever_is_not_there_is_told_in_the_protocol_s_form(
-    client: httpx.Client, method: str, path: str, status: int, said: str
+    client: httpx.Client, method: str, path: str, status: int, expected: str
 ) -> None:
     answer = client.request(method, path)
     assert answer.status_code == status
-    assert said in answer.json()["error"]
+    assert expected in answer.json()["error"]
     assert client.get("/v2x").json()["status"] == 404, "elsewhere a problem stays a problem"
 
 
@@ -251,10 +266,10 @@ def test_a_failure_of_the_backend_has_the_protocol_s_form_too(folder: Path) -> N
                 raise MemoryError
 
             served.backend.run = fails  # type: ignore[method-assign,assignment]
-            answer = await served.client.post("/v2/models/distrinews/infer", json=ask())
-            said = "The server failed; its log has the error"
-            assert (answer.status_code, answer.json()) == (500, {"error": said})
+            answer = await served.client.post("/v2/models/distrinews/infer", json=inference_request())
+            detail = "The server failed; its log has the error"
+            assert (answer.status_code, answer.json()) == (500, {"error": detail})
             answer = await served.predict()
-            assert (answer.json()["status"], answer.json()["detail"]) == (500, said)
+            assert (answer.json()["status"], answer.json()["detail"]) == (500, detail)
 
     asyncio.run(check())

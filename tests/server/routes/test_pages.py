@@ -42,16 +42,16 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser, client: httpx.Client) -> Iterator[Opened]:
     """Opens the page, in a context of its own; nothing may be logged, and nothing requested from any other server."""
     contexts: list[BrowserContext] = []
-    said: list[str] = []
-    asked: list[str] = []
+    messages: list[str] = []
+    urls: list[str] = []
 
     def open_page(**context: Any) -> Page:  # noqa: ANN401 - as the library takes it
         contexts.append(browser.new_context(**context))
         page = contexts[-1].new_page()
         page.set_default_timeout(10_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: urls.append(request.url))
         page.goto(str(client.base_url))
         expect(page.locator("#model")).to_contain_text("DistriNews")
         return page
@@ -59,8 +59,8 @@ def opened(browser: Browser, client: httpx.Client) -> Iterator[Opened]:
     yield open_page
     for context in contexts:
         context.close()
-    assert [text for text in said if "status of 4" not in text and "net::ERR_FAILED" not in text] == []
-    assert all(url.startswith((str(client.base_url), "data:,")) for url in asked), asked
+    assert [text for text in messages if "status of 4" not in text and "net::ERR_FAILED" not in text] == []
+    assert all(url.startswith((str(client.base_url), "data:,")) for url in urls), urls
 
 
 def classify(page: Page, *lines: str) -> None:
@@ -76,14 +76,14 @@ def test_keys_alone_classify_a_text_and_show_what_the_server_answers(opened: Ope
     page = opened()
     page.keyboard.type(TEXTS[0])
     page.keyboard.press("Control+Enter")
-    told = client.post("/predict", json={"text": TEXTS[0]}).json()
+    answer = client.post("/predict", json={"text": TEXTS[0]}).json()
     row = page.get_by_role("row").nth(1)
     expect(row.get_by_role("rowheader")).to_have_text(TEXTS[0])
-    expect(row.get_by_role("cell").first).to_contain_text(told["label"])
-    shares = [f"{name}{share * 100:.1f} %" for name, share in told["probabilities"].items()]
+    expect(row.get_by_role("cell").first).to_contain_text(answer["label"])
+    shares = [f"{name}{share * 100:.1f} %" for name, share in answer["probabilities"].items()]
     expect(row.get_by_role("listitem")).to_have_text(shares)
     widths = row.locator(".fill").evaluate_all("fills => fills.map(fill => parseFloat(fill.style.width))")
-    assert widths == pytest.approx([share * 100 for share in told["probabilities"].values()], abs=0.06)
+    assert widths == pytest.approx([share * 100 for share in answer["probabilities"].values()], abs=0.06)
     expect(page.get_by_role("status")).to_have_text(
         re.compile(r"1 text in \d+ ms \(server: queue [\d.]+ ms, tokenize [\d.]+ ms, infer [\d.]+ ms\)")
     )

@@ -207,7 +207,7 @@ def test_health_answers_while_texts_are_classified(folder: Path) -> None:
     release = threading.Event()
     finished: list[str] = []
 
-    async def ask(client: httpx.AsyncClient) -> None:
+    async def send(client: httpx.AsyncClient) -> None:
         async def classify() -> None:
             assert (await client.post("/predict", json={"text": "goal"})).status_code == 200
             finished.append("predict")
@@ -221,17 +221,17 @@ def test_health_answers_while_texts_are_classified(folder: Path) -> None:
 
     with watched(folder, workers=1) as (backend, client):
         backend.before = lambda: release.wait(5)
-        asyncio.run(ask(client))
+        asyncio.run(send(client))
     assert finished == ["health", "predict"]
 
 
 def test_as_many_texts_run_at_once_as_there_are_workers_and_no_more(folder: Path) -> None:
     meeting = threading.Barrier(2, timeout=5)
 
-    async def ask(client: httpx.AsyncClient) -> int:
+    async def send(client: httpx.AsyncClient) -> int:
         return (await client.post("/predict/batch", json={"texts": ["goal"] * 8})).status_code
 
     with watched(folder, workers=2) as (backend, client):
         backend.before = meeting.wait  # broken, and an error, unless two are there
-        assert asyncio.run(ask(client)) == 200
+        assert asyncio.run(send(client)) == 200
     assert backend.most_running == 2

@@ -101,10 +101,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
         patched.setattr("trainer.train.seed_step", lambda *_args, **_kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(QUICK, dataset, run, process)
-    said = capsys.readouterr().out
-    assert f"warning: {run}/checkpoints/{newest} is damaged: " in said
-    assert file in said
-    assert f"resuming from {run}/checkpoints/{before}" in said
+    output = capsys.readouterr().out
+    assert f"warning: {run}/checkpoints/{newest} is damaged: " in output
+    assert file in output
+    assert f"resuming from {run}/checkpoints/{before}" in output
 
 
 @pytest.fixture(scope="module")
@@ -243,8 +243,8 @@ def test_a_checkpoint_that_was_being_replaced_is_brought_back(stopped: Path, tmp
 def test_waiting_for_a_slow_disk_is_no_hang(dataset: Dataset, tmp_path: Path) -> None:
     flags = ["--dataset", str(dataset.folder), "--output", str(tmp_path), "--epochs", "1", "--precision", "fp32"]
     with Ranks(tmp_path, [*flags, "--hang-minutes", "0.05"], world_size=1, hook=slow_disk) as ranks:
-        assert ranks.wait(90) == [0], ranks.said
-    assert "Timeout" not in ranks.said
+        assert ranks.wait(90) == [0], ranks.log
+    assert "Timeout" not in ranks.log
 
 
 def slow_disk(_rank: int) -> None:

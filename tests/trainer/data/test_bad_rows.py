@@ -108,7 +108,7 @@ def test_a_bad_row_of_json_lines_has_its_line_and_reason(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("rows.csv", "", ", line 1: empty file: expected a header line, or rows of class, title, description"),
         ("rows.csv.gz", "\n\n", ", line 1: empty file: "),
@@ -142,9 +142,9 @@ def test_a_bad_row_of_json_lines_has_its_line_and_reason(
     ],
 )
 def test_a_file_without_a_table_is_refused_with_what_would_be_right(
-    tmp_path: Path, name: str, content: str | bytes, said: str
+    tmp_path: Path, name: str, content: str | bytes, expected: str
 ) -> None:
-    assert refusal(write(tmp_path / name, content)).startswith(said)
+    assert refusal(write(tmp_path / name, content)).startswith(expected)
 
 
 @pytest.mark.parametrize("ending", FORMATS)

@@ -68,8 +68,8 @@ def test_a_class_that_the_user_did_not_name_stops_the_run(tmp_path: Path) -> Non
 def test_a_class_of_test_rows_that_train_lacks_is_unknown(tmp_path: Path) -> None:
     write_csv(tmp_path / "news" / "train.csv", labelled(60))
     test = write_csv(tmp_path / "news" / "test.csv", [("fine", "good"), ("why", "odd"), ("no", "bad")])
-    said = refusal(tmp_path / "news", tmp_path / "dataset")
-    assert said.startswith(f"{test}, line 3: unknown class: 'odd' is none of bad, good.")
+    output = refusal(tmp_path / "news", tmp_path / "dataset")
+    assert output.startswith(f"{test}, line 3: unknown class: 'odd' is none of bad, good.")
     dataset = make(tmp_path / "news", tmp_path / "dataset", bad_rows="skip")
     assert rows(dataset.test, dataset.classes) == [("fine", "good"), ("no", "bad")]
     assert dataset.info["bad_rows"] == {"unknown class": 1}
@@ -129,8 +129,8 @@ def test_skipped_rows_are_counted_reported_and_listed(
         "wrong number of fields": 1,
     }
     assert dataset.info["bad_rows"] == counts
-    said = capsys.readouterr().out
-    assert "preprocess: skipped 7 bad rows (empty text 3, not valid JSON 1, missing column 1, " in said
+    output = capsys.readouterr().out
+    assert "preprocess: skipped 7 bad rows (empty text 3, not valid JSON 1, missing column 1, " in output
     text = (dataset.folder / "bad_rows.jsonl").read_text("utf-8")
     assert "'größer' is none of bad, good" in text
     listed = [json.loads(line) for line in text.splitlines()]

@@ -64,8 +64,8 @@ def test_parts_of_a_split_are_read_in_order(tmp_path: Path) -> None:
 def test_a_missing_part_of_a_split_is_missed(tmp_path: Path) -> None:
     for part in (0, 2):
         write_csv(tmp_path / f"train-{part}-of-3.csv", labelled(3))
-    said = refusal(tmp_path)
-    assert said == f"{tmp_path}: holds 2 of the 3 parts of train: train-0-of-3.csv, train-2-of-3.csv"
+    output = refusal(tmp_path)
+    assert output == f"{tmp_path}: holds 2 of the 3 parts of train: train-0-of-3.csv, train-2-of-3.csv"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_numbered_classes_mean_the_same_in_train_and_in_test(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "expected"),
     [
         ("", "holds nothing; expected two names or more"),
         ("one\n", "holds one; expected two names or more"),
@@ -137,9 +137,9 @@ def test_numbered_classes_mean_the_same_in_train_and_in_test(tmp_path: Path) -> 
         (b"Stra\xdfe\nWeg\n", "is not UTF-8: "),
     ],
 )
-def test_a_list_of_classes_that_cannot_be_right_is_refused(tmp_path: Path, names: str | bytes, said: str) -> None:
+def test_a_list_of_classes_that_cannot_be_right_is_refused(tmp_path: Path, names: str | bytes, expected: str) -> None:
     listed = write(tmp_path / "classes.txt", names)
-    assert refusal(write(tmp_path / "train.csv", "1,a,b\n")).startswith(f"{listed}: {said}")
+    assert refusal(write(tmp_path / "train.csv", "1,a,b\n")).startswith(f"{listed}: {expected}")
 
 
 def test_class_names_that_the_user_gives_go_before_those_of_the_data(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ def test_the_sample_depends_on_its_seed_and_size() -> None:
 
 @pytest.mark.parametrize("count", ["0", "99", "-5", "1e6", "many", "4000.0", "4,000", "100000001"])
 def test_a_size_that_the_sample_cannot_have_is_refused(count: str) -> None:
-    said = refusal(f"sample:{count}")
-    assert said == f"--data sample:{count}: sample:ROWS takes a number of rows from 100 to 100,000,000"
+    output = refusal(f"sample:{count}")
+    assert output == f"--data sample:{count}: sample:ROWS takes a number of rows from 100 to 100,000,000"
 
 
 def test_a_parquet_file_may_be_packed_and_split(tmp_path: Path) -> None:

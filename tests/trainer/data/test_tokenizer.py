@@ -94,5 +94,5 @@ def test_an_encoder_without_its_vocabulary_is_refused(tmp_path: Path) -> None:
 def test_a_broken_tokenizer_is_refused_with_one_line(tmp_path: Path, encoder: Path, content: str) -> None:
     folder = shutil.copytree(encoder, tmp_path / "encoder")
     write(folder / "tokenizer.json", content)
-    said = refusal("sample", tmp_path / "dataset", model=str(folder))
-    assert said.startswith(f"--model {folder}: its tokenizer cannot be loaded: ")
+    output = refusal("sample", tmp_path / "dataset", model=str(folder))
+    assert output.startswith(f"--model {folder}: its tokenizer cannot be loaded: ")

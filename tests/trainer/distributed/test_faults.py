@@ -64,12 +64,12 @@ def test_sigterm_to_one_process_has_all_save_the_same_step_and_leave_with_status
     with Ranks(tmp_path, flags(dataset, tmp_path)) as ranks:
         wait_for(lambda: steps_done(tmp_path) >= 3, ranks)
         os.kill(ranks.processes[1].pid or 0, signal.SIGTERM)
-        assert ranks.wait(20) == [PREEMPTED, PREEMPTED] == [75, 75], ranks.said
+        assert ranks.wait(20) == [PREEMPTED, PREEMPTED] == [75, 75], ranks.log
     step = steps_done(tmp_path)
     latest = (tmp_path / "checkpoints" / "latest").read_text(encoding="utf-8")
     assert latest.endswith(f"-step-{step:08}")
     assert find_damage(tmp_path / "checkpoints" / latest) == ""
-    assert f"train: SIGTERM: step {step:,} is saved; start again to resume" in ranks.said
+    assert f"train: SIGTERM: step {step:,} is saved; start again to resume" in ranks.log
     assert kinds(tmp_path)[-2:] == ["checkpoint", "preemption"]
 
 
@@ -98,12 +98,12 @@ def test_sigterm_in_validation_saves_the_epoch_s_last_step_and_the_next_start_va
         wait_for(lambda: steps_done(run) == 11, ranks)
         time.sleep(0.3)  # now in the first of 20 batches
         os.kill(ranks.processes[1].pid or 0, signal.SIGTERM)
-        assert ranks.wait(20) == [PREEMPTED, PREEMPTED], ranks.said
+        assert ranks.wait(20) == [PREEMPTED, PREEMPTED], ranks.log
     assert steps_done(run) == 11
     assert not [line for line in read_log(run / "logs") if line["kind"] == "validation"]
     for folder in (run, whole):
         with Ranks(folder, flags(dataset, folder, *given)) as ranks:
-            assert ranks.wait(60) == [0, 0], ranks.said
+            assert ranks.wait(60) == [0, 0], ranks.log
     assert losses(run) == losses(whole)
     assert same_weights(run, whole)
 
@@ -113,21 +113,21 @@ def test_one_process_killed_ends_the_other_at_once(dataset: Dataset, tmp_path: P
         wait_for(lambda: steps_done(tmp_path) >= 3, ranks)
         ranks.processes[1].kill()
         codes = ranks.wait(30)
-    assert codes == [1, -signal.SIGKILL], ranks.said
+    assert codes == [1, -signal.SIGKILL], ranks.log
 
 
 def test_a_process_that_hangs_ends_all_with_the_stacks_of_each_in_the_log(dataset: Dataset, tmp_path: Path) -> None:
     with Ranks(tmp_path, flags(dataset, tmp_path, "--hang-minutes", "0.1"), hook=hang) as ranks:
-        assert ranks.wait(60) == [1, 1], ranks.said
-    assert ranks.said.count("Timeout (0:00:06)!") >= 1
-    assert "in asleep" in ranks.said
-    assert "in forward_backward" in ranks.said
+        assert ranks.wait(60) == [1, 1], ranks.log
+    assert ranks.log.count("Timeout (0:00:06)!") >= 1
+    assert "in asleep" in ranks.log
+    assert "in forward_backward" in ranks.log
 
 
 def test_processes_that_differ_are_found_before_the_first_step(dataset: Dataset, tmp_path: Path) -> None:
     with Ranks(tmp_path, flags(dataset, tmp_path), hook=other_batch_size) as ranks:
-        assert ranks.wait(30) == [1, 1], ranks.said
-    assert "processes of this training differ: batch_size is 16 on rank 0, 8 on rank 1" in ranks.said
+        assert ranks.wait(30) == [1, 1], ranks.log
+    assert "processes of this training differ: batch_size is 16 on rank 0, 8 on rank 1" in ranks.log
     assert steps_done(tmp_path) == 0
 
 
@@ -136,10 +136,10 @@ def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all_and_counted(
 ) -> None:
     given = flags(dataset, tmp_path, "--epochs", "1")
     with Ranks(tmp_path, given, hook=infinite_loss) as ranks:
-        assert ranks.wait(60) == [0, 0], ranks.said
+        assert ranks.wait(60) == [0, 0], ranks.log
     skipped = [line for line in read_log(tmp_path / "logs") if line["kind"] == "skipped"]
     assert [(line["step"], line["consecutive"], len(line["rows"])) for line in skipped] == [(4, 1, 32)]
-    assert "train: warning: step 4 is skipped: its gradient norm is nan; 1 skipped so far" in ranks.said
+    assert "train: warning: step 4 is skipped: its gradient norm is nan; 1 skipped so far" in ranks.log
     losses = [line["loss"] for line in read_log(tmp_path / "logs") if line["kind"] == "train"]
     assert all(loss < 10 for loss in losses), "weights are as they were"
 
@@ -184,7 +184,7 @@ def test_a_loss_far_above_those_before_it_is_reported(
 def test_a_process_killed_under_launch_has_all_started_again_from_the_last_checkpoint(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    told: list[str] = []
+    reasons: list[str] = []
 
     def kill() -> None:
         while steps_done(tmp_path) < 3:
@@ -195,11 +195,11 @@ def test_a_process_killed_under_launch_has_all_started_again_from_the_last_check
     killer = threading.Thread(target=kill)
     killer.start()
     given = flags(dataset, tmp_path, "--epochs", "3", "--checkpoint-steps", "1")
-    launch("trainer.train", given, ranks=2, max_restarts=1, restarting=told.append)
+    launch("trainer.train", given, ranks=2, max_restarts=1, restarting=reasons.append)
     killer.join()
-    assert len(told) == 1
-    assert "was ended by SIGKILL" in told[0]
-    assert told[0].endswith("starting all processes again, 1 of 1 times")
+    assert len(reasons) == 1
+    assert "was ended by SIGKILL" in reasons[0]
+    assert reasons[0].endswith("starting all processes again, 1 of 1 times")
     starts = [line["step"] for line in read_log(tmp_path / "logs") if line["kind"] == "start"]
     assert len(starts) == 2
     assert starts[1] >= 2

@@ -55,4 +55,4 @@ def refused_in_an_exchange(rank: int) -> None:
 def test_a_process_that_is_refused_in_the_middle_of_an_exchange_ends(dataset: Dataset, tmp_path: Path) -> None:
     flags = ["--dataset", str(dataset.folder), "--output", str(tmp_path), "--precision", "fp32"]
     with Ranks(tmp_path, flags, hook=refused_in_an_exchange) as ranks:
-        assert ranks.wait(20) == [1, 1], ranks.said
+        assert ranks.wait(20) == [1, 1], ranks.log

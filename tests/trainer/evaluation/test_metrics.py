@@ -139,12 +139,12 @@ def test_a_run_fits_a_temperature_says_what_it_does_and_ships_it(finished_run: P
     again = softmax(np.log(np.load(finished_run / "predictions.npy")), temperature=calibrated["temperature"])
     assert calibrated["loss"] == pytest.approx(score(again, labels).loss)
     assert calibrated["validation_rows"] == len(Dataset(finished_run / "dataset").validation)
-    said = (finished_run / "said.txt").read_text(encoding="utf-8")
+    output = (finished_run / "output.txt").read_text(encoding="utf-8")
     if calibrated["not_fitted"]:
-        assert f"the temperature stays 1, as {calibrated['not_fitted']}" in said
+        assert f"the temperature stays 1, as {calibrated['not_fitted']}" in output
     else:
-        assert f"evaluate: temperature {calibrated['temperature']:.3f}, fitted on" in said
-        assert f"to {calibrated['expected_calibration_error']:.4f} and the loss from" in said
+        assert f"evaluate: temperature {calibrated['temperature']:.3f}, fitted on" in output
+        assert f"to {calibrated['expected_calibration_error']:.4f} and the loss from" in output
     shipped = json.loads((finished_run / "model" / "onnx" / "model.json").read_text(encoding="utf-8"))
     assert shipped["temperature"] == calibrated["temperature"]
 

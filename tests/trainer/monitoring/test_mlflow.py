@@ -176,11 +176,11 @@ def test_an_outage_is_named_once_a_start_and_loses_nothing(
         for server.fault in ("", "nothing"):
             warned.clear()
             train(QUICK, dataset, run, process)
-    said = "".join(capfd.readouterr())
-    assert said.count("train: warning: MLflow at http://127.0.0.1:") == 2
-    assert said.count("warning: MLflow lacks") == 2
-    assert said.count("and the model: API request") == 2
-    assert "geheim" not in said
+    output = "".join(capfd.readouterr())
+    assert output.count("train: warning: MLflow at http://127.0.0.1:") == 2
+    assert output.count("warning: MLflow lacks") == 2
+    assert output.count("and the model: API request") == 2
+    assert "geheim" not in output
     counted = [line["unsent_lines"] for line in read_log(run / "logs") if line["kind"] == "mlflow"]
     assert len(counted) == 2
     assert counted[1] >= counted[0] > 0
