@@ -59,7 +59,7 @@ def test_every_kubernetes_takes_the_objects(chart: str, values: str) -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 @every_chart
-def test_helm_lint_has_nothing_to_say(chart: str, release: Release) -> None:
+def test_helm_lint_reports_nothing(chart: str, release: Release) -> None:
     for name in (values for which, values in VALUE_SETS if which == chart):
         file = str(HELM / chart / "ci" / name)
         assert "0 chart(s) failed" in run_helm(release, "lint", "--strict", str(HELM / chart), "--values", file)
@@ -73,7 +73,7 @@ def test_every_pod_is_restricted_and_has_no_token(chart: str, values: str) -> No
         assert pod["spec"]["enableServiceLinks"] is False, "a Service called distrinews would set DISTRINEWS_PORT"
 
 
-def test_the_checker_of_pods_finds_what_is_forbidden() -> None:
+def test_the_checker_of_pods_finds_forbidden_settings() -> None:
     (pod, *_) = pods(template("serving"))
     good = json.loads(json.dumps(pod["spec"]))
     for spoil, found in {
@@ -119,7 +119,7 @@ def test_a_kubernetes_that_is_too_old_is_refused(chart: str) -> None:
 
 
 @every_chart
-def test_an_upgrade_keeps_what_cannot_change(chart: str, tmp_path: Path) -> None:
+def test_an_upgrade_keeps_immutable_fields(chart: str, tmp_path: Path) -> None:
     later = shutil.copytree(HELM / chart, tmp_path / chart)
     facts = (later / "Chart.yaml").read_text(encoding="utf-8")
     (later / "Chart.yaml").write_text(re.sub(r"(?m)^(version|appVersion): .*", r"\1: 9.9.9", facts), encoding="utf-8")

@@ -78,7 +78,7 @@ def test_our_lint_finds_nothing(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["base", *OVERLAYS])
-def test_a_job_avoids_what_goes_wrong_with_operators(folder: str) -> None:
+def test_a_job_avoids_known_faults_of_operators(folder: str) -> None:
     job = render(folder)
     assert len(job["metadata"]["name"]) <= 52
     assert re.fullmatch(r"\d+", job["spec"]["nprocPerNode"])
@@ -151,7 +151,7 @@ def test_images_are_of_this_version(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", [*OVERLAYS, *STEPS])
-def test_the_header_says_how_to_use_it(folder: str) -> None:
+def test_the_header_has_the_commands_for_its_use(folder: str) -> None:
     header = (ROOT / "manifests" / folder / "kustomization.yaml").read_text(encoding="utf-8").split("apiVersion")[0]
     words = ["apply", "watch", "logs", "clean", *(["resume"] if folder in OVERLAYS else [])]
     for word in words:
@@ -177,5 +177,5 @@ def test_a_queue_is_one_line_away(tmp_path: Path) -> None:
     )
 
 
-def test_nothing_here_stands_for_longer_than_a_run() -> None:
+def test_only_jobs_that_end_are_created() -> None:
     assert {render(folder)["kind"] for folder in ("base", *OVERLAYS, *STEPS)} == {"PyTorchJob", "Job"}

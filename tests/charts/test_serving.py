@@ -84,7 +84,7 @@ def test_a_wrong_value_is_refused_with_its_path(wrong: str, path: str, name: str
         (("metricsPort=8080",), "containerPort and metricsPort are both 8080"),
     ],
 )
-def test_values_that_need_others_say_so(sets: tuple[str, ...], named: str) -> None:
+def test_values_that_need_others_are_refused_with_what_they_need(sets: tuple[str, ...], named: str) -> None:
     assert named in " ".join(refused(*sets).split())
 
 
@@ -101,7 +101,7 @@ def test_without_an_autoscaler_the_values_own_it() -> None:
     assert not {"HorizontalPodAutoscaler", "ScaledObject"} & {entry["kind"] for entry in objects}
 
 
-def test_the_queue_can_be_what_pods_are_scaled_by() -> None:
+def test_pods_can_be_scaled_by_the_queue() -> None:
     wanted = '{"queuedTexts": 8, "cpuUtilization": null, "prometheusAddress": "http://prometheus:9090"}'
     sets = (f"autoscaling={wanted}", 'serviceMonitor={"enabled": true}')
     (metric,) = only(template("serving", "default-values.yaml", *sets), "HorizontalPodAutoscaler")["spec"]["metrics"]
@@ -319,13 +319,13 @@ def test_a_server_that_fetches_reaches_names_and_the_store() -> None:
     assert [port["port"] for port in store["ports"]] == [443, 9000]
 
 
-def test_a_server_that_asks_an_issuer_of_tokens_can_reach_it() -> None:
+def test_a_server_with_an_issuer_of_tokens_can_reach_it() -> None:
     settings = '{"oidc_issuer": "https://login.example", "oidc_audience": "news"}'
     policy = only(template("serving", "default-values.yaml", f"settings={settings}"), "NetworkPolicy")
     assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [53, 53, 443]
 
 
-def test_who_may_ask_can_be_limited_but_helm_test_always_may() -> None:
+def test_callers_can_be_limited_but_helm_test_always_gets_through() -> None:
     objects = template("serving", "oci-everything-values.yaml")
     requests, metrics = only(objects, "NetworkPolicy", "news")["spec"]["ingress"]
     namespaces, test = requests["from"]
@@ -348,7 +348,7 @@ def notes(values: str) -> str:
     return run_helm("v37", "install", "news", str(chart), *flags).partition("NOTES:")[2]
 
 
-def test_the_notes_say_what_to_type_next() -> None:
+def test_the_notes_have_the_next_commands() -> None:
     output = notes("default-values.yaml")
     assert "kubectl -n prod rollout status deployment/news-distrinews-serving" in output
     assert "helm -n prod test news --logs" in output

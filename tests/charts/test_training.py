@@ -84,7 +84,7 @@ def test_pods_of_jobs_reach_each_other_on_every_port_and_names_and_the_hub() -> 
     assert hub == {"ports": [{"port": 443}]}
 
 
-def test_uninstalling_keeps_the_runs_unless_told_otherwise() -> None:
+def test_uninstalling_keeps_the_runs_unless_the_values_disable_it() -> None:
     kept = only(training(), "PersistentVolumeClaim", "distrinews-workspace")["metadata"]["annotations"]
     assert kept == {"helm.sh/resource-policy": "keep"}
     claim = only(training("one-node-values.yaml"), "PersistentVolumeClaim", "distrinews-workspace")

@@ -118,7 +118,7 @@ def wait_for(condition: Any, pods: list[Pod], *, seconds: float = 120) -> None: 
         time.sleep(0.2)
 
 
-def test_a_pod_that_is_killed_comes_back_and_training_goes_on(trained: list[Pod], claim: Path) -> None:
+def test_a_pod_that_is_killed_comes_back_and_training_resumes(trained: list[Pod], claim: Path) -> None:
     logs = "".join(pod.log for pod in trained)
     print(*[line for line in logs.splitlines() if line.startswith("train:")], sep="\n")
     assert trained[1].starts > 1
@@ -174,7 +174,7 @@ def test_the_server_image_serves_the_model_that_the_pods_made(server: str, expor
 
 
 @pytest.mark.parametrize("name", ["trainer", "server", "pipelines"])
-def test_an_image_says_what_it_is_and_holds_nothing_to_build_with(name: str) -> None:
+def test_an_image_has_labels_of_its_version_and_no_build_tools(name: str) -> None:
     image = f"distrinews-{name}:{VERSION}{'-cpu' if name == 'trainer' else ''}"
     facts = json.loads(subprocess.run(["podman", "image", "inspect", image], check=True, capture_output=True).stdout)[0]
     print(f"{image}: {facts['Size'] / 1e6:.0f} MB")

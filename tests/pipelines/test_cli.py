@@ -81,7 +81,7 @@ def test_an_unknown_word_is_one_line_with_the_nearest_right_one(
     assert refusal(words, capsys, status=2) == error
 
 
-def test_a_command_whose_packages_are_missing_names_what_to_install(
+def test_a_command_whose_packages_are_missing_names_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = builtins.__import__

@@ -190,7 +190,7 @@ def test_a_model_with_another_digest_is_refused_and_the_one_there_stays(
     assert sorted((tmp_path / "to").rglob("*")) == before
 
 
-def test_a_file_that_is_not_as_the_manifest_says_is_refused(
+def test_a_file_that_differs_from_the_manifest_is_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (model / "onnx" / "model_int8.onnx").open("r+b") as file:
@@ -220,7 +220,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(model: Path, tmp_path: Path) ->
         ("http://127.0.0.1:9", "cannot fetch http://127.0.0.1:9/onnx/manifest.json"),
     ],
 )
-def test_what_cannot_be_fetched_is_named(
+def test_a_uri_that_cannot_be_fetched_is_named(
     uri: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert named in refusal([uri, "--to", str(tmp_path / "to")], capsys)

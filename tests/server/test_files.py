@@ -89,7 +89,7 @@ def test_another_error_of_a_rename_is_raised(tmp_path: Path, monkeypatch: pytest
         write(tmp_path / "model", "new")
 
 
-def test_a_folder_of_a_name_that_begins_alike_is_not_brought_back(tmp_path: Path) -> None:
+def test_a_folder_whose_name_has_the_same_prefix_is_not_brought_back(tmp_path: Path) -> None:
     (tmp_path / ".model.best.7.old").mkdir()
     recover_directory(tmp_path / "model")
     recover_directory(tmp_path / "absent" / "model")

@@ -33,7 +33,7 @@ def test_flags_choose_the_engine_and_the_limits(folder: Path, client: httpx.Clie
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_answers_what_is_in_flight_and_exits_with_0(folder: Path, number: signal.Signals) -> None:
+def test_a_stop_answers_requests_in_flight_and_exits_with_0(folder: Path, number: signal.Signals) -> None:
     stopping = threading.Event()
 
     def body() -> Iterator[bytes]:

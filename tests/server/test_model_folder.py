@@ -51,7 +51,7 @@ def test_the_digest_of_a_model_is_shown_and_changes_with_any_file_of_it(folder: 
     assert read(folder).sha256 != before
 
 
-def test_the_first_line_of_output_says_which_model_it_is(folder: Path) -> None:
+def test_the_first_line_of_output_names_the_model(folder: Path) -> None:
     command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", "--drain-seconds", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -61,7 +61,7 @@ def test_the_first_line_of_output_says_which_model_it_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.json", "tokenizer.json", "model_int8.onnx"])
-def test_a_file_of_which_one_bit_differs_is_refused_by_name(folder: Path, name: str) -> None:
+def test_a_file_with_one_changed_bit_is_refused_by_name(folder: Path, name: str) -> None:
     file = folder / "onnx" / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -78,7 +78,7 @@ def test_a_file_that_was_not_copied_to_its_end_is_refused_with_both_lengths(fold
         read(folder)
 
 
-def test_only_what_is_loaded_is_compared(folder: Path) -> None:
+def test_only_files_that_are_loaded_are_compared(folder: Path) -> None:
     """A server reads hundreds of megabytes fewer, and a smaller image may leave the others out."""
     (folder / "onnx" / "model.onnx").unlink()
     assert read(folder).variant == "int8"
@@ -98,7 +98,7 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(folder: Path) -> None
     assert facts["default"] == "int8"
 
 
-def test_a_folder_of_an_older_export_says_to_export_again(folder: Path) -> None:
+def test_a_folder_of_an_older_export_is_refused_with_the_command_to_export(folder: Path) -> None:
     (folder / "onnx" / "manifest.json").unlink()
     with pytest.raises(
         ModelFolderError, match=r"onnx/manifest\.json is missing: run distrinews run, or the export step"

@@ -41,7 +41,7 @@ def test_a_wrong_port_of_the_host_is_named(monkeypatch: pytest.MonkeyPatch, caps
     assert "PORT 'http': input should be a valid integer" in refusal(["folder"], capsys)
 
 
-def test_a_service_called_as_the_prefix_is_told_from_a_port(
+def test_a_service_named_as_the_prefix_is_not_read_as_a_port(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DISTRINEWS_PORT", "tcp://10.0.0.1:8080")
@@ -87,7 +87,7 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert Settings().port == 8080
 
 
-def test_a_log_of_json_has_a_line_for_each_request_unless_the_level_says_otherwise() -> None:
+def test_a_log_of_json_has_a_line_for_each_request_unless_the_level_excludes_it() -> None:
     assert Settings().log_level == "warning"
     assert Settings(log_format="json").log_level == "info"
     assert Settings(log_format="json", log_level="error").log_level == "error"
@@ -111,9 +111,7 @@ def test_the_port_of_the_metrics_follows_the_port() -> None:
         (["folder", "--max-text-characters", "many"], "--max-text-characters"),
     ],
 )
-def test_a_wrong_flag_is_named_with_what_would_be_right(
-    args: list[str], named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_flag_is_named_with_a_fix(args: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert named in refusal(args, capsys)
 
 

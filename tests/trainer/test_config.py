@@ -99,7 +99,7 @@ def help_text() -> str:
 
 
 @pytest.mark.parametrize("name", RunConfig.model_fields)
-def test_help_tells_meaning_range_and_default_of(name: str, help_text: str) -> None:
+def test_help_has_meaning_range_and_default_of(name: str, help_text: str) -> None:
     field = RunConfig.model_fields[name]
     flag = "--" + name.replace("_", "-")
     entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", help_text)]
@@ -159,7 +159,7 @@ def test_settings_written_as_flags_and_read_again_are_the_same(seed: int) -> Non
         assert parse(kind, as_flags(part(config, kind)), prog="p") == part(config, kind)
 
 
-def test_what_has_its_default_is_no_flag() -> None:
+def test_a_setting_with_its_default_is_no_flag() -> None:
     assert as_flags(RunConfig()) == []
     assert as_flags(RunConfig(epochs=4, seed=0)) == ["--epochs=4"]
 

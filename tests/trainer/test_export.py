@@ -46,7 +46,7 @@ def predicted(model: Path, variant: str, texts: list[str], *, batch_size: int) -
     return predict_texts(Encoder(folder, load_backend(folder, workers=2)), texts, batch_size=batch_size, what="test")
 
 
-def test_all_variants_are_shipped_with_what_was_compared(finished_run: Path) -> None:
+def test_all_variants_are_shipped_with_the_compared_measures(finished_run: Path) -> None:
     facts = json.loads((finished_run / "model" / "onnx" / "model.json").read_text(encoding="utf-8"))
     assert facts["default"] == "int8"
     assert facts["labels"] == ["World", "Sports", "Business", "Sci/Tech"]
@@ -86,7 +86,7 @@ def test_fp32_gives_the_probabilities_of_the_trained_model_in_any_batch(
     np.testing.assert_allclose(found, np.load(finished_run / "predictions.npy")[:70], atol=1e-4)
 
 
-def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_said(
+def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_printed(
     run: Path, run_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def spoilt(source: Path, target: Path) -> None:
@@ -155,7 +155,9 @@ def test_export_before_evaluate_is_one_line_that_names_the_step(run: Path, run_d
         ("fp32", {"probability_difference": 0.01}, "a probability differs by 1.0e-02, more than 1e-03"),
     ],
 )
-def test_what_a_variant_is_refused_for(name: str, changed: dict[str, float], expected: str) -> None:
+def test_a_variant_that_exceeds_a_limit_is_refused_with_the_reason(
+    name: str, changed: dict[str, float], expected: str
+) -> None:
     found = {"same_label": 1.0, "same_label_batched": 1.0, "probability_difference": 0.0, "accuracy_drop": 0.0}
     assert _fault(name, found | changed) == expected
 

@@ -56,7 +56,7 @@ def launched(
     return losses(output)
 
 
-def test_two_processes_learn_what_one_does(dataset: Dataset, encoder_without_dropout: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_the_same_as_one(dataset: Dataset, encoder_without_dropout: Path, tmp_path: Path) -> None:
     one = launched(dataset, tmp_path / "one", encoder_without_dropout, ranks=1, batch_size=32)
     two = launched(dataset, tmp_path / "two", encoder_without_dropout, ranks=2, batch_size=16)
     assert len(one) > 20
@@ -66,7 +66,7 @@ def test_two_processes_learn_what_one_does(dataset: Dataset, encoder_without_dro
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_accumulated_steps_learn_what_one_large_batch_does(
+def test_accumulated_steps_learn_the_same_as_one_large_batch(
     dataset: Dataset, encoder_without_dropout: Path, tmp_path: Path, process: Process
 ) -> None:
     config = QUICK.model_copy(update={"model": str(encoder_without_dropout), "epochs": 1, "learning_rate": 1e-3})

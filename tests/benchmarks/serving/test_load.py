@@ -106,7 +106,7 @@ def test_a_slow_server_is_measured_from_answer_to_answer() -> None:
     assert load.per_second == pytest.approx(1 / 0.3, rel=0.1)
 
 
-def test_clients_share_what_a_server_of_one_worker_gives() -> None:
+def test_clients_share_the_throughput_of_a_server_of_one_worker() -> None:
     load = run(
         one_at_a_time(after_20_ms), lambda port: closed_loop(port, REQUESTS, clients=4, seconds=1, warm_seconds=0.2)
     )
@@ -181,7 +181,7 @@ def test_refusals_are_counted_by_status_and_are_no_quick_answers() -> None:
 
 
 @pytest.mark.parametrize(("response", "reason"), [(b"", HUNG_UP), (b"no HTTP at all", load_module.MALFORMED)])
-def test_what_is_no_answer_is_counted_as_what_it_is(response: bytes, reason: str) -> None:
+def test_a_response_that_is_no_answer_is_counted_by_its_fault(response: bytes, reason: str) -> None:
     async def broken(_: bytes) -> bytes:
         return response
 
@@ -273,7 +273,7 @@ def test_requests_are_whole_and_batches_are_full() -> None:
     assert json.loads(body) == {"texts": ["a", "ü"]}
 
 
-def test_a_row_of_the_table_says_what_failed() -> None:
+def test_a_row_of_the_table_counts_the_failures_by_status() -> None:
     load = Load(2, [0.001, 0.003], Counter({"200": 2, "429": 1}), most_in_flight=2)
     row = load_module.describe(load, texts_each=64)
     assert (row["Texts/s"], row["p50, ms"], row["p99.9, ms"]) == ("64.0", "1.0", "3.0")

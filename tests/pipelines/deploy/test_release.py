@@ -214,7 +214,7 @@ def test_the_first_model_is_installed_verified_and_recorded_as_served(
     assert KEY not in output + json.dumps(done)
 
 
-def test_the_next_model_takes_its_place_and_what_others_set_stays(stage: Stage) -> None:
+def test_the_next_model_takes_its_place_and_values_set_by_others_stay(stage: Stage) -> None:
     stage.deploy(
         "first", values="podLabels: {team: news}\nautoscaling: {maxReplicas: 7}", server_image="hub:5000/server:1"
     )

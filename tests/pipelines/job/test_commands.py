@@ -134,7 +134,7 @@ def test_a_job_is_followed_from_a_laptop_and_runs_on_when_one_leaves(
     assert list(laptop.objects["pytorchjobs"]) == [name]
 
 
-def test_what_runs_left_is_reaped_and_nothing_else(laptop: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leftovers_of_runs_are_reaped_and_nothing_else(laptop: Store, capsys: pytest.CaptureFixture[str]) -> None:
     def left(name: str, *, condition: str = "Running", pod: str = "", labels: dict[str, str] | None = None) -> None:
         job = render(JobConfig(), TRAIN, run=name)
         job["metadata"] |= {"name": name, "annotations": {"distrinews.io/step-pod": pod} if pod else {}}
@@ -163,7 +163,7 @@ def test_what_runs_left_is_reaped_and_nothing_else(laptop: Store, capsys: pytest
     assert capsys.readouterr().out == "nothing to delete\n"
 
 
-def test_a_missing_cluster_and_a_wrong_setting_are_told_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_cluster_and_a_wrong_setting_are_errors_of_one_line(tmp_path: Path) -> None:
     done = distrinews("job", "render", "--run", "x", "--nods", "2")
     assert done.returncode == 2
     assert "did you mean --nodes?" in done.stderr

@@ -84,7 +84,7 @@ def test_a_line_without_end_is_cut_and_long_logs_take_no_memory(stage: Stage, ou
     assert len(line) < 20_000
 
 
-def test_events_of_the_job_are_told_once_and_those_of_others_not(stage: Stage, output: Output) -> None:
+def test_events_of_the_job_are_printed_once_and_those_of_others_not(stage: Stage, output: Output) -> None:
     running = stage.launch()
     name = stage.operator.job["metadata"]["name"]
     no_room = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
@@ -158,7 +158,7 @@ def test_an_elastic_job_that_trains_with_fewer_pods_is_not_ended_while_one_is_mi
     assert running.result(10).pods == 2
 
 
-def test_a_failure_names_reason_exit_codes_last_lines_and_what_to_do(stage: Stage) -> None:
+def test_a_failure_names_reason_exit_codes_last_lines_and_a_fix(stage: Stage) -> None:
     running = stage.launch()
     master, worker = stage.operator.pods()
     stage.operator.run(master, worker)
@@ -178,7 +178,7 @@ def test_a_failure_names_reason_exit_codes_last_lines_and_what_to_do(stage: Stag
     assert stage.jobs() == []  # some failures leave the completion time unset, from which the TTL would count
 
 
-def test_the_exit_codes_of_pods_that_the_operator_removed_are_still_told(stage: Stage, output: Output) -> None:
+def test_the_exit_codes_of_pods_that_the_operator_removed_are_still_reported(stage: Stage, output: Output) -> None:
     running = stage.launch(nodes=1)
     (pod,) = stage.operator.pods()
     stage.operator.run(pod)
@@ -201,7 +201,7 @@ def test_the_exit_codes_of_pods_that_the_operator_removed_are_still_told(stage: 
         ("progress_minutes", "min without progress has passed: the last was epoch 1 of 2, 5% of training"),
     ],
 )
-def test_a_deadline_of_ours_ends_the_job_and_says_which(
+def test_a_deadline_of_ours_ends_the_job_and_is_named(
     stage: Stage, output: Output, deadline: str, message: str
 ) -> None:
     running = stage.launch(NO_END.model_copy(update={deadline: 1.2 * SECOND}), nodes=1)
@@ -247,7 +247,7 @@ def test_a_silent_pod_pauses_no_deadline_and_its_first_line_is_printed(stage: St
     assert "min without progress has passed: there was none yet" in failure_of(running)
 
 
-def test_a_job_that_another_deletes_is_told_as_that(stage: Stage, output: Output) -> None:
+def test_a_job_that_another_deletes_is_reported_as_deleted(stage: Stage, output: Output) -> None:
     running = stage.launch()
     output.until("is created")
     stage.operator.pods()
@@ -284,7 +284,7 @@ def test_watches_survive_disconnects_410_gone_errors_and_a_restart_of_the_api_se
     assert output.text.count("master-0 is on node") == 1
 
 
-def test_an_api_server_that_never_answers_ends_the_step_and_says_so(stage: Stage) -> None:
+def test_an_api_server_that_never_answers_ends_the_step_with_an_error(stage: Stage) -> None:
     stage.polling = HURRY.model_copy(update={"timeout_seconds": 0.5})
     running = stage.launch()
     stage.store.wait_for(lambda: len(stage.request_times("GET", "watch=true")) >= 3)

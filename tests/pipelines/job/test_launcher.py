@@ -101,7 +101,7 @@ def test_a_launcher_whose_job_belongs_to_a_later_try_leaves_it(stage: Stage, out
     assert "now belongs to a-later-try/its-uid: left alone" in output.all()
 
 
-def test_what_is_set_on_the_kubeflow_task_reaches_the_pods(stage: Stage) -> None:
+def test_settings_of_the_kubeflow_task_reach_the_pods(stage: Stage) -> None:
     task = dsl.TaskConfig(
         resources={"limits": {"nvidia.com/gpu": "2", "memory": "64Gi"}, "requests": {"cpu": "6"}},
         tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],

@@ -143,7 +143,7 @@ def test_every_document_of_every_file_is_checked_and_other_kinds_are_left_alone(
     assert set(finding) == {"file", "line", "rule", "message", "fix"}
 
 
-def test_a_file_without_a_fault_ends_with_status_0_and_one_that_is_not_there_says_so(
+def test_a_file_without_a_fault_ends_with_status_0_and_a_missing_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "good.yaml").write_text(GOOD, encoding="utf-8")
@@ -162,7 +162,7 @@ def test_a_file_without_a_fault_ends_with_status_0_and_one_that_is_not_there_say
 @pytest.mark.parametrize(
     "text", ["a: [", "a: &x [*x]", "\t", "kind: PyTorchJob\nspec: !os.system {}\n", "a: 2026-13-45"]
 )
-def test_what_is_not_yaml_is_one_finding_with_its_line(text: str) -> None:
+def test_text_that_is_not_yaml_is_one_finding_with_its_line(text: str) -> None:
     (found,) = [finding for finding in lint(text) if finding.rule == "yaml"]
     assert found.line >= 1
 

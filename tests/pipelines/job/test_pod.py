@@ -64,7 +64,7 @@ def test_an_elastic_job_trains_with_fewer_pods_only_where_its_world_may_change()
     assert KIND.pods(rendered(nodes=3)).needed == 3
 
 
-def test_the_base_manifest_comes_through_unchanged_but_for_what_is_filled_in() -> None:
+def test_the_base_manifest_is_unchanged_but_for_the_fields_that_are_filled_in() -> None:
     base = yaml.safe_load((data_folder("manifests") / "base" / "pytorchjob.yaml").read_text(encoding="utf-8"))
     job = rendered(nodes=2)
     for replica, spec in base["spec"]["pytorchReplicaSpecs"].items():
@@ -164,7 +164,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
         ),
     ],
 )
-def test_what_is_passed_through_is_refused_rather_than_lost(task: dict[str, Any], message: str) -> None:
+def test_a_task_setting_that_no_pod_can_have_is_refused_rather_than_lost(task: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         render(JobConfig(), TRAIN, run="r", task=TaskOverrides(**task))
     assert passed_through(None) == TaskOverrides()

@@ -9,7 +9,7 @@ from tests.support.stage import Output, Stage, failure_of
 pytestmark = pytest.mark.slow  # the module takes seconds
 
 
-def test_a_job_that_another_made_at_the_same_moment_is_gone_on_with(stage: Stage, output: Output) -> None:
+def test_a_job_that_another_made_at_the_same_moment_is_attached_to(stage: Stage, output: Output) -> None:
     racers = [stage.launch(), stage.launch()]
     stage.operator.run(*stage.operator.pods())
     output.until("attaching to it")
@@ -46,7 +46,7 @@ def test_a_job_of_this_name_that_is_not_ours_is_left_alone(stage: Stage) -> None
     assert stage.jobs() == [job["metadata"]["name"]]
 
 
-def test_everything_that_is_missing_is_told_at_once_with_the_role_to_apply(stage: Stage) -> None:
+def test_all_missing_permissions_are_reported_at_once_with_the_role_to_apply(stage: Stage) -> None:
     stage.store.denied = {("create", "pytorchjobs"), ("get", "pods/log"), ("watch", "events")}
     stage.store.kinds = {}
     claim = stage.store.objects["persistentvolumeclaims"]["distrinews-workspace"]

@@ -113,7 +113,7 @@ def test_following_a_run_prints_each_change_once_and_its_end(
     ]
 
 
-def test_following_a_run_asks_again_while_the_endpoint_is_away(
+def test_following_a_run_retries_while_the_endpoint_is_away(
     kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubeflow.states, kubeflow.outages = [run_state("SUCCEEDED", train="SUCCEEDED")], [503, 502]
@@ -131,7 +131,7 @@ def test_following_a_run_asks_again_while_the_endpoint_is_away(
         client.follow("r1")
 
 
-def test_a_run_is_resumed_with_what_is_set_alone(kubeflow: Kubeflow) -> None:
+def test_a_run_is_resumed_with_only_the_settings_that_are_given(kubeflow: Kubeflow) -> None:
     assert submit("--name", "mine", "--from", "gate", "--min-accuracy", "0.5", "--epochs", "3", "--no-follow") == 0
     given = sent(kubeflow)
     assert given == {"run_name": "mine", "from_step": "gate", "min_accuracy": 0.5, "settings": {"epochs": 3}}

@@ -50,7 +50,7 @@ def test_the_defaults_of_the_form_are_those_of_the_settings() -> None:
         {"job": {"nodes": 4, "gpus": 2, "env": {"A": "1"}}, "deadlines": {"run_minutes": None}, "deploy": {"release": "news"}},
     ],
 )  # fmt: skip
-def test_parameters_give_the_settings_back_of_which_they_were_made(values: dict[str, Any]) -> None:
+def test_parameters_give_back_the_settings_from_which_they_were_made(values: dict[str, Any]) -> None:
     settings = RunSettings.model_validate(values)
     given = as_kubeflow_gives(to_parameters(settings))
     assert set(given) <= set(inspect.signature(distrinews.pipeline_func).parameters)

@@ -116,7 +116,7 @@ def test_kubeflow_caches_nothing_and_retries_the_steps_that_may_run_again(compil
     assert retried == {"preprocess", "train", "evaluate", "export", "deploy", "finish"}
 
 
-def test_a_group_is_handed_every_parameter_that_its_tasks_ask_for(compiled: dict[str, Any]) -> None:
+def test_a_group_gets_every_parameter_that_its_tasks_need(compiled: dict[str, Any]) -> None:
     for component in compiled["components"].values():
         given = set(component.get("inputDefinitions", {}).get("parameters", {}))
         for task in component.get("dag", {}).get("tasks", {}).values():

@@ -212,7 +212,7 @@ def test_a_bad_line_is_named_but_not_shown(content: str | bytes, expected: str, 
     assert "billing:" not in str(error.value)
 
 
-def test_all_keys_are_compared_so_that_time_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_keys_are_compared_so_that_time_reveals_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
 
     def counted(known: bytes, given: bytes) -> bool:
@@ -312,7 +312,7 @@ def test_of_a_page_s_scripts_only_those_written_in_it_run_by_their_hash() -> Non
     assert scripts == f"script-src 'self' 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'"
 
 
-def test_a_page_may_stand_in_the_frames_that_are_named() -> None:
+def test_a_page_may_be_framed_by_the_origins_that_are_named() -> None:
     headers = page_headers("<script>one()</script>", frame_origins=("https://huggingface.co",))
     assert "frame-ancestors https://huggingface.co" in headers["Content-Security-Policy"]
     assert "X-Frame-Options" not in headers
@@ -402,7 +402,7 @@ def test_neither_key_nor_token_is_ever_logged(folder: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_a_named_proxy_says_who_the_client_is(folder: Path) -> None:
+def test_a_named_proxy_gives_the_address_of_the_client(folder: Path) -> None:
     flags = ["--forwarded-allow-ips", "127.0.0.1,10.0.0.0/8", "--rate-limit", "1/minute", "--drain-seconds", "0"]
     with serving(folder, *flags) as (_, client):
         statuses = [

@@ -97,7 +97,7 @@ def test_a_body_too_large_for_the_server_is_sent_in_halves() -> None:
     assert [isinstance(answer, str) for answer in answers] == [False, True, False, False]
 
 
-def test_a_busy_or_failing_server_is_tried_again_after_the_time_that_it_asks_for(waits: list[float]) -> None:
+def test_a_busy_or_failing_server_is_tried_again_after_the_time_in_its_answer(waits: list[float]) -> None:
     answers: list[Reply] = [(429, {"detail": "full"}, {"Retry-After": "7"}), (503, {}, {}), (502, {}, {}), (504, {}, {})]  # fmt: skip
     lines: list[str] = []
 

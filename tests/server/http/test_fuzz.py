@@ -56,7 +56,7 @@ def footprint(process: subprocess.Popen[str]) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_every_route_does_what_the_documentation_says_whatever_is_sent(folder: Path, tmp_path: Path) -> None:
+def test_every_route_conforms_to_the_documentation_whatever_is_sent(folder: Path, tmp_path: Path) -> None:
     with unharmed(folder) as client:
         st, url = Path(sys.executable).with_name("st"), str(client.base_url.join("/openapi.json"))
         command = [str(st), "--config-file", str(CONFIG), "run", url]

@@ -96,7 +96,7 @@ def encoded(value: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-def test_a_token_of_the_issuer_says_whose_it_is_and_its_keys_are_fetched_once(issuer: Issuer) -> None:
+def test_a_token_of_the_issuer_names_its_caller_and_the_keys_are_fetched_once(issuer: Issuer) -> None:
     issuer.keys.append(public(CURVE, "curve", use="sig"))
     elliptic = signed(issuer, CURVE, "curve", "ES256", sub="bob", aud=["other", AUDIENCE])
     assert subjects(issuer.checker(), signed(issuer), elliptic, signed(issuer)) == ["alice", "bob", "alice"]

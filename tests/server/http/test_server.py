@@ -92,7 +92,7 @@ TWICE = {
 
 
 @pytest.mark.parametrize(("path", "body"), TWICE.items(), ids=TWICE)
-def test_of_a_key_that_stands_twice_the_last_counts_and_no_number_is_too_big(
+def test_the_last_of_two_equal_keys_counts_and_no_number_is_too_big(
     client: httpx.Client, path: str, body: bytes
 ) -> None:
     answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
@@ -129,7 +129,7 @@ def test_a_body_in_small_chunks_is_read(client: httpx.Client) -> None:
     assert answer.status_code == 200
 
 
-def test_what_is_not_http_is_refused(client: httpx.Client) -> None:
+def test_bytes_that_are_not_http_are_refused(client: httpx.Client) -> None:
     with connected(client) as connection:
         connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n")  # TLS, on a port without
         assert problem_on(connection)["detail"] == "Invalid HTTP request received."
@@ -230,7 +230,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize(("first", "then"), SILENT.values(), ids=SILENT)
-def test_a_connection_on_which_no_whole_request_comes_is_closed(
+def test_a_connection_without_a_whole_request_is_closed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, then: bytes
 ) -> None:
     monkeypatch.setattr("server.http.server._REQUEST_SECONDS", 0.2)

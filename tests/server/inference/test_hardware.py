@@ -65,7 +65,7 @@ def test_devices_are_those_that_the_driver_counts(
     assert cuda_devices() == found
 
 
-def test_without_a_driver_there_is_no_device_and_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_there_is_no_device_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 

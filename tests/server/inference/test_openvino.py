@@ -109,7 +109,7 @@ def test_lengths_are_rounded_up_so_that_shapes_are_few_but_never_past_max_length
     assert seen == {(1, 16), (1, 32), (1, 40)}
 
 
-def test_a_server_that_may_choose_takes_it_and_says_why(model: Path) -> None:
+def test_a_server_that_may_choose_takes_it_and_gives_the_reason(model: Path) -> None:
     with serving(model) as (_, client):
         health = client.get("/health").json()
         assert (health["variant"], health["engine"].split()[0]) == ("openvino", "openvino")

@@ -21,7 +21,7 @@ from tests.support.servers import gated, serving
 pytestmark = pytest.mark.slow  # the module takes seconds
 
 
-def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder: Path) -> None:
+def test_a_full_queue_answers_429_at_once_with_the_reason_and_the_time_to_retry(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder, max_queued_texts=3, max_batch_texts=3) as served:
             accepted = [served.predict()]
@@ -44,7 +44,7 @@ def test_a_full_queue_answers_429_at_once_says_why_and_when_to_try_again(folder:
     asyncio.run(check())
 
 
-def test_what_is_answered_or_too_late_is_freed_at_once_without_the_garbage_collector(folder: Path) -> None:
+def test_memory_of_answered_and_late_requests_is_freed_without_garbage_collection(folder: Path) -> None:
     async def check() -> None:
         async with gated(folder) as served:
             gc.collect()

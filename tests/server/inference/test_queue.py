@@ -90,7 +90,7 @@ def test_the_texts_of_large_requests_give_way_to_single_ones() -> None:
 
 
 @pytest.mark.parametrize("token_budget", [1, 200])
-def test_no_text_is_passed_over_more_often_than_the_bound_says(token_budget: int) -> None:
+def test_no_text_is_passed_over_more_often_than_the_bound(token_budget: int) -> None:
     draw = random.Random(0)
     harness = Harness(token_budget=token_budget)
     waiting_long = entry(500, from_batch=True)
@@ -130,7 +130,7 @@ def test_a_text_whose_client_has_left_is_never_handed_out() -> None:
     assert harness.dropped == [(gone, "left")]
 
 
-def test_a_full_queue_refuses_a_request_as_a_whole_and_says_why() -> None:
+def test_a_full_queue_refuses_a_request_as_a_whole_with_the_reason() -> None:
     harness = Harness(max_texts=5)
     harness.put(*[entry(10) for _ in range(4)])
     with pytest.raises(QueueFullError, match="4 texts wait and 5 may"):
@@ -175,7 +175,7 @@ def test_a_text_that_nobody_waits_for_takes_no_place_in_a_full_queue() -> None:
     assert harness.queue.size == (3, 100)
 
 
-def test_when_to_try_again_follows_from_what_waits_and_how_fast_it_goes() -> None:
+def test_the_time_to_retry_follows_from_the_queue_and_its_speed() -> None:
     harness = Harness(max_tokens=50_000)
     harness.put(*[entry(500) for _ in range(100)])
     for _ in range(200):
@@ -185,7 +185,7 @@ def test_when_to_try_again_follows_from_what_waits_and_how_fast_it_goes() -> Non
     assert refused.value.retry_after_seconds == pytest.approx(50, abs=1)
 
 
-def test_how_long_the_queue_has_been_full_counts_from_the_first_refusal() -> None:
+def test_the_time_for_which_the_queue_is_full_counts_from_the_first_refusal() -> None:
     harness = Harness(max_texts=1)
     harness.put(entry(10))
     assert harness.queue.full_seconds() == 0
@@ -226,7 +226,7 @@ def test_a_queue_is_not_full_any_more_once_reserved_room_is_given_back() -> None
     assert harness.queue.full_seconds() == 0
 
 
-def test_what_was_reserved_and_not_used_is_given_back() -> None:
+def test_reserved_room_that_is_not_used_is_given_back() -> None:
     harness = Harness()
     harness.queue.reserve(texts=2, tokens=100)
     harness.queue.append([entry(10), entry(10)], reserved_tokens=100)

@@ -83,7 +83,7 @@ def test_threads_that_call_at_once_get_their_own_answers(backend: TorchBackend, 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_lengths_are_padded_to_eights_but_not_beyond_what_the_model_reads(backend: TorchBackend) -> None:
+def test_on_a_gpu_lengths_are_padded_to_eights_but_not_beyond_the_model_s_limit(backend: TorchBackend) -> None:
     assert backend.gpu
     assert "bf16 on" in backend.name
     for length in (1, 9, backend._max_length):
@@ -139,7 +139,7 @@ def test_a_model_with_another_number_of_classes_is_refused(own_model: Path) -> N
         load_backend(folder, workers=1)
 
 
-def test_code_that_a_configuration_asks_for_is_never_run(own_model: Path) -> None:
+def test_code_that_a_configuration_names_is_never_run(own_model: Path) -> None:
     file = own_model / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {"model_type": "ours"}
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model"}
@@ -150,14 +150,16 @@ def test_code_that_a_configuration_asks_for_is_never_run(own_model: Path) -> Non
         load_backend(read_model_folder(own_model, ("torch",)), workers=1)
 
 
-def test_auto_takes_it_on_a_cuda_device_and_says_so(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_it_on_a_cuda_device_and_gives_the_reason(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backends, "gpu", lambda: Gpu(usable=True))
     assert candidates("auto")[0] == "torch"
     assert read_model_folder(finished_run / "model", candidates("auto")).variant == "torch"
     assert reason("auto", "torch") == "as a CUDA device is there"
 
 
-def test_auto_takes_the_next_where_the_weights_were_left_out_and_says_so(
+def test_auto_takes_the_next_where_the_weights_were_left_out_with_the_reason(
     own_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "gpu", lambda: Gpu(usable=True))

@@ -135,7 +135,7 @@ def test_a_failure_of_the_server_is_an_error_and_one_of_the_client_is_none(colle
     assert {sent["service.name"] for sent in collector.resources} == {"distrinews"}
 
 
-def test_what_the_client_does_not_sample_and_probes_are_not_sent(collector: Collector) -> None:
+def test_traces_that_the_client_does_not_sample_and_probes_are_not_sent(collector: Collector) -> None:
     with tracing.traced() as spans_of:
         spans_of(record(200, sampled=False))
         spans_of(record(200, route="/readyz"))
@@ -166,7 +166,7 @@ def test_a_variable_that_the_library_refuses_is_an_error_of_one_line(
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"])
-def test_without_the_extra_the_setting_says_what_to_install(
+def test_without_the_extra_the_setting_names_the_extra_to_install(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in [name for name in sys.modules if name.startswith(f"{missing}.")]:

@@ -59,7 +59,7 @@ def test_a_triton_client_reads_the_metadata(tritons: triton.InferenceServerClien
 @pytest.mark.parametrize("binary_out", [False, True])
 @pytest.mark.parametrize("binary_in", [False, True])
 @pytest.mark.parametrize("column", [False, True])
-def test_a_triton_client_gets_what_predict_answers(
+def test_a_triton_client_gets_the_answer_of_predict(
     client: httpx.Client,
     tritons: triton.InferenceServerClient,
     binary_in: bool,
@@ -92,7 +92,7 @@ def test_a_triton_client_that_wants_nothing_special_gets_all_outputs_in_binary(
     assert answer.as_numpy("label")[0].decode() in LABELS
 
 
-def test_the_best_classes_come_as_triton_tells_them(
+def test_the_best_classes_come_in_the_form_of_triton(
     client: httpx.Client, tritons: triton.InferenceServerClient
 ) -> None:
     wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
@@ -228,7 +228,7 @@ def test_a_json_length_beyond_the_body_is_refused(client: httpx.Client) -> None:
         ("GET", INFER, 405, "Method Not Allowed"),
     ],
 )
-def test_whatever_is_not_there_is_told_in_the_protocol_s_form(
+def test_anything_missing_is_an_error_in_the_protocol_s_form(
     client: httpx.Client, method: str, path: str, status: int, expected: str
 ) -> None:
     answer = client.request(method, path)
@@ -237,7 +237,7 @@ def test_whatever_is_not_there_is_told_in_the_protocol_s_form(
     assert client.get("/v2x").json()["status"] == 404, "elsewhere a problem stays a problem"
 
 
-def test_a_triton_client_is_told_what_is_wrong(tritons: triton.InferenceServerClient) -> None:
+def test_a_triton_client_gets_the_error(tritons: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="There is no model 'olds', only news"):
         tritons.infer("olds", [text_input(["goal"], binary=True)])
     with pytest.raises(InferenceServerException, match="Text should have a visible character"):

@@ -72,7 +72,7 @@ def answer_with(status: int, detail: str, headers: dict[str, str] | None = None)
     return lambda route: route.fulfill(status=status, json={"detail": detail}, headers=headers or {})
 
 
-def test_keys_alone_classify_a_text_and_show_what_the_server_answers(opened: Opened, client: httpx.Client) -> None:
+def test_keys_alone_classify_a_text_and_show_the_answer_of_the_server(opened: Opened, client: httpx.Client) -> None:
     page = opened()
     page.keyboard.type(TEXTS[0])
     page.keyboard.press("Control+Enter")
@@ -138,7 +138,7 @@ def test_the_policy_lets_no_other_script_run(client: httpx.Client, browser: Brow
     page.close()
 
 
-def test_a_truncated_text_is_said_to_be(opened: Opened) -> None:
+def test_a_truncated_text_is_marked_as_truncated(opened: Opened) -> None:
     page = opened()
     classify(page, TEXTS[3], "goal")
     expect(page.get_by_role("row").nth(1)).to_contain_text("Only its first 16 tokens were read")
@@ -199,7 +199,7 @@ def test_a_key_is_asked_for_when_needed_and_kept_nowhere(opened: Opened) -> None
     ]
 
 
-def test_a_server_that_is_gone_is_said_to_be(opened: Opened) -> None:
+def test_a_server_that_is_gone_is_reported(opened: Opened) -> None:
     page = opened()
     page.route("**/predict/batch", lambda route: route.abort())
     classify(page, "goal")
@@ -207,14 +207,14 @@ def test_a_server_that_is_gone_is_said_to_be(opened: Opened) -> None:
     expect(page.get_by_role("button", name="Classify")).to_be_visible()
 
 
-def test_nothing_to_classify_is_said_to_be(opened: Opened) -> None:
+def test_an_input_without_a_text_is_reported(opened: Opened) -> None:
     page = opened()
     classify(page, " ", "")
     expect(page.get_by_role("alert")).to_have_text("Type or paste a text first.")
     expect(page.get_by_label("Texts, one a line")).to_be_focused()
 
 
-def test_many_lines_can_be_stopped_and_what_is_there_stays(opened: Opened) -> None:
+def test_many_lines_can_be_stopped_and_the_results_so_far_stay(opened: Opened) -> None:
     page, held = opened(), []
     page.route(
         "**/predict/batch",

@@ -50,7 +50,7 @@ def test_health_describes_the_model(client: httpx.Client) -> None:
     assert (health["variant"], health["labels"], health["max_length"]) == ("int8", LABELS, MAX_LENGTH)
 
 
-def test_an_answer_is_what_the_model_computes(client: httpx.Client, folder: Path) -> None:
+def test_an_answer_equals_the_model_s_output(client: httpx.Client, folder: Path) -> None:
     ids = [2, WORDS.index("shares"), 1, 3]  # [CLS] shares [UNK] [SEP]
     inputs = {name: np.array([ids]) for name in ("input_ids", "attention_mask")}
     inputs["attention_mask"][:] = 1

@@ -29,9 +29,7 @@ from trainer.train import train
 pytestmark = pytest.mark.slow  # the module takes seconds
 
 
-def test_killed_ten_times_at_random_steps_a_run_learns_bit_for_bit_what_one_left_alone_does(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_a_run_killed_ten_times_at_random_steps_learns_the_same_bit_for_bit(dataset: Dataset, tmp_path: Path) -> None:
     flags = ["--epochs", "2", "--batch-size", "16", "--precision", "fp32"]
     kills = int(os.environ.get("KILLS", "10"))
     found = kill_and_compare(dataset.folder, tmp_path, kills=kills, seed=0, flags=flags)
@@ -63,7 +61,7 @@ def test_stopped_again_and_again_every_later_step_is_the_same(
     assert same_weights(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_checkpoint_does_not_change_while_training_goes_on(
+def test_a_checkpoint_does_not_change_while_training_continues(
     dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint that shares the live tensors would hold values of later steps (pytorch#144657)."""
@@ -151,7 +149,7 @@ def test_a_full_disk_ends_training_with_a_clear_error_and_leaves_earlier_checkpo
     assert not (tmp_path / "model").exists()
 
 
-def test_another_batch_size_goes_on_with_the_rows_that_are_left_only_when_allowed(
+def test_another_batch_size_continues_with_the_rows_that_are_left_only_when_allowed(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
     stopped_at(6, QUICK, dataset, tmp_path, process)

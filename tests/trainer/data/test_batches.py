@@ -27,7 +27,7 @@ def test_an_epoch_depends_on_its_seed_and_number_alone() -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("world_size", "accumulation_steps"), [(2, 1), (4, 1), (1, 4), (2, 2), (3, 1)])
-def test_processes_together_see_at_each_step_what_one_would_see(
+def test_processes_together_see_the_rows_of_one_process_at_each_step(
     world_size: int, accumulation_steps: int, packed: bool
 ) -> None:
     step_rows = 48

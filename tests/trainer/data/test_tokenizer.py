@@ -18,7 +18,7 @@ ENCODER = os.environ.get("PRETRAINED_ENCODER", "")
 """Folder of a pretrained encoder with the uncased vocabulary, where there is one."""
 
 
-def test_tokens_are_what_transformers_gives(tmp_path: Path, encoder: Path) -> None:
+def test_tokens_equal_those_of_transformers(tmp_path: Path, encoder: Path) -> None:
     came_in = [(f"{text} {'again ' * (number % 40)}", label) for number, (text, label) in enumerate(labelled(200))]
     path = write_csv(tmp_path / "rows.csv", [*came_in, ("Ünknown 世界 🌍!", "good"), ("ENDS[SEP]here", "bad")])
     for model in ("tiny", str(encoder)):

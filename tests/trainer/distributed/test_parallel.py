@@ -85,7 +85,7 @@ def alone(dataset_folder: Path, encoder: Path, tmp_path_factory: pytest.TempPath
     ],
 )
 @pytest.mark.slow
-def test_processes_learn_what_one_does_however_they_share_the_model(
+def test_processes_learn_the_same_as_one_however_they_share_the_model(
     dataset_folder: Path, encoder: Path, alone: Path, tmp_path: Path, world_size: int, settings: dict[str, object]
 ) -> None:
     rows = ROWS_A_STEP // world_size // int(str(settings.get("accumulation_steps", 1)))
@@ -142,7 +142,7 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_saved_shards_are_whole_and_a_fresh_model_goes_on_from_them_bit_for_bit(dataset_folder: Path) -> None:
+def test_saved_shards_are_whole_and_a_fresh_model_resumes_from_them_bit_for_bit(dataset_folder: Path) -> None:
     in_ranks(save_and_go_on, TrainConfig(strategy="fsdp"), dataset_folder, world_size=2)
 
 

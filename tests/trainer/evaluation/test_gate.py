@@ -46,7 +46,7 @@ def test_a_model_worse_than_the_one_served_by_more_than_the_tolerance_does_not_p
         gate(config, {"accuracy": 0.87}, dataset, served=now)
 
 
-def test_a_served_model_with_other_classes_is_not_compared_and_that_is_said(
+def test_a_served_model_with_other_classes_is_not_compared_and_that_is_reported(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = gate(
@@ -73,7 +73,7 @@ def test_a_model_served_on_other_test_rows_is_measured_on_these_as_it_is_served(
     )
 
 
-def test_a_served_model_that_is_gone_is_not_compared_and_that_is_said(
+def test_a_served_model_that_is_gone_is_not_compared_and_that_is_reported(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = served(tmp_path, dataset, test_digest="other", model=str(tmp_path / "gone"))

@@ -120,7 +120,7 @@ def test_a_probability_of_zero_is_no_trouble() -> None:
     assert fit_temperature(logits, labels).value >= 1
 
 
-def test_what_cannot_be_fitted_is_1_with_the_reason() -> None:
+def test_a_temperature_that_cannot_be_fitted_is_1_with_the_reason() -> None:
     logits, labels = known(2.0, rows=200)
     assert fit_temperature(logits[:49], labels[:49]) == Temperature(
         1.0, 49, "49 validation rows are too few, it takes 50"
@@ -132,7 +132,7 @@ def test_what_cannot_be_fitted_is_1_with_the_reason() -> None:
     assert "the best is at an end of 0.05 to 20.0" in wrong.not_fitted
 
 
-def test_a_run_fits_a_temperature_says_what_it_does_and_ships_it(finished_run: Path) -> None:
+def test_a_run_fits_a_temperature_prints_its_effect_and_ships_it(finished_run: Path) -> None:
     metrics = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
     calibrated = metrics["calibrated"]
     labels = Dataset(finished_run / "dataset").test.labels
@@ -149,7 +149,7 @@ def test_a_run_fits_a_temperature_says_what_it_does_and_ships_it(finished_run: P
     assert shipped["temperature"] == calibrated["temperature"]
 
 
-def test_the_kubeflow_ui_shows_the_temperature_and_what_it_does(finished_run: Path, tmp_path: Path) -> None:
+def test_the_kubeflow_ui_shows_the_temperature_and_its_effect(finished_run: Path, tmp_path: Path) -> None:
     metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
     report = dsl.HTML(uri=str(tmp_path / "report"))
     matrix, summary = (

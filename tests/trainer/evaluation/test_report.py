@@ -136,7 +136,7 @@ def test_hostile_texts_and_names_stay_text(tmp_path: Path, count: int) -> None:
     assert page.text.count(HOSTILE) >= 8
 
 
-def test_the_headline_tells_the_accuracy_with_its_interval(tmp_path: Path) -> None:
+def test_the_headline_has_the_accuracy_with_its_interval(tmp_path: Path) -> None:
     text = Page(report(tmp_path)).text
     for words in ("tiny on sample", "93.1%", "92.5% to 93.7%", "0.931", "1.2%", "7,600"):
         assert words in text
@@ -166,7 +166,7 @@ def test_a_picture_of_many_classes_shows_its_counts_in_tooltips(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("count", [4, 30])
-def test_every_picture_says_what_it_shows_and_every_table_has_headers(tmp_path: Path, count: int) -> None:
+def test_every_picture_has_a_description_and_every_table_has_headers(tmp_path: Path, count: int) -> None:
     page = Page(report(tmp_path, metrics=metrics_of(names(count))))
     pictures = page.attributes("svg")
     assert len(pictures) == (4 if count > 12 else 3)
@@ -196,14 +196,14 @@ def test_the_best_epoch_is_marked_in_both_charts(tmp_path: Path) -> None:
     assert Page(report(tmp_path)).text.count("best: epoch 2") == 2
 
 
-def test_a_report_without_training_log_or_mistakes_says_so(tmp_path: Path) -> None:
+def test_a_report_without_training_log_or_mistakes_notes_their_absence(tmp_path: Path) -> None:
     page = Page(report(tmp_path, curves=NO_CURVES, mistakes=[], facts={}))
     assert "no learning curves" in page.text
     assert "None to show" in page.text
     assert len(page.attributes("svg")) == 1
 
 
-def test_calibration_before_and_after_the_temperature_stand_side_by_side(tmp_path: Path) -> None:
+def test_calibration_before_and_after_the_temperature_is_shown_side_by_side(tmp_path: Path) -> None:
     page = Page(report(tmp_path))
     assert ["Calibration error", "1.23%", "0.45%"] in page.rows
     assert ["Mean loss", "0.207", "0.193"] in page.rows
@@ -211,7 +211,7 @@ def test_calibration_before_and_after_the_temperature_stand_side_by_side(tmp_pat
     assert len([circle for circle in page.attributes("circle") if circle["class"] == "ring"]) == 2
 
 
-def test_a_temperature_that_was_not_fitted_is_said_to_be_1_with_the_reason(tmp_path: Path) -> None:
+def test_a_temperature_that_was_not_fitted_is_reported_as_1_with_the_reason(tmp_path: Path) -> None:
     metrics = metrics_of(NEWS)
     metrics["calibrated"] |= {"temperature": 1.0, "not_fitted": "9 validation rows are too few, it takes 50"}
     page = Page(report(tmp_path, metrics=metrics))

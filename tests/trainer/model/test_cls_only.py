@@ -57,7 +57,7 @@ def test_the_exported_graph_has_the_same_logits_and_computes_one_position_in_its
         assert last == 1
 
 
-def test_another_architecture_is_left_as_it_is_and_that_is_said(
+def test_another_architecture_is_left_unchanged_and_that_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roberta = RobertaForSequenceClassification(

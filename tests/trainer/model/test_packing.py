@@ -93,7 +93,7 @@ def test_each_dropout_of_a_layer_drops_at_random_in_packed_texts(build: Build) -
 
 
 @pytest.mark.parametrize("build", [distilbert, bert])
-def test_what_is_saved_is_a_plain_model(build: Build, tmp_path: Path) -> None:
+def test_the_saved_model_is_a_plain_one(build: Build, tmp_path: Path) -> None:
     model = lively(build)
     expected = model(**padded_batch((5, 9))).logits
     assert enable_packing(model)
@@ -114,7 +114,7 @@ def test_another_architecture_is_left_as_it_is() -> None:
     assert "forward" not in vars(roberta.roberta.encoder.layer[-1])
 
 
-def test_it_is_trained_on_padded_texts_of_like_length_and_that_is_said(
+def test_it_is_trained_on_padded_texts_of_similar_length_and_that_is_reported(
     dataset: Dataset, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = RobertaConfig(

@@ -25,7 +25,7 @@ def job(*, replicas: dict[str, int | None], spec: dict[str, Any] | None = None, 
         ({"Worker": 2}, {"runPolicy": {"schedulingPolicy": {"minResources": {"cpu": "1"}}}}, Pods(2, 2)),
     ],
 )
-def test_pods_are_counted_whatever_else_the_job_says(
+def test_pods_are_counted_whatever_other_fields_the_job_has(
     replicas: dict[str, int | None], spec: dict[str, Any], pods: Pods
 ) -> None:
     found = job(replicas=replicas, spec=spec)
