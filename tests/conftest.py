@@ -15,7 +15,7 @@ from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group
 from trainer.preprocess import preprocess
 
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # what tests train is nothing to track
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # no training of a test is tracked
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
 
 
@@ -55,7 +55,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
     runs = (tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent) / "runs"
     runs.mkdir(exist_ok=True)
     with (runs / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that run the tests, one makes it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of the processes that run the tests makes it
         if not (runs / "first" / "output.txt").is_file():
             _run_first(runs)
     return runs / "first"

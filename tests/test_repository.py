@@ -46,7 +46,7 @@ def module_name(path: Path) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yield each module that a file imports, and each name that it takes from one, as a dotted name."""
+    """Yields each module that a file imports, and each name that it takes from one, as a dotted name."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)

@@ -38,7 +38,7 @@ class Rollout:
         self._changes.stop()
 
     def poll(self) -> None:
-        """Takes the next change, or none within a tick, and prints what is new."""
+        """Takes the next change, or none within a tick, and prints the news."""
         change = self._changes.next_change()
         if change is None:
             return

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipelines.job.reconcile import Jobs
     from pipelines.job.settings import Object
 
-_ANSWER_SECONDS = 30  # for which a person who waits for an answer has patience
+_ANSWER_SECONDS = 30  # patience of a person who waits for an answer
 
 
 class _Place(Command):

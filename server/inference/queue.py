@@ -22,7 +22,7 @@ class Waiting(Protocol):
     """A request whose texts wait."""
 
     deadline: float
-    """By the clock of `time.monotonic`; a text is not computed after it."""
+    """Deadline on the clock of `time.monotonic`; a text is not computed after it."""
 
     @property
     def is_over(self) -> bool:

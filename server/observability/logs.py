@@ -40,7 +40,7 @@ class RequestRecord:
     traceparent: str | None = None
     """Header of the W3C trace that the client sent."""
     trace_id: str | None = None
-    """From that header, or of the trace that begins here."""
+    """Id of the trace from that header, or of the trace that begins here."""
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     route: str = UNMATCHED

@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"
-_QUIET_LOAD = 1.0  # of the last minute: below it, half of two cores is free
+_QUIET_LOAD = 1.0  # load of the last minute, below which half of two cores is free
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
 
 def wait_until_quiet(minutes: float) -> str:
-    """Wait, so long at most, until others leave the processor alone; returns a sentence on how busy it was."""
+    """Waits, up to a limit, until the processor is idle; returns a sentence with its load."""
     until = time.monotonic() + minutes * 60
     while (load := os.getloadavg()[0]) >= _QUIET_LOAD and time.monotonic() < until:
         print(f"waiting for a quiet machine: load {load:.2f}, wanted below {_QUIET_LOAD:.1f}", flush=True)
@@ -25,7 +25,7 @@ def wait_until_quiet(minutes: float) -> str:
 
 
 def memory(field: str) -> float:
-    """Returns a field of /proc/self/status, such as VmRSS or VmHWM, in MB. ru_maxrss of a child would start with what its parent had."""
+    """Returns a field of /proc/self/status, such as VmRSS or VmHWM, in MB. ru_maxrss of a child would start at the value of its parent."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     assert found
     return int(found[1]) / 1024
@@ -39,7 +39,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def write(name: str, *, title: str, command: str, packages: Sequence[str], parts: Sequence[str]) -> None:
-    """Print `parts` and keep them in docs/benchmarks/<name>.md, with the command, the processor and the versions."""
+    """Prints `parts` and writes them to docs/benchmarks/<name>.md, with the command, the processor and the versions."""
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     made = f"Made by `{command}` on {_processor()}; Python {platform.python_version()}, {versions}."
     text = "\n\n".join(part.strip() for part in (f"# {title}", *parts, made)) + "\n"

@@ -1,4 +1,4 @@
-"""Compare our trainer with the one that tutorials write, and two ranks with one.
+"""Compares our trainer with the one that tutorials write, and two ranks with one.
 
     python -m tests.benchmarks.train [--part speed] [--device cuda]
 
@@ -52,7 +52,7 @@ _TITLES = {
 class Variant(BaseModel):
     name: str
     reference: bool = False
-    """Run the whole loop of `reference_trainer`, instead of ours."""
+    """Runs the whole loop of `reference_trainer` instead of ours."""
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: int = 32
 

@@ -17,7 +17,7 @@ from tests.support.charts import only, template
 pytestmark = pytest.mark.slow  # the module takes seconds
 
 SERIES = 'namespace="prod", service="news-distrinews-serving-metrics"'
-OTHERS = {  # of prometheus_client and kube-state-metrics
+OTHERS = {  # metrics of prometheus_client and kube-state-metrics
     "process_cpu_seconds_total": {"pod"},
     "process_resident_memory_bytes": {"pod"},
     "kube_pod_container_status_waiting_reason": {"pod", "reason", "container"},

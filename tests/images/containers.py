@@ -94,7 +94,7 @@ def trained(claim: Path) -> Iterator[list[Pod]]:
         wait_for(lambda: "epoch 1: validation" in pods[0].log + pods[1].log, pods)
         time.sleep(0.5)
         victim.kill()
-        wait_for(lambda: all([restart_on_failure(pod) for pod in pods]), pods)  # noqa: C419 - each has to be looked at
+        wait_for(lambda: all([restart_on_failure(pod) for pod in pods]), pods)  # noqa: C419 - each has to be checked
         yield pods
     finally:
         for pod in pods:

@@ -262,7 +262,7 @@ def test_a_command_runs_and_its_status_is_that_of_its_work(capsys: pytest.Captur
 
 def test_a_fault_inside_the_work_is_no_wrong_flag() -> None:
     class Broken(Command):
-        """Fail."""
+        """Fails."""
 
         def run(self) -> None:
             Job(nodes=0)

@@ -47,7 +47,7 @@ class Store:
     # For tests
 
     def put(self, plural: str, item: Object, kind: str = "") -> Object:
-        """Create or replace an object."""
+        """Creates or replaces an object."""
         with self.changed:
             name = item["metadata"]["name"]
             there = self.objects[plural].get(name)
@@ -90,12 +90,12 @@ class Store:
         return found
 
     def fail(self, path: str, code: int, *, times: int = 1, headers: dict[str, str] | None = None) -> None:
-        """Answer the next requests whose path has this part with an error."""
+        """Answers the next requests whose path has this part with an error."""
         with self.changed:
             self.failures += [(path, code, headers or {})] * times
 
     def compact(self) -> None:
-        """Forget the past, as etcd does: watches from before are answered with 410 Gone."""
+        """Forgets the past, as etcd does: watches from before are answered with 410 Gone."""
         with self.changed:
             self.version += 1
             self.oldest = self.version

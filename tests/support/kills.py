@@ -25,7 +25,7 @@ class Killed:
 def kill_and_compare(
     dataset: Path, folder: Path, *, kills: int, seed: int, flags: list[str], world_size: int = 2, hook: Hook | None = None
 ) -> Killed:  # fmt: skip
-    """Train twice with these processes; the second run is killed with SIGKILL, all processes at once, at random moments."""
+    """Trains twice with these processes; the second run is killed with SIGKILL, all processes at once, at random moments."""
     chance = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
     common = ["--dataset", str(dataset), "--log-steps", "1", "--checkpoint-steps", "1", *flags]

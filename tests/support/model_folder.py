@@ -31,7 +31,7 @@ def write_onnx(file: Path, *, seed: int, labels: int = len(LABELS), positions: i
         helper.make_node("Sub", ["counted", "axis"], ["place"]),  # 0, 1, 2 …
         helper.make_node("Gather", ["positions", "place"], ["position"]),
         helper.make_node("Add", ["word", "position"], ["hidden"]),
-        helper.make_node("ReduceMax", ["hidden"], ["scale"], keepdims=0),  # of the whole batch
+        helper.make_node("ReduceMax", ["hidden"], ["scale"], keepdims=0),  # the maximum of the whole batch
         helper.make_node("Div", ["hidden", "scale"], ["scaled"]),
         helper.make_node("ReduceMean", ["scaled"], ["pooled"], axes=[1], keepdims=0),
         helper.make_node("MatMul", ["pooled", "classes"], ["logits"]),

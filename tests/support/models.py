@@ -26,7 +26,7 @@ def distilbert() -> PreTrainedModel:
     return DistilBertForSequenceClassification(DistilBertConfig(**SIZE, dim=32, hidden_dim=64, n_layers=2, n_heads=4))
 
 
-def lively(build: Build) -> PreTrainedModel:
+def with_large_weights(build: Build) -> PreTrainedModel:
     """A model with weights so large that a wrong position, scale or mask shows in the logits."""
     torch.manual_seed(3)
     model = build()

@@ -92,7 +92,7 @@ class Pod:
         assert own["allowPrivilegeEscalation"] is False
         return [
             f"--user={pod['runAsUser']}:{pod['runAsGroup']}",
-            "--security-opt=no-new-privileges",  # podman's own seccomp profile is what RuntimeDefault means
+            "--security-opt=no-new-privileges",  # RuntimeDefault means podman's own seccomp profile
             f"--read-only={str(own['readOnlyRootFilesystem']).lower()}", "--read-only-tmpfs=false",
             *[f"--cap-drop={name}" for name in own["capabilities"]["drop"]],
         ]  # fmt: skip

@@ -21,7 +21,7 @@ Hook = Callable[[int], None]
 
 
 def in_ranks(function: Callable[..., None], *args: object, world_size: int) -> None:
-    """Call it in that many processes of one group; AssertionError when one fails."""
+    """Calls a function in that many processes of one group; raises AssertionError when one fails."""
     with Group(function, *args, world_size=world_size) as group:
         codes = group.wait(_TIMEOUT_SECONDS)
     assert codes == [0] * world_size, codes

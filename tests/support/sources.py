@@ -1,4 +1,4 @@
-"""Find sources in tests, and read them."""
+"""Finds sources in tests and reads them."""
 
 from pathlib import Path
 from typing import Any

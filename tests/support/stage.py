@@ -29,7 +29,7 @@ SECOND = 1 / 60
 
 
 class Stage:
-    """A namespace with what a job needs, and a launcher at work in it."""
+    """A namespace with the objects that a job needs, and a launcher at work in it."""
 
     def __init__(self, store: Store, port: int, folder: Path) -> None:
         self.store, self.port, self.run_folder = store, port, folder / "runs" / "first"
@@ -52,7 +52,7 @@ class Stage:
         )
 
     def train(self, *, whole: bool = True) -> None:
-        """Leave the model that the trainer would."""
+        """Writes the model that the trainer would write."""
         leave_model(self.run_folder / "model", TRAIN, whole=whole)
 
     def request_times(self, method: str, part: str, *, watch: bool | None = None) -> list[float]:
@@ -78,7 +78,7 @@ def failure_of(running: "Future[Result]") -> str:
 
 
 class Output:
-    """Collects what has been printed so far."""
+    """Collects all output so far."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys, self.text = capsys, ""

@@ -1,4 +1,4 @@
-"""Read tables of any kind in tests."""
+"""Reads tables of any kind in tests."""
 
 from pathlib import Path
 from typing import Any

@@ -89,7 +89,7 @@ def test_fp32_gives_the_probabilities_of_the_trained_model_in_any_batch(
 def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_printed(
     run: Path, run_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoilt(source: Path, target: Path) -> None:
+    def write_damaged(source: Path, target: Path) -> None:
         model = onnx.load(str(source))
         for weights in model.graph.initializer:
             if len(weights.dims) == 2:
@@ -99,7 +99,7 @@ def test_a_variant_that_predicts_otherwise_is_not_shipped_and_the_reason_is_prin
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such\n operation")
 
-    monkeypatch.setattr(exporters, "write_int8", spoilt)
+    monkeypatch.setattr(exporters, "write_int8", write_damaged)
     monkeypatch.setattr(exporters, "write_openvino", broken)
     facts = export(ExportConfig(check_rows=50), run_dataset, run)
     assert list(facts["variants"]) == ["fp32"]
@@ -127,10 +127,10 @@ def test_when_no_variant_predicts_as_the_trained_model_nothing_is_shipped(
 def test_the_check_runs_the_backend_of_the_server(
     finished_run: Path, run_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unlike(*_: object) -> np.ndarray[Any, Any]:
+    def other_answers(*_: object) -> np.ndarray[Any, Any]:
         return np.tile(np.array([[9, 0, 0, 0]], dtype=np.float32), (len(_[1]), 1))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(OnnxBackend, "run", unlike)
+    monkeypatch.setattr(OnnxBackend, "run", other_answers)
     trained = np.load(finished_run / "predictions.npy")
     found, fault = check("fp32", finished_run / "model", run_dataset, trained, rows=50)
     assert found["same_label"] < 0.9

@@ -19,7 +19,7 @@ class ParquetFile(NamedTuple):
     file: Any
     names: list[str]
     class_names: dict[str, tuple[str, ...]]
-    """By the column that numbers them from 0."""
+    """Names of the classes, by the column that numbers them from 0."""
 
     def records(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yields the values of these columns, row by row."""

@@ -67,7 +67,7 @@ class Journal:
     folder: Path
     """Logs of the run."""
     uri: str = ""
-    """Without its credentials."""
+    """Address of MLflow, without its credentials."""
     run_id: str = ""
     proven: bool = False
     """MLflow at this address has taken the run's parameters and a file."""
@@ -76,7 +76,7 @@ class Journal:
     events: dict[str, int] = field(default_factory=dict)
     """Number of events in these, by kind."""
     model: bool = False
-    """It has the model that was trained last."""
+    """MLflow has the model that was trained last."""
 
     @classmethod
     def read(cls, output: Path) -> Self:

@@ -30,11 +30,11 @@ from tests.benchmarks.serving.running import (
     Measured,
     Server,
     at_share,
-    go_first,
     probing,
     record,
     request,
     started,
+    take_priority,
     with_clients,
 )
 from trainer.monitoring.console import Progress
@@ -76,9 +76,9 @@ def main() -> None:
             Server(_OURS, _python("server.main", str(folder), *args.ours.split())),
         ]
         texts = load_texts(seed=0)
-        load = f"{wait_until_quiet(args.wait_minutes)} {go_first()}"
+        load = f"{wait_until_quiet(args.wait_minutes)} {take_priority()}"
         measured = measure(servers, texts, rounds=args.rounds, seconds=args.seconds)
-        how = _how(args.rounds, args.seconds, mean_tokens(folder, texts), measured, load)
+        how = _description(args.rounds, args.seconds, mean_tokens(folder, texts), measured, load)
     args.output.mkdir(parents=True, exist_ok=True)
     write(
         str(args.output.absolute() / "serve"),
@@ -101,7 +101,7 @@ def _python(module: str, *args: str) -> list[str]:
 
 
 def measure(servers: Sequence[Server], texts: Sequence[str], *, rounds: int, seconds: float) -> dict[str, Measured]:
-    """Start and measure the servers in turn; every other round begins with the last, so that none always comes first."""
+    """Starts and measures the servers in turn; every other round begins with the last, so that none always comes first."""
     measured = {server.name: Measured() for server in servers}
     with Progress("serve", rounds * len(servers) * len(_STEPS), "measurements") as progress:
         for number in range(rounds):
@@ -151,7 +151,7 @@ def _differ(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) 
     return max(abs(one - other) for pair in pairs for one, other in zip(*pair, strict=True))
 
 
-def _how(rounds: int, seconds: float, tokens: float, measured: dict[str, Measured], load: str) -> str:
+def _description(rounds: int, seconds: float, tokens: float, measured: dict[str, Measured], load: str) -> str:
     differ = _differ(measured[_OURS].probabilities, measured[_REFERENCE].probabilities)
     generator = max(load.cpu_share for one in measured.values() for loads in one.loads.values() for load in loads)
     late = max(load.late_seconds for one in measured.values() for loads in one.loads.values() for load in loads)

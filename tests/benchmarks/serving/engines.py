@@ -36,7 +36,7 @@ class Way:
 
     title: str
     engine: str
-    """`torch`, or what `server --engine` takes."""
+    """`torch`, or a value of `server --engine`."""
     callers: int
     batch_size: int = 1
     texts: int = 256

@@ -172,7 +172,7 @@ def arrivals(rate: float, seconds: float, *, seed: int) -> Iterator[float]:
 
 
 def run(load: Coroutine[Any, Any, Load]) -> Load:
-    """Run a loop to its end, on the event loop that costs least."""
+    """Runs a loop to its end, on the event loop that costs least."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(load)
 
@@ -226,7 +226,7 @@ class _Window:
 
 
 class _Connections:
-    """As many as there are requests in flight; an idle one is used again."""
+    """Keeps as many connections as there are requests in flight; an idle one is used again."""
 
     def __init__(self, port: int, *, limit_seconds: float) -> None:
         self._port, self._limit_seconds = port, limit_seconds
@@ -277,7 +277,7 @@ class _Connection(asyncio.Protocol):
         self.is_closed = False
 
     async def send(self, request: bytes, *, idle: "list[_Connection]") -> str:
-        """Send, wait for the answer, and join the idle connections if this one can be used again."""
+        """Sends a request, waits for the answer, and returns the connection to the idle ones if it can be used again."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def write_serving_model(folder: Path, *, tokenizer: str, config: DistilBertConfig | None = None) -> None:
-    """Write the folder, with scales of AG News where it is there, else of the sample; `tokenizer` is as `--model` of a run."""
+    """Writes the folder, with scales of AG News where it is there, else of the sample; `tokenizer` takes the values of `--model` of a run."""
     config = config or DistilBertConfig()
     with atomic_directory(folder) as written:
         data = str(AG_NEWS / "test.csv") if (AG_NEWS / "test.csv").is_file() else "sample:6000"

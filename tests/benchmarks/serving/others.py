@@ -25,10 +25,10 @@ from tests.benchmarks.serving.running import (
     Measured,
     Server,
     at_share,
-    go_first,
     record,
     request,
     started,
+    take_priority,
     with_clients,
 )
 from trainer.monitoring.console import Progress, print0
@@ -144,7 +144,7 @@ def main() -> None:
             write_serving_model(folder, tokenizer=args.tokenizer)
         contenders, versions = _prepare(Path(temporary), folder, batch=args.batch)
         texts = load_texts(seed=0)
-        load = f"{wait_until_quiet(args.wait_minutes)} {go_first()}"
+        load = f"{wait_until_quiet(args.wait_minutes)} {take_priority()}"
         measured = _measure(contenders, texts, rounds=args.rounds, seconds=args.seconds)
         tokens = mean_tokens(folder, texts)
     how = (
@@ -195,7 +195,7 @@ def _list_of_one(text: str) -> object:
 
 
 def _environment(temporary: Path, package: str) -> Path:
-    """A new virtual environment with the package, and our versions of what runs the model; returns its folder of commands."""
+    """Makes a virtual environment with the package and our versions of the engines; returns its folder of commands."""
     folder = temporary / f"{package}_environment"
     print0(f"serve_others: installing {package} (about a minute)")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)

@@ -1,4 +1,4 @@
-"""Servers as processes: started, timed, watched and stopped; and what was measured of one."""
+"""Starts, times, watches and stops servers as processes, and collects the measurements of each."""
 
 import http.client
 import itertools
@@ -46,7 +46,7 @@ class Measured:
     """Measurements of one server; a list has one entry a round."""
 
     start_seconds: list[float] = field(default_factory=list)
-    """From the start of the process to the answer to the first text."""
+    """Seconds from the start of the process to the answer to the first text."""
     resident_mb: list[float] = field(default_factory=list)
     """The most that its processes held under load."""
     loads: dict[str, list[Load]] = field(default_factory=lambda: defaultdict(list))
@@ -87,12 +87,12 @@ class Measured:
         return self.pooled(what).percentile(percent) * 1e3
 
 
-def go_first() -> str:
-    """Let this thread have a core before the server on the same cores, as a client elsewhere has its own; a sentence on whether."""
+def take_priority() -> str:
+    """Gives this thread priority over the server on the same cores; returns a sentence with the outcome."""
     if sys.platform != "linux":
         return "The generator does not go before the server (only Linux has a way to), so latencies have its own waits for a core in them."
     try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))  # what it starts does not
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))  # without its children
     except PermissionError:
         return "The generator may not go before the server (it needs CAP_SYS_NICE), so latencies have its own waits for a core in them."
     return (
@@ -120,7 +120,7 @@ def record(load: Load, what: str, measured: Measured, progress: Progress, prefix
 
 @contextmanager
 def started(server: Server, call: Callable[[int], object], measured: Measured) -> Iterator[int]:
-    """Start a server, time its first answer to `call`, watch its memory from then on, and stop it at the end."""
+    """Starts a server, times its first answer to `call`, watches its memory from then on, and stops it at the end."""
     port = free_port()
     with tempfile.TemporaryFile() as log:
         began, environment = time.perf_counter(), os.environ | server.environment
@@ -140,7 +140,7 @@ def started(server: Server, call: Callable[[int], object], measured: Measured) -
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End it and all that it started."""
+    """Ends the server and all its child processes."""
     begun = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()
     try:
@@ -187,7 +187,7 @@ def request(port: int, method: str, path: str, body: object = None) -> Any:  # n
 
 @contextmanager
 def _memory_watched(pid: int, measured: Measured) -> Iterator[None]:
-    """Note the most that a process and those that it started held at a time."""
+    """Records the peak of the memory of a process and its children together."""
     root, done, seen = psutil.Process(pid), threading.Event(), [0.0]
 
     def watch() -> None:
@@ -234,7 +234,7 @@ def probe() -> None:
 
     It is a process of its own, since the load generator is busy.
     """
-    go_first()
+    take_priority()
     port, paths, seconds = int(sys.argv[1]), sys.argv[2:], list[float]()
     for path in itertools.cycle(paths):
         began = time.perf_counter()

@@ -27,7 +27,7 @@ from trainer.monitoring.console import Progress
 
 _CONNECTIONS = 16
 _MAX_CHARACTERS = 10_000
-_PARTS = 10  # after each of which memory, threads and open files are looked at
+_PARTS = 10  # after each of which memory, threads and open files are checked
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def _message(random: Random, texts: list[str]) -> tuple[bytes, bool]:
 
 
 def _text(random: Random, texts: list[str]) -> str:
-    """As long as it comes: every length from a character to the most is as likely as its half and its double."""
+    """Returns a text of random length: every length is as likely as its half and its double."""
     length = int(_MAX_CHARACTERS ** random.random())
     start = random.randrange(len(texts))
     return " ".join(texts[start : start + 1 + length // 100])[:length].strip() or "a"

@@ -233,7 +233,7 @@ def test_the_number_of_requests_is_bounded() -> None:
 
 
 def test_the_generator_is_much_cheaper_than_any_classifier() -> None:
-    """As `run` runs it; the server in the same process takes part of the share."""
+    """The share is measured by `run`; the server in the same process takes part of it."""
 
     async def measure() -> Load:
         async with serving(at_once) as port:

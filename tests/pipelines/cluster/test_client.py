@@ -60,7 +60,7 @@ def test_nobody_listening_is_an_error_of_one_line() -> None:
 def test_a_server_that_does_not_answer_is_known_while_a_request_waits(store: Store, cluster: Cluster) -> None:
     assert cluster.answering_since is not None
     with ThreadPoolExecutor(1) as threads:
-        with store.changed:  # for which the server waits
+        with store.changed:  # the server waits for this lock
             waiting = threads.submit(cluster.request, "GET", cluster.path("v1", "pods"))
             end = time.monotonic() + 5
             while cluster.answering_since is not None and time.monotonic() < end:

@@ -46,7 +46,7 @@ def pod_of(job: Object, replica: str = "Worker") -> Object:
 
 @pytest.fixture
 def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A cluster that kubeconfig knows, with what a job needs in the namespace of its context."""
+    """A cluster that kubeconfig knows, with the objects that a job needs in the namespace of its context."""
     store = Store()
     store.put(
         "persistentvolumeclaims",

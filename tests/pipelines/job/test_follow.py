@@ -56,7 +56,7 @@ def test_logs_go_on_through_a_restart_and_a_lost_connection_without_a_line_lost_
     output.until("line 29\n")
     with (
         stage.store.changed
-    ):  # what is written while the connection is lost, by a container that then ends, is in its previous log
+    ):  # lines that a container writes before it ends, while the connection is lost, are in its previous log
         stage.store.drop_connections()
         stage.store.fail("/log?", 500, times=2)
         stage.operator.log(pod, *(f"line {n}" for n in range(30, 40)))

@@ -193,7 +193,7 @@ def test_values_of_any_type_anywhere_give_findings_and_no_crash() -> None:
 
 
 def _break(value: Any, random_numbers: random.Random) -> None:  # noqa: ANN401 - whatever YAML holds
-    """Put something of another type into some place of nested values."""
+    """Puts something of another type into some place of nested values."""
     while True:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         if not keys:

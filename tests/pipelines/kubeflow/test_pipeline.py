@@ -97,7 +97,7 @@ def test_each_step_has_an_image_to_choose_and_the_volume(documents: list[dict[st
 def test_cpu_and_memory_of_the_steps_are_parameters_that_fit_a_node_of_two_cpus(compiled: dict[str, Any]) -> None:
     for task in TASKS:
         container = compiled["deploymentSpec"]["executors"][executor_of(compiled, task)]["container"]
-        if task == "train":  # whose resources are those of the job's pods
+        if task == "train":  # its resources are those of the job's pods
             assert "resources" not in container
             continue
         cpu, memory = (f"{{{{$.inputs.parameters['pipelinechannel--step_{what}']}}}}" for what in ("cpu", "memory"))

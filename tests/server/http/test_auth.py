@@ -177,7 +177,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_ta
     replacement = key_file.with_name("next")
     replacement.write_text(f"fresh:{sha256(new.encode()).hexdigest()}\n")
     replacement.replace(key_file)
-    assert keys.name_of(new.encode()) is None, "the file is looked at once a second at most"
+    assert keys.name_of(new.encode()) is None, "the file is checked once a second at most"
     monkeypatch.setattr("server.http.auth._CHECK_SECONDS", 0.0)
     keys._check_at = 0
     assert (keys.name_of(new.encode()), keys.name_of(KEY.encode())) == ("fresh", None)

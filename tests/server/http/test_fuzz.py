@@ -29,7 +29,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 @contextmanager
 def unharmed(folder: Path) -> Iterator[httpx.Client]:
-    """A real server that afterwards answers as before, holds nothing more, and has no failure in its log."""
+    """Yields a real server; afterwards it answers, holds no more memory, and has no failure in its log."""
     with serving(folder) as (process, client):
         assert process.stderr
         log: list[str] = []

@@ -23,7 +23,7 @@ def model(folder: Path) -> ModelFolder:
 
 
 class Summed:
-    """A backend that answers with sums over the tokens of a row, and keeps what it was given."""
+    """A backend that answers with sums over the tokens of a row, and records its input."""
 
     name, batches, gpu = "summed", True, False
 

@@ -194,5 +194,5 @@ def test_its_threads_have_a_lower_priority_than_those_that_answer(
     }
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert nice[str(os.getpid())] == own, "the thread that called keeps its priority"
-    if own < 10:  # of a process that runs at the lowest priority already, no thread can be lower
+    if own < 10:  # a process at the lowest priority has no thread below it
         assert sum(of == own + 10 for of in nice.values()) >= WORKERS

@@ -57,7 +57,7 @@ def test_memory_of_answered_and_late_requests_is_freed_without_garbage_collectio
                 held = [found for found in gc.get_objects() if type(found) is QueueEntry]
             finally:
                 gc.enable()
-            assert len(held) <= 2  # what the two threads had last
+            assert len(held) <= 2  # the last requests of the two threads
 
     asyncio.run(check())
 
@@ -75,7 +75,7 @@ def test_a_batch_is_admitted_or_refused_as_a_whole(folder: Path) -> None:
             served.backend.open.set()
             assert len((await accepted).json()) == 4
             await first
-            assert served.backend.texts == 5, "nothing of what was refused is computed"
+            assert served.backend.texts == 5, "no refused text is computed"
 
     asyncio.run(check())
 
@@ -251,7 +251,7 @@ def test_a_second_signal_cuts_the_pause_short(folder: Path) -> None:
 
 
 def test_restarting_both_replicas_in_turn_under_load_fails_no_request(folder: Path) -> None:
-    """A small round-robin client asks whichever replica is ready, as a Service would."""
+    """A small round-robin client calls any replica that is ready, as a Service would."""
     with contextlib.ExitStack() as stack:
         replicas = [stack.enter_context(serving(folder, "--drain-seconds", "0.5")) for _ in range(2)]
         ready, stop, failed, answered = [0, 1], threading.Event(), [], []

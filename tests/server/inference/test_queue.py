@@ -26,7 +26,7 @@ def entry(length: int, *, from_batch: bool = False, seconds: float = 60) -> Queu
 
 
 class Harness:
-    """A queue that admits what is put, with what it dropped."""
+    """A queue that admits every entry and records the dropped ones."""
 
     def __init__(
         self, *, token_budget: int = 1000, max_texts: int = 10_000, max_tokens: int = 10**7, workers: int = 1

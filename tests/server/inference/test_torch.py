@@ -1,4 +1,4 @@
-"""PyTorch in the server: the trained model itself, on a CPU here; what needs a CUDA device runs where there is one."""
+"""PyTorch in the server: the trained model itself, on a CPU here; tests that need a CUDA device run where there is one."""
 
 import json
 import shutil

@@ -25,7 +25,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 class Collector(ThreadingHTTPServer):
-    """Takes what is sent to /v1/traces; `open` lets it answer."""
+    """Receives the traces sent to /v1/traces; `open` lets it answer."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Taking)
@@ -57,7 +57,7 @@ class _Taking(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as http.server calls it
-        """Nothing: the answers are what is looked at."""
+        """Logs nothing: the tests look at the answers."""
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_a_limit_of_training_rows_is_exact_and_keeps_the_proportions(tmp_path: P
     for name, count in of_each_class(whole.train, whole).items():
         assert abs(kept.get(name, 0) - limit * count / len(whole.train)) <= 1
     assert set(rows(dataset.train, dataset.classes)) < set(rows(whole.train, whole.classes))
-    for split in ("validation", "test"):  # what is compared stays comparable
+    for split in ("validation", "test"):  # metrics of different trainings stay comparable
         assert rows(getattr(dataset, split), dataset.classes) == rows(getattr(whole, split), whole.classes)
 
 

@@ -41,7 +41,7 @@ class Learner(NamedTuple):
 
 @pytest.fixture(scope="module")
 def encoder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without dropout, whose draws differ with the number of processes; its sizes do not divide by four."""
+    """Returns a model without dropout, whose draws differ with the number of processes; its sizes do not divide by four."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     config = DistilBertConfig(
@@ -99,8 +99,8 @@ def test_processes_learn_the_same_as_one_however_they_share_the_model(
     assert type(load_model(tmp_path / "model")) is DistilBertForSequenceClassification
 
 
-def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
-    """Two steps, saved, two more; a fresh model with what was saved takes the same two more, and they end equal."""
+def save_and_continue(settings: TrainConfig, folder: Path) -> None:
+    """Trains two steps, saves, trains two more; a fresh model loads the checkpoint, repeats the two and ends equal."""
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
         plan = BatchSampler(
@@ -143,7 +143,7 @@ def save_and_go_on(settings: TrainConfig, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_saved_shards_are_whole_and_a_fresh_model_resumes_from_them_bit_for_bit(dataset_folder: Path) -> None:
-    in_ranks(save_and_go_on, TrainConfig(strategy="fsdp"), dataset_folder, world_size=2)
+    in_ranks(save_and_continue, TrainConfig(strategy="fsdp"), dataset_folder, world_size=2)
 
 
 @pytest.mark.parametrize("compression", ["fp16", "powersgd"])

@@ -13,7 +13,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from tests.support.models import SIZE, Build, bert, distilbert, lively, padded_batch
+from tests.support.models import SIZE, Build, bert, distilbert, padded_batch, with_large_weights
 from trainer.model.cls_only import enable_cls_only
 from trainer.model.exporters import write_fp32
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow  # the module takes seconds
 @pytest.mark.parametrize("build", [distilbert, bert])
 @torch.inference_mode()
 def test_the_logits_are_those_of_the_plain_model_in_padded_batches_too(build: Build) -> None:
-    plain = lively(build)
+    plain = with_large_weights(build)
     short = copy.deepcopy(plain)
     assert enable_cls_only(short)
     for lengths in ((7,), (16, 16), (3, 40, 17, 1)):
@@ -38,7 +38,7 @@ def test_the_logits_are_those_of_the_plain_model_in_padded_batches_too(build: Bu
 def test_the_exported_graph_has_the_same_logits_and_computes_one_position_in_its_last_feed_forward(
     build: Build, tmp_path: Path
 ) -> None:
-    plain = lively(build)
+    plain = with_large_weights(build)
     write_fp32(copy.deepcopy(plain), tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx")
     feed_forwards = [node.output[0] for node in graph.graph.node if node.op_type in {"Erf", "Gelu"}]

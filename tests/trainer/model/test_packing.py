@@ -15,7 +15,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from tests.support.models import SIZE, Build, bert, distilbert, lively, padded_batch
+from tests.support.models import SIZE, Build, bert, distilbert, padded_batch, with_large_weights
 from trainer.config import TrainConfig
 from trainer.data.batches import PackedSequences
 from trainer.data.dataset import Dataset
@@ -49,7 +49,7 @@ def test_packed_and_padded_texts_have_the_loss_and_gradients_of_the_plain_model(
 ) -> None:
     if attend != "each text":
         monkeypatch.setattr(packing, "_attend", attend_padded)
-    plain = lively(build)  # without dropout, as its draws differ with the shape
+    plain = with_large_weights(build)  # without dropout, as its draws differ with the shape
     changed = copy.deepcopy(plain)
     assert not is_packed(changed)
     assert enable_packing(changed)
@@ -65,7 +65,7 @@ def test_packed_and_padded_texts_have_the_loss_and_gradients_of_the_plain_model(
 
 @pytest.mark.parametrize("build", [distilbert, bert])
 def test_a_text_does_not_see_its_neighbours(build: Build) -> None:
-    model = lively(build)
+    model = with_large_weights(build)
     assert enable_packing(model)
     batch = packed_batch((9, 30, 4))
     before = model(**batch).logits
@@ -77,7 +77,7 @@ def test_a_text_does_not_see_its_neighbours(build: Build) -> None:
 
 @pytest.mark.parametrize("build", [distilbert, bert])
 def test_each_dropout_of_a_layer_drops_at_random_in_packed_texts(build: Build) -> None:
-    model = lively(build).train()
+    model = with_large_weights(build).train()
     assert enable_packing(model)
     layers = model.distilbert.transformer.layer if build is distilbert else model.bert.encoder.layer
     hidden, texts = torch.randn(1, 12, 32), PackedSequences.of((7, 5))
@@ -94,7 +94,7 @@ def test_each_dropout_of_a_layer_drops_at_random_in_packed_texts(build: Build) -
 
 @pytest.mark.parametrize("build", [distilbert, bert])
 def test_the_saved_model_is_a_plain_one(build: Build, tmp_path: Path) -> None:
-    model = lively(build)
+    model = with_large_weights(build)
     expected = model(**padded_batch((5, 9))).logits
     assert enable_packing(model)
     model.save_pretrained(tmp_path)

@@ -37,12 +37,12 @@ def learn_from_many_shapes(folder: Path) -> None:
             forward_backward(model, Step([batch], batch, packed=True), dataset, process, torch.bfloat16)
             optimizer_step(model, optimizer, 1e-5, max_grad_norm=1.0)
             if number in (12, 62):
-                ctypes.CDLL(None).malloc_trim(0)  # what is left is in use
+                ctypes.CDLL(None).malloc_trim(0)  # the rest is in use
                 seen.append(memory("RssAnon"))
         assert seen[1] - seen[0] < _MB_MORE, seen
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and calls glibc")
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps_and_of_lengths(dataset_folder: Path) -> None:
     in_ranks(learn_from_many_shapes, dataset_folder, world_size=1)
