@@ -15,6 +15,7 @@ from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group
 from trainer.preprocess import preprocess
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, as of their own: two workers share the CPUs
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # no training of a test is tracked
 DISTRINEWS = Path(sys.executable).with_name("distrinews")
 
