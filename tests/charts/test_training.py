@@ -33,7 +33,7 @@ def test_the_jobs_of_manifests_find_their_account_and_their_claim() -> None:
     ]
 
 
-def test_who_starts_jobs_may_do_that_and_no_more() -> None:
+def test_the_launcher_may_start_jobs_and_no_more() -> None:
     objects = training()
     needs = [*needs_of(backend("pytorchjob")), Need("kueue.x-k8s.io", "localqueues", ("get",))]
     wanted = {(need.group, need.resource): set(need.verbs) for need in needs}
@@ -53,7 +53,7 @@ def test_the_pods_of_jobs_are_bound_to_no_role() -> None:
                 assert not {part for pair in rights(entry) for part in pair} & {"*"}
 
 
-def test_who_deploys_may_make_every_object_of_the_serving_chart() -> None:
+def test_the_deployer_may_make_every_object_of_the_serving_chart() -> None:
     objects = training("everything-values.yaml")
     deploys = rights(only(objects, "Role", "distrinews-launcher-deploy"))
     needed = {

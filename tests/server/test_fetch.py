@@ -92,7 +92,7 @@ def test_only_the_variant_that_is_served_is_fetched(
         assert there == {"manifest.json", "model.json", "tokenizer.json", file}
 
 
-def test_the_trained_model_comes_along_for_pytorch_alone_and_goes_with_the_next_engine(
+def test_the_trained_model_is_fetched_for_pytorch_and_removed_for_other_engines(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("config.json", "model.safetensors"):

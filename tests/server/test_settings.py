@@ -20,7 +20,7 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_a_variable_sets_what_no_flag_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_applies_where_no_flag_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTRINEWS_PORT", "9000")
     monkeypatch.setenv("DISTRINEWS_MAX_BATCH_TEXTS", "7")
     settings = read_settings(["folder", "--port", "9001"])
@@ -123,7 +123,7 @@ def test_a_wrong_flag_is_named_with_a_fix(args: list[str], named: str, capsys: p
         (["--max-queued-texts", "63"], 64, 63),
     ],
 )
-def test_a_request_of_more_texts_than_may_wait_is_refused_with_both_values_and_what_would_be_right(
+def test_a_batch_limit_above_the_queue_limit_is_refused_with_both_values_and_a_fix(
     args: list[str], batch: int, queued: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = refusal(["folder", *args], capsys)

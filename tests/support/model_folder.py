@@ -55,7 +55,7 @@ def write_tokenizer(file: Path) -> None:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    # As a training run may leave them: the server has to set its own.
+    # A training run may leave these settings: the server has to set its own.
     tokenizer.enable_padding(length=64)
     tokenizer.enable_truncation(4)
     tokenizer.save(str(file))

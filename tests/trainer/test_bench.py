@@ -132,7 +132,7 @@ def collectives(ranks: int, *, latency: float = 6e-4, bandwidth: float = 2e9) ->
 NETWORK = Network(latency_seconds=1e-4, bytes_per_second=1e9, source="made")
 
 
-def test_projection_finds_the_overlap_and_errs_nowhere_where_the_formula_made_the_steps() -> None:
+def test_projection_finds_the_overlap_exactly_where_the_formula_made_the_steps() -> None:
     found = project(made(overlap=0.6), NETWORK, ProjectConfig())
     assert found.overlap == pytest.approx(0.6)
     assert [one.error for one in found.errors] == pytest.approx([0] * 4)

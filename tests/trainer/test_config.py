@@ -200,9 +200,7 @@ def test_settings_cannot_be_changed() -> None:
         (["--epochs", "2", "--early-stopping-patience", "2"], "early_stopping_patience = 2 contradicts epochs = 2"),
     ],
 )  # fmt: skip
-def test_a_wrong_flag_is_answered_with_what_would_be_right(
-    args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_flag_is_refused_with_a_fix(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in refusal(args, capsys)
 
 
@@ -272,7 +270,7 @@ def test_classes_named_by_numbers_in_a_file_are_names(tmp_path: Path) -> None:
         ("epochs: [1", "settings.yaml: is not valid YAML: "),
     ],
 )
-def test_a_wrong_file_is_answered_with_what_would_be_right(
+def test_a_wrong_file_is_refused_with_a_fix(
     tmp_path: Path, content: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "settings.yaml"

@@ -209,7 +209,7 @@ def test_a_server_that_closes_each_connection_is_served_by_new_ones() -> None:
     assert load.resent == 0
 
 
-def test_a_request_on_a_connection_that_the_server_just_closed_is_sent_again_and_counted() -> None:
+def test_a_request_on_a_connection_just_closed_is_sent_again_and_counted() -> None:
     async def measure(port: int) -> Load:
         return await closed_loop(port, REQUESTS, clients=1, seconds=0.3, warm_seconds=0)
 

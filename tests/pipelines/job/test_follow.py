@@ -43,9 +43,7 @@ def test_a_job_is_made_followed_and_its_model_returned(stage: Stage, output: Out
     assert "deadlines: no limit to be scheduled, no limit in all, no limit without progress" in text
 
 
-def test_logs_go_on_through_a_restart_and_a_lost_connection_without_a_line_lost_or_twice(
-    stage: Stage, output: Output
-) -> None:
+def test_logs_survive_a_restart_and_a_lost_connection_with_each_line_once(stage: Stage, output: Output) -> None:
     running = stage.launch(nodes=1)
     (pod,) = stage.operator.pods()
     stage.operator.run(pod)
@@ -142,7 +140,7 @@ def test_a_job_that_its_queue_does_not_start_in_time_is_ended(stage: Stage) -> N
     assert stage.jobs() == []
 
 
-def test_an_elastic_job_that_trains_with_fewer_pods_is_not_ended_while_one_is_missing(
+def test_an_elastic_job_that_trains_with_fewer_pods_is_not_ended_for_a_missing_one(
     stage: Stage, output: Output
 ) -> None:
     train = TRAIN.model_copy(update={"allow_changed_world": True})

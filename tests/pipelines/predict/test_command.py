@@ -259,7 +259,7 @@ def test_an_output_is_not_overwritten_and_a_finished_one_gets_no_more_rows(
 
 
 @pytest.mark.parametrize("by", ["folder", "server"])
-def test_a_row_that_cannot_be_classified_stops_with_its_line_or_is_written_with_the_reason(
+def test_a_bad_row_stops_the_command_with_its_line_or_is_written_with_the_reason(
     folder: Path, client: httpx.Client, tmp_path: Path, by: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = folder if by == "folder" else client.base_url

@@ -323,7 +323,7 @@ def test_a_client_that_does_not_read_its_answers_does_not_stay(
                 connection.setblocking(False)
                 connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
                 if connections == 1:
-                    # Until nothing more can be written to it, its requests are being answered.
+                    # As long as it can be written to, its requests are answered.
                     while (await served.client.get("/livez")).status_code == 503:  # noqa: ASYNC110 - no event is set
                         await asyncio.sleep(0.05)
                 with pytest.raises(ConnectionError):  # noqa: PT012 - at one of these

@@ -147,7 +147,7 @@ def test_a_metrics_port_that_is_taken_ends_the_program_with_one_line(folder: Pat
     )
 
 
-def test_silent_connections_to_the_metrics_port_take_few_threads_and_keep_no_scraper_out(server: Scraped) -> None:
+def test_silent_connections_to_the_metrics_port_take_few_threads_and_block_none(server: Scraped) -> None:
     port, before = httpx.URL(server.metrics_url).port or 0, value(server.scrape(), "process_open_fds")
     with ExitStack() as stack:
         for _ in range(50):

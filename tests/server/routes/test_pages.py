@@ -288,7 +288,7 @@ def test_every_text_can_be_read_in_the_light_and_in_the_dark(opened: Opened, sch
 
 
 @pytest.mark.parametrize(("motion", "animation"), [("reduce", "none"), ("no-preference", "grow")])
-def test_bars_move_only_for_those_who_do_not_mind(opened: Opened, motion: str, animation: str) -> None:
+def test_bars_move_unless_reduced_motion_is_preferred(opened: Opened, motion: str, animation: str) -> None:
     page = opened(reduced_motion=motion)
     classify(page, "goal")
     expect(page.locator(".fill")).to_have_count(3)

@@ -41,7 +41,7 @@ def test_a_run_killed_ten_times_at_random_steps_learns_the_same_bit_for_bit(data
     assert max(starts) > 10, "they resumed from checkpoints, not from the beginning"
 
 
-def test_with_three_processes_whose_sums_depend_on_the_order_of_gradients_it_is_the_same(
+def test_three_processes_whose_sums_depend_on_order_resume_the_same_when_killed(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     flags = ["--epochs", "1", "--batch-size", "16", "--precision", "fp32"]
@@ -124,7 +124,7 @@ def test_where_all_checkpoints_are_damaged_training_does_not_start_over_unasked(
         train(QUICK, dataset, run, process)
 
 
-def test_a_full_disk_ends_training_with_a_clear_error_and_leaves_earlier_checkpoints_whole(
+def test_a_full_disk_ends_training_with_an_error_and_keeps_earlier_checkpoints_whole(
     dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter([None] * 3)  # files that fit

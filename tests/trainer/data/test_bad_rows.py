@@ -141,7 +141,7 @@ def test_a_bad_row_of_json_lines_has_its_line_and_reason(
         ("rows.gz", "text,label\n", ": unknown kind of file"),
     ],
 )
-def test_a_file_without_a_table_is_refused_with_what_would_be_right(
+def test_a_file_without_a_table_is_refused_with_a_fix(
     tmp_path: Path, name: str, content: str | bytes, expected: str
 ) -> None:
     assert refusal(write(tmp_path / name, content)).startswith(expected)

@@ -82,7 +82,7 @@ def test_processes_have_packed_texts_of_as_many_tokens_in_each_pass(accumulation
     assert (np.abs(passes[0] - passes[1]) / passes.mean()).mean() < 0.006
 
 
-def test_processes_have_rows_of_similar_length_at_the_same_step_where_they_are_padded() -> None:
+def test_processes_have_rows_of_similar_length_at_each_step_where_they_are_padded() -> None:
     longest = [
         [int(LENGTHS[step].max()) for step in rows_of_steps(sampler(batch_size=16, rank=rank, world_size=2))]
         for rank in (0, 1)

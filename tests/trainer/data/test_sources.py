@@ -93,7 +93,7 @@ def test_a_validation_file_is_not_used_and_that_is_reported(folder: Path) -> Non
 
 
 @pytest.mark.parametrize(("names", "listed"), [([], "nothing"), (["b.csv", "training.csv"], "b.csv, training.csv")])
-def test_a_folder_without_training_rows_is_refused_with_what_it_holds(
+def test_a_folder_without_training_rows_is_refused_with_its_content(
     tmp_path: Path, names: list[str], listed: str
 ) -> None:
     for name in names:

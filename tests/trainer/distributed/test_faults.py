@@ -89,7 +89,7 @@ def slow_validation(_rank: int) -> None:
         vars(module)[name] = slowly
 
 
-def test_sigterm_in_validation_saves_the_epoch_s_last_step_and_the_next_start_validates_again(
+def test_sigterm_in_validation_saves_the_epoch_s_last_step_and_a_restart_validates(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     given = ["--epochs", "2", "--checkpoint-steps", "11"]
@@ -156,7 +156,7 @@ def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were() -> None:
     assert torch.isfinite(weight).all()
 
 
-def test_after_so_many_skipped_in_a_row_training_stops_with_the_rows_of_the_last_batch(
+def test_many_skipped_steps_in_a_row_stop_training_with_the_rows_of_the_last_batch(
     dataset: Dataset, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = functional.cross_entropy
@@ -181,9 +181,7 @@ def test_a_loss_far_above_those_before_it_is_reported(
     assert "warning: step 13: the loss is" in capsys.readouterr().out
 
 
-def test_a_process_killed_under_launch_has_all_started_again_from_the_last_checkpoint(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_a_process_killed_under_launch_restarts_all_from_the_last_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
     reasons: list[str] = []
 
     def kill() -> None:

@@ -156,7 +156,7 @@ def test_compressed_gradients_learn_nearly_the_same(
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-2)
 
 
-def test_bf16_gradients_are_refused_where_they_cannot_be_added_and_shards_that_do_not_fit() -> None:
+def test_bf16_gradients_that_cannot_be_added_and_shards_that_do_not_fit_are_refused() -> None:
     process = Process(0, 6, torch.device("cpu"))
     half = TrainConfig(gradient_compression="bf16")
     with pytest.raises(UserError, match=r"--gradient-compression bf16: gloo does not add bf16 .* NCCL does"):

@@ -35,7 +35,7 @@ def test_the_logits_are_those_of_the_plain_model_in_padded_batches_too(build: Bu
 
 @pytest.mark.parametrize("build", [distilbert, bert])
 @torch.inference_mode()
-def test_the_exported_graph_has_the_same_logits_and_computes_one_position_in_its_last_feed_forward(
+def test_the_exported_graph_has_the_same_logits_and_computes_one_position_at_its_end(
     build: Build, tmp_path: Path
 ) -> None:
     plain = with_large_weights(build)
