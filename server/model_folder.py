@@ -250,7 +250,7 @@ def _read_tokenizer(manifest: Manifest, file: Path, *, max_length: int) -> Token
     if not tokenizer.num_special_tokens_to_add(is_pair=False):
         # A text of which nothing is left, such as a lone control character, would have no tokens at all.
         raise ModelFolderError(f"{file} adds no special token such as [CLS]: {_FIX}")
-    # The file may ask for padding to a fixed length, which would only cost time: one text at a time needs none.
+    # The file may set padding to a fixed length, which would only cost time: one text at a time needs none.
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return tokenizer

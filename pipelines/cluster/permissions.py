@@ -36,7 +36,7 @@ def readable(refused: Iterable[Need], resource: str) -> bool:
 
 
 def require(cluster: Cluster, missing: list[str], refused: list[Need], needs: Iterable[Need], *, role: str, user: str) -> None:  # fmt: skip
-    """Raises UserError with all that is missing and, where permissions are, a Role with all needs for who asks."""
+    """Raises UserError with all that is missing and, where permissions are, a Role with all needs for the account."""
     missing = [*(str(need) for need in refused), *missing]
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
@@ -85,7 +85,7 @@ def _denied_verbs(cluster: Cluster, need: Need) -> Iterator[str]:
 
 
 def _role(cluster: Cluster, needs: Iterable[Need], *, name: str) -> str:
-    """Returns a Role with all needs, bound to the account that asks, as YAML to apply."""
+    """Returns a Role with all needs, bound to the account of this client, as YAML to apply."""
     rules = [{"apiGroups": [need.group], "resources": [need.resource], "verbs": list(need.verbs)} for need in needs]
     metadata = {"name": name, "namespace": cluster.namespace}
     objects = [
@@ -98,7 +98,7 @@ def _role(cluster: Cluster, needs: Iterable[Need], *, name: str) -> str:
 
 
 def _account(cluster: Cluster) -> Object:
-    """Returns the service account or user that asks."""
+    """Returns the service account or user of this client."""
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     try:
         answer = cluster.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body=review)

@@ -65,7 +65,7 @@ class Watch(threading.Thread):
             self._stopped.wait(max(0, polling.interval_seconds - (time.monotonic() - started)))
 
     def _may_pass(self, error: ApiError) -> bool:
-        """Returns whether to ask again after a refusal: a server that starts knows no roles or kinds yet."""
+        """Returns True if a refused request is to be retried: a server that starts knows no roles or kinds yet."""
         now = time.monotonic()
         self._refused_since = self._refused_since or now
         if now - self._refused_since < self._cluster.polling.timeout_seconds:

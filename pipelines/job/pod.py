@@ -106,7 +106,7 @@ def merged(template: Object, pod: PodOverrides, *, container: str) -> Object:
 
 
 def gpus_of(resources: object) -> int:
-    """Returns the GPUs, of any vendor, that a container's limits ask for."""
+    """Returns the GPUs, of any vendor, in the limits of a container."""
     limits = resources.get("limits") if isinstance(resources, dict) else None
     counts = [str(count) for name, count in limits.items() if _is_gpu(name)] if isinstance(limits, dict) else []
     return sum(int(count) for count in counts if count.isdigit())

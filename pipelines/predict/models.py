@@ -1,4 +1,4 @@
-"""The two models that predict asks: a folder, which this process runs, and a server."""
+"""The two models of predict: a folder, which this process runs, and a server."""
 
 import queue
 import threading

@@ -41,7 +41,7 @@ def is_public(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Auth:
-    """Holds the checks that the settings ask for; without any, nothing is installed."""
+    """Holds the checks that the settings enable; without any, nothing is installed."""
 
     keys: "ApiKeys | None" = None
     tokens: "OidcVerifier | None" = None

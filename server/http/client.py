@@ -235,7 +235,7 @@ def _reason(response: httpx.Response) -> str:
 
 
 def _wait_seconds(response: httpx.Response | None, tries: int) -> float:
-    """The time that the server asks for, or twice the last; randomized, so that clients do not return together."""
+    """Returns the time of Retry-After, or twice the last; randomized, so that clients do not return together."""
     asked = _retry_after(response.headers.get("Retry-After", "")) if response is not None else None
     wait = min(_FIRST_WAIT * 2 ** min(tries - 1, 10), _LONGEST_WAIT) if asked is None else min(asked, _LONGEST_RETRY_AFTER)  # fmt: skip
     return wait * random.uniform(1, 1.25)

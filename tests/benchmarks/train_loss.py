@@ -66,7 +66,7 @@ def main() -> None:
     what = (
         f"The small model, {args.rows:,} of {len(dataset.train):,} training rows once, {_BATCH_ROWS} a step, learning rate {_LEARNING_RATE:g} that falls in a line, "
         f"{args.seeds} seeds; the loss is of {len(dataset.validation):,} validation rows. "
-        "With a seed all have the same weights at first, and rows in another order. After ± stands the standard error of a difference of means."
+        "With a seed all have the same weights at first, and rows in another order. The number after ± is the standard error of a difference of means."
     )
     write(
         "train_loss", title="Validation loss of the reference and our trainer after the same rows",

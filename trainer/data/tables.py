@@ -174,7 +174,7 @@ def table_classes(path: Path, columns: Columns) -> tuple[str, ...]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Opens a text file, decompressed as its ending asks."""
+    """Opens a text file, decompressed by its suffix."""
     opener: Callable[..., Any] = _COMPRESSED.get(path.suffix.lower(), open)
     with opener(path, "rb") as file, decoded(file, path) as text:
         yield text
