@@ -123,7 +123,7 @@ def test_a_pod_that_is_killed_comes_back_and_training_resumes(trained: list[Pod]
     print(*[line for line in logs.splitlines() if line.startswith("train:")], sep="\n")
     assert trained[1].starts > 1
     assert "2 processes on cpu" in logs
-    assert "going on from /workspace/sample/checkpoints/epoch-0001" in logs
+    assert "resuming from /workspace/sample/checkpoints/epoch-0001" in logs
     assert "2 epochs done" in logs
     assert (claim / "sample" / "model" / "model.safetensors").is_file()
 
