@@ -55,6 +55,8 @@ class _BoundedServer(ThreadingMixIn, WSGIServer):
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
         with self._lock:
             oldest = next(iter(self._open)) if len(self._open) >= _MAX_CONNECTIONS else None
+            if oldest:
+                del self._open[oldest]  # now, not when its thread ends: the next one too many closes another
             self._open[request] = None
         if oldest:
             with suppress(OSError):  # it has ended in the meantime

@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -153,7 +154,10 @@ def test_silent_connections_to_the_metrics_port_take_few_threads_and_block_none(
         for _ in range(50):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         assert "distrinews_ready" in httpx.get(server.metrics_url).text
-        assert value(server.scrape(), "process_open_fds") < before + 20
+        deadline = time.monotonic() + 8  # before they time out by themselves
+        while value(server.scrape(), "process_open_fds") >= before + 12:  # those that are closed end on their threads
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         assert psutil.Process(server.pid).num_threads() < 40
 
 
