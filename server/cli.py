@@ -24,6 +24,7 @@ import difflib
 import json
 import os
 import re
+import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -133,12 +134,27 @@ def run_command(command: type[Command], words: Sequence[str] | None = None, *, p
     given = parse(command, words, prog=prog)
     try:
         status = given.run()
+        sys.stdout.flush()  # here, where a reader that has left can be met
     except UserError as error:
         fail(prog, error)
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        status = 1
     except KeyboardInterrupt:
         status = 130
     if status:
         raise SystemExit(status)
+
+
+def _stdout_is_closed() -> bool:
+    """Returns True if nobody reads standard output any more, as after `| head`; then discards what is left of it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) -> S:
@@ -168,7 +184,12 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
     except SettingsError as error:
         fail(prog, UserError(explain_flags(str(error), flags)), status=2)
     except ValidationError as error:
-        fail(prog, UserError(_explain(settings, error, given)), status=2)
+        place = (
+            f"--config {given['config']}: "
+            if "config" in given and error.errors()[0]["type"] == "extra_forbidden"
+            else ""
+        )
+        fail(prog, UserError(place + _explain(settings, error, given)), status=2)
     except UserError as error:
         fail(prog, error, status=2)
 

@@ -1,6 +1,9 @@
 """Settings classes as commands: help, flags, files, variables, and one line for each fault."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -158,8 +161,8 @@ def test_a_wrong_flag_is_one_line_with_the_nearest_right_one(
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        ("epocs: 3", "no setting is called 'epocs'; did you mean 'epochs'?"),
-        ("job: {nods: 3}", "no setting is called 'job.nods'; did you mean 'job.nodes'?"),
+        ("epocs: 3", "--config {file}: no setting is called 'epocs'; did you mean 'epochs'?"),
+        ("job: {nods: 3}", "--config {file}: no setting is called 'job.nods'; did you mean 'job.nodes'?"),
         ("epochs: 2000", "--epochs 2000: input should be less than or equal to 1000"),
         ("job: {nodes: 0}", "--job.nodes 0: input should be greater than or equal to 1"),
         ("kind: best", "--kind 'best': input should be 'fast' or 'exact'"),
@@ -168,8 +171,9 @@ def test_a_wrong_flag_is_one_line_with_the_nearest_right_one(
 def test_a_wrong_file_is_one_line_with_the_nearest_right_name(
     content: str, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "settings.yaml").write_text(content, encoding="utf-8")
-    assert refusal(["here", "--config", str(tmp_path / "settings.yaml")], capsys) == error
+    file = tmp_path / "settings.yaml"
+    file.write_text(content, encoding="utf-8")
+    assert refusal(["here", "--config", str(file)], capsys) == error.format(file=file)
 
 
 def test_flags_win_over_the_file_in_groups_too(tmp_path: Path) -> None:
@@ -258,6 +262,16 @@ def test_a_command_runs_and_its_status_is_that_of_its_work(capsys: pytest.Captur
     assert stop.value.code == 7
     capsys.readouterr()
     assert refusal(["here", "--kind", "exact"], capsys, status=1) == "here: cannot be exact"
+
+
+@pytest.mark.parametrize("buffering", [[], ["-u"]])
+def test_a_reader_that_left_ends_a_command_without_a_traceback(buffering: list[str]) -> None:
+    command = [sys.executable, *buffering, "-c", "from tests.server.test_cli import Work, run_command; run_command(Work, ['here'], prog='work')"]  # fmt: skip
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_fault_inside_the_work_is_no_wrong_flag() -> None:

@@ -254,9 +254,9 @@ def test_classes_named_by_numbers_in_a_file_are_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("epocs: 3", "no setting is called 'epocs'; did you mean 'epochs'?"),
-        ("batch-sizes: 3", "no setting is called 'batch_sizes'; did you mean 'batch_size'?"),
-        ("3: 4", "no setting is called '3'"),
+        ("epocs: 3", "settings.yaml: no setting is called 'epocs'; did you mean 'epochs'?"),
+        ("batch-sizes: 3", "settings.yaml: no setting is called 'batch_sizes'; did you mean 'batch_size'?"),
+        ("3: 4", "settings.yaml: no setting is called '3'"),
         ("epochs: 0", "--epochs 0: input should be greater than or equal to 1"),
         ("epochs: 2.5", "--epochs 2.5: input should be a valid integer"),
         ("epochs:", "--epochs None: "),
