@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from pipelines.deploy.settings import DeployConfig
-from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step
+from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name
 from server.cli import Command
 from trainer.config import RunConfig
 
@@ -41,6 +41,12 @@ class Run(RunConfig, Command):
     def _names_the_run_to_resume(self) -> Self:
         if self.from_step and not self.name:
             raise ValueError(f"--from {self.from_step}: name the run with --name")
+        return self
+
+    @model_validator(mode="after")
+    def _names_a_folder_in_runs_dir(self) -> Self:
+        if self.name:
+            check_name(self.name)
         return self
 
     def run(self) -> int:
@@ -79,8 +85,10 @@ def run_here(
         print(f"{_PROGRAM}: error: {end.reason.removeprefix('start: error: ')}", file=sys.stderr)
     else:
         step, error = _failed_step(folder)
+        # SIGTERM between two steps: the last line of output is of the step before.
+        reason = "it was terminated by SIGTERM" if end.terminated else end.reason
         print(f"\n{_how_to_resume(folder)}  (all output: {folder / 'pipeline.log'})", file=sys.stderr)
-        print(f"{_PROGRAM}: step {step} failed: {error or end.reason}", file=sys.stderr)
+        print(f"{_PROGRAM}: step {step} failed: {error or reason}", file=sys.stderr)
     return _TERMINATED_SAFELY if end.terminated else 1
 
 

@@ -106,12 +106,15 @@ class RunFolder:
         write_json(self.folder / "run.json", facts)
 
 
+def check_name(name: str) -> None:
+    """Raises UserError when a run cannot have this name, such as one that leads out of the folder of runs."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: a run is named by 1 to 63 letters, digits, dots, dashes and underscores")
+
+
 def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_id: str = "") -> RunFolder:
     """Makes the folder of a new run, or resumes an earlier one; UserError when the steps before `from_step` do not fit."""
-    if not _NAME.fullmatch(folder.name):
-        raise UserError(
-            f"--name {folder.name!r}: a run is named by 1 to 63 letters, digits, dots, dashes and underscores"
-        )
+    check_name(folder.name)
     if from_step and from_step not in STEPS:
         raise UserError(f"--from {from_step}: is no step; the steps are {', '.join(STEPS)}")
     run = RunFolder(folder)

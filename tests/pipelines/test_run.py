@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from pipelines.deploy.local import serving
+from pipelines.kubeflow.local import Ending
+from pipelines.run import run_here
 from pipelines.run_folder import STEPS, RunFolder, RunSettings, start_run
 from server.errors import UserError
 from server.http.client import Client, Prediction
@@ -184,6 +186,7 @@ def test_a_run_resumes_from_the_step_that_failed(refused_run: tuple[Path, subpro
         (["--name", "none", "--from", "gate"], "is no run, it has no run.json; the runs in .* are .*first"),
         (["--name", "first", "--from", "evaluate", "--epochs", "9"], "epochs is now 9, but step train of first ran with 2"),
         (["--name", "a b"], "--name 'a b': a run is named by 1 to 63 letters"),
+        (["--name", "../a"], "--name '../a': a run is named by 1 to 63 letters"),
         (["--from", "gate"], "--from gate: name the run with --name"),
         (["--name", "new", "--data", "nowhere.csv"], "step preprocess failed: --data nowhere.csv: no such file or folder"),
         (["--name", "new2", "--model", "./nowhere"], "step preprocess failed: --model ./nowhere: no such folder"),
@@ -232,6 +235,22 @@ def test_sigterm_to_the_command_reaches_the_step_which_saves(tmp_path: Path) -> 
     assert (tmp_path / "a" / "summary.md").is_file(), "the last step has run"
     assert list((tmp_path / "a" / "checkpoints").glob("epoch-*"))
     assert list(scratch.iterdir()) == [], "nothing is left in the folder for temporary files"
+
+
+def test_sigterm_between_two_steps_is_the_reason_that_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(settings: RunSettings, folder: Path, **_: object) -> Ending:
+        run = start_run(settings, folder, run_id="a")
+        for step in STEPS[:-1]:
+            run.update_step(step, status="succeeded")
+        return Ending(succeeded=False, terminated=True, reason="export: shipped fp32")
+
+    monkeypatch.setattr("pipelines.kubeflow.local.run_pipeline", terminated)
+    assert run_here(RunSettings(), tmp_path / "a") == 75
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == "distrinews run: step deploy failed: it was terminated by SIGTERM"
+    )
 
 
 def test_resuming_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> None:
