@@ -91,11 +91,13 @@ def read(path: Path, kind: type[M]) -> M:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; distrinews bench {path.stem} writes it") from error
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; name a result that distrinews bench wrote"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: is no result of distrinews bench {path.stem}: {place}: {first['msg']}") from error
+        raise UserError(f"{path}: is no result of distrinews bench: {place}: {first['msg']}") from error
 
 
 def speedup_plot(weak: Sequence[Point], strong: Sequence[Point], *, most: int) -> str:
