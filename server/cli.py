@@ -21,7 +21,6 @@ COMMANDS in pipelines/cli.py names the class. A module that is called by `python
 '''
 
 import difflib
-import json
 import os
 import re
 import select
@@ -33,7 +32,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from urllib.parse import quote, unquote
 
-import yaml
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -49,6 +47,7 @@ from pydantic_settings import (
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from server.errors import UserError
+from server.files import read_file
 
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", bound="Settings")
@@ -237,22 +236,6 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
     members = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
     kinds = [member for member in members if member is not NoneType]
     return get_args(kinds[0]) if len(kinds) == 1 and get_origin(kinds[0]) is Literal else ()
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Reads settings from a JSON or YAML file."""
-    kind = "JSON" if path.suffix == ".json" else "YAML"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"--config {path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--config {path}: is not valid {kind}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise UserError(f"--config {path}: holds {found}, not settings by name, such as epochs: 3")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
 def build(settings: type[M], values: Mapping[str, Any]) -> M:

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from server.errors import UserError
+
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
@@ -110,3 +114,19 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Reads settings from a JSON or YAML file."""
+    kind = "JSON" if path.suffix == ".json" else "YAML"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--config {path}: is not valid {kind}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"--config {path}: holds {found}, not settings by name, such as epochs: 3")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}

@@ -14,8 +14,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.run import Run
-from server.cli import Settings, as_flags, build, choices, parse, read_file, run_command
+from server.cli import Settings, as_flags, build, choices, parse, run_command
 from server.errors import UserError
+from server.files import read_file
 from tests.conftest import DISTRINEWS
 from trainer.config import (
     EvaluateConfig,

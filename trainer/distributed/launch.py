@@ -83,9 +83,15 @@ def _start(module: str, args: Sequence[str], ranks: int) -> None:
         elastic_launch(config, sys.executable)("-m", module, *args)
 
 
+def _first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """Returns the process that failed first: the others get SIGTERM because of it, and may be recorded before it."""
+    causes = {rank: failure for rank, failure in error.failures.items() if failure.exitcode != -signal.SIGTERM}
+    return min((causes or error.failures).items(), key=lambda found: found[1].timestamp)
+
+
 def _may_pass(error: ChildFailedError) -> bool:
     """Returns True where a restart may help."""
-    _, failure = error.get_first_failure()
+    _, failure = _first_failure(error)
     return failure.exitcode != PREEMPTED and not _message(failure).startswith("UserError: ")
 
 
@@ -95,7 +101,7 @@ def _message(failure: ProcessFailure) -> str:
 
 
 def _explain(module: str, error: ChildFailedError) -> str:
-    rank, failure = error.get_first_failure()
+    rank, failure = _first_failure(error)
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = (

@@ -13,8 +13,8 @@ from pipelines.kubeflow.parameters import from_parameters, start_from_parameters
 from pipelines.kubeflow.pipeline import distrinews, start
 from pipelines.run_folder import RunFolder, RunSettings
 from pipelines.steps import run_step
-from server.cli import read_file
 from server.errors import UserError
+from server.files import read_file
 from tests.support.parameters import parameters
 
 
