@@ -46,15 +46,11 @@ def _start_over(run: RunFolder) -> None:
     """Moves earlier checkpoints and logs aside, once: a step that is tried again resumes from what the first try saved."""
     if run.facts["steps"].get("train", {}).get("started_over"):
         return
-    aside = run.folder / time.strftime("before-%Y%m%d-%H%M%S")
-    while aside.exists():
-        aside = aside.with_name(f"{aside.name}-again")
-    for name in ("checkpoints", "logs"):
-        if (run.folder / name).exists():
-            aside.mkdir(exist_ok=True)
-            (run.folder / name).rename(aside / name)
+    from trainer.checkpoint.state import start_over
+
+    aside = start_over(run.folder)
     run.update_step("train", started_over=True)
-    if aside.exists():
+    if aside:
         print0(f"train: starting over; the earlier checkpoints and logs are in {aside}")
 
 

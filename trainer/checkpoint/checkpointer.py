@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from server.errors import UserError
 from trainer.checkpoint import store
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.state import TrainState, start_over
 from trainer.config import NOT_OF_THE_MODEL, TrainConfig
 from trainer.data.batches import BatchSampler
 from trainer.data.dataset import Dataset
@@ -97,8 +97,8 @@ class Checkpointer:
 
     def _find(self) -> str | None:
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        if self._config.resume == "never" and not restarted:
-            start_over(self._output)
+        if self._config.resume == "never" and not restarted and (before := start_over(self._output)):
+            print0(f"train: starting over; the earlier checkpoints and logs are in {before}")
         store.remove_unfinished(self._folder)
         there = store.names(self._folder)
         for name in there:
@@ -214,15 +214,3 @@ class Checkpointer:
         facts = {"name": snapshot.name, "copy_seconds": copy_seconds, "write_seconds": time.monotonic() - started}
         late = {"waited_seconds": waited} if waited > _LONG_SECONDS else {}
         self._monitor.event("checkpoint", step=step, **facts, **late)
-
-
-def start_over(output: Path) -> None:
-    """Moves the checkpoints and logs of a run into a folder before-…, if it has any checkpoints."""
-    if not (output / "checkpoints").exists():
-        return
-    aside = output / time.strftime("before-%Y%m%d-%H%M%S")
-    aside.mkdir()
-    for name in ("checkpoints", "logs"):
-        if (output / name).exists():
-            (output / name).rename(aside / name)
-    print0(f"train: starting over; the earlier checkpoints and logs are in {aside}")

@@ -1,6 +1,8 @@
 """The progress of training: what a checkpoint holds besides tensors."""
 
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -58,3 +60,17 @@ class TrainState:
         ended = f"stopped after epoch {self.epoch}" if self.stopped_early else f"{self.epoch} epochs done"
         accuracy = self.validation[self.best_epoch - 1]["accuracy"]
         return f"{ended}; the best is epoch {self.best_epoch} with validation accuracy {accuracy:.4f}"
+
+
+def start_over(output: Path) -> Path | None:
+    """Moves the checkpoints and logs of a run into a folder before-…, which it returns; None if there are none."""
+    earlier = [output / name for name in ("checkpoints", "logs") if (output / name).exists()]
+    if not earlier:
+        return None
+    aside = output / time.strftime("before-%Y%m%d-%H%M%S")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-again")
+    aside.mkdir()
+    for folder in earlier:
+        folder.rename(aside / folder.name)
+    return aside
