@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from server.errors import UserError
 from trainer.data.dataset import SPLITS, UNUSED, read_texts
+from trainer.monitoring.console import Progress
 
 
 def split_rows(
@@ -71,6 +73,51 @@ def test_digest(
         for row in np.flatnonzero(splits[place] == SPLITS.index("test")):
             digest.update(json.dumps([texts[row], classes[labels[place][row]]]).encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+class _NotRead(dict[int, int | None]):
+    """Maps each character that is left out of a folded text to None, and any other to itself."""
+
+    def __missing__(self, character: int) -> int | None:
+        left_out = unicodedata.category(chr(character)) in _LEFT_OUT
+        return self.setdefault(character, None if left_out else character)
+
+
+_LEFT_OUT = {"Cc", "Cf", "Mn", "Sk", "Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Zl", "Zp", "Zs"}
+_NOT_READ = _NotRead()
+_ASCII_NOT_READ = bytes(character for character in range(128) if _NOT_READ[character] is None)
+_ASCII_LOWER = bytes(range(256)).lower()
+
+
+def fold(text: str) -> bytes:
+    """Returns a text as UTF-8 without case, accents, punctuation and white space; one of nothing else keeps its punctuation.
+
+    Texts that are equal after the normalisation of a tokenizer fold to the same, whichever the tokenizer is.
+    """
+    if text.isascii():
+        folded = text.encode().translate(_ASCII_LOWER, _ASCII_NOT_READ)
+    else:
+        decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+        folded = decomposed.translate(_NOT_READ).encode()
+    return folded or "".join(unicodedata.normalize("NFKD", text).split()).encode()
+
+
+def keys_of(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Returns the hash of each text, folded: near repeats have the same."""
+    digests = b"".join(hashlib.blake2b(fold(text), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def text_keys(folder: Path, split_names: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Returns the hashes of the texts in these splits of a dataset folder, of any format, sorted and each once."""
+    splits = np.fromfile(folder / "splits.bin", dtype=np.uint8)
+    wanted = np.isin(splits, [SPLITS.index(name) for name in split_names])
+    found = [np.empty(0, dtype=np.uint64)]
+    with Progress(f"reading the texts of {folder}", len(splits), "rows") as progress:
+        for place, texts in read_texts(folder):
+            found.append(keys_of(texts[row] for row in np.flatnonzero(wanted[place])))
+            progress.advance(len(texts))
+    return np.unique(np.concatenate(found))
 
 
 def _hashes(texts: Sequence[str], splits: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint64]:

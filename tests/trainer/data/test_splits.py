@@ -9,6 +9,7 @@ import pytest
 from tests.support.data import labelled, write_csv
 from tests.support.datasets import all_rows, contents, make, of_each_class, rows
 from trainer.data.dataset import Dataset
+from trainer.data.splits import keys_of, text_keys
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
@@ -83,6 +84,34 @@ def test_texts_that_are_in_train_and_test_are_counted(tmp_path: Path, capsys: py
     assert 5 < shared <= 13
     assert dataset.info["test_texts_also_in_train"] == shared
     assert f"preprocess: {shared} of the test texts are in train too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("A good day", "a  GOOD day!"), ("Ärger in Köln", "arger, in KOLN"), ("a\u200bb\x07", "ab"), ("ﬁne Straße", "fine STRASSE"),
+        ("``quoted''", '"quoted"'), ("\uff01\uff01", "! !"), ("co-operate", "cooperate"),
+    ],
+)  # fmt: skip
+def test_near_repeats_have_the_same_key(one: str, other: str) -> None:
+    assert keys_of([one]) == keys_of([other])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("C++", "C"), ("!!!", "?"), ("good 😀", "good 😡"), ("5 $", "5 €"), ("一", "二")]
+)
+def test_other_texts_have_other_keys(one: str, other: str) -> None:
+    assert keys_of([one]) != keys_of([other])
+
+
+def test_the_keys_of_splits_are_sorted_and_each_once(tmp_path: Path) -> None:
+    train, test = [*labelled(60), *labelled(60)], [("A test.", "bad"), ("a TEST", "bad")]
+    write_csv(tmp_path / "train.csv", train)
+    write_csv(tmp_path / "test.csv", test)
+    folder = make(tmp_path, tmp_path / "dataset").folder
+    expected = sorted(int(keys_of([text])[0]) for text, _ in labelled(60))
+    assert text_keys(folder, ("train", "validation")).tolist() == expected
+    assert text_keys(folder, ("test",)).tolist() == keys_of(["a test"]).tolist()
 
 
 def test_the_digest_of_test_rows_depends_on_texts_and_class_names_alone(tmp_path: Path, encoder: Path) -> None:
