@@ -31,19 +31,19 @@ class PreprocessConfig(ModelConfig):
     """Settings of the preprocess step."""
 
     data: str = Field(default="sample", min_length=1)
-    """Training rows: a folder with train and test files, a CSV, JSON Lines or Parquet file (also .gz, .xz), a Hugging Face dataset id, `sample`, or `sample:ROWS`."""
+    """Training rows: a folder with train and test files, a CSV, TSV, JSON Lines or Parquet file (also .gz, .xz), a Hugging Face dataset id, `sample`, or `sample:ROWS`."""
 
     test_data: str | None = None
     """Test rows, as a file. By default the test file beside the training file in its folder, or else rows split off from the training rows."""
 
     text_column: Names = ()
-    """Columns that make the text, joined by a space; with commas between names. By default found by the usual names."""
+    """Columns that make the text, joined by a space; with commas between names, or numbers from 1 in a file without a header. By default found by the usual names."""
 
     label_column: str | None = None
-    """Column with the class. By default found by the usual names."""
+    """Column with the class, by its name, or its number from 1 in a file without a header. By default found by the usual names."""
 
     class_names: Names = ()
-    """Classes in the order of their numbers (from 1 in a file without a header, else from 0), with commas between names. By default those in the training rows; any other is an unknown class."""
+    """Classes in order, with commas between names. Rows hold the names, or their numbers (from 1 in a file without a header, else from 0) unless names are numbers. By default those in the training rows; any other is an unknown class."""
 
     bad_rows: Literal["stop", "skip"] = "stop"
     """Treatment of a row that cannot be used: stop with its file, line and reason, or skip it, count it by reason and write it to bad_rows.jsonl."""

@@ -44,7 +44,7 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
     """
     check_model(config.model)
     data = find_data(config)
-    for remark in data.remarks:
+    for remark in (*([data.layout.described()] if data.layout else []), *data.remarks):
         print0(f"preprocess: {remark}")
     tokenizer = None if config.model == "tiny" else load_tokenizer(config.model)
     fingerprint = _fingerprint(config, data, tokenizer)
@@ -92,6 +92,7 @@ def _write(
     tokenizer.save_pretrained(folder / "tokenizer")
     return {
         "title": data.title,
+        "columns": data.layout.named if data.layout else {"text": None, "label": None},
         "classes": list(rows.classes),
         "max_length": config.max_length,
         "pad_token_id": tokenizer.pad_token_id,

@@ -8,18 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from server.errors import UserError
-from trainer.data.tables import (
-    BadRow,
-    Columns,
-    csv_records,
-    decoded,
-    decompressing,
-    find_text_columns,
-    is_ag_news,
-    join_text,
-    json_record,
-    open_text,
-)
+from trainer.data.columns import BadRow, Columns, find_text_columns, join_text
+from trainer.data.tables import csv_records, decoded, decompressing, is_ag_news, json_record, open_text
 
 Kind = Literal["csv", "jsonl", "lines"]
 _ENDINGS: dict[str, Kind] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "lines"}

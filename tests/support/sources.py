@@ -7,8 +7,8 @@ import pytest
 
 from server.errors import UserError
 from trainer.config import PreprocessConfig
+from trainer.data.columns import Row
 from trainer.data.sources import Data, Source, find_data
-from trainer.data.tables import Row
 
 
 def find(data: Path | str, **settings: Any) -> Data:  # noqa: ANN401 - as PreprocessConfig takes it

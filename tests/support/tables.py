@@ -7,14 +7,15 @@ import pytest
 
 from server.errors import UserError
 from tests.support.data import write_csv, write_json_lines, write_parquet
-from trainer.data.tables import BadRow, Columns, Row, read_table
+from trainer.data.columns import BadRow, Columns, Row
+from trainer.data.tables import find_columns, read_table
 
 ENDINGS = ["", ".gz", ".xz"]
 FORMATS = [f".{kind}{ending}" for kind in ("csv", "jsonl", "json", "parquet") for ending in ENDINGS]
 
 
 def read(path: Path, **columns: Any) -> list[Row | BadRow]:  # noqa: ANN401 - as Columns takes it
-    return list(read_table(path, Columns(**columns)))
+    return list(read_table(path, find_columns([path], Columns(**columns))))
 
 
 def found(path: Path, **columns: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - as Columns takes it

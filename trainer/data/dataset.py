@@ -1,6 +1,6 @@
 """The dataset folder that preprocess writes: flat arrays, read through memory maps, so that rows cost little memory.
 
-dataset.json   class names, fingerprint, settings, counts
+dataset.json   class names, columns, fingerprint, settings, counts
 tokenizer/     as `transformers` saves it
 texts.bin      the texts of all rows in the order of the source, UTF-8    texts.ends   where each row ends (int64)
 tokens.bin     their token ids; unused rows have none                     tokens.ends
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from server.errors import UserError
 from server.files import recover_directory
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the same settings would write another dataset."""
 
 SPLITS = ("train", "validation", "test")

@@ -1,9 +1,8 @@
 """Read every row of the sources once, check it, number its class and write it; then tokenise the rows that are used."""
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from server.errors import UserError
+from trainer.data.classes import order_classes
+from trainer.data.columns import Row
 from trainer.data.dataset import CHUNK, SPLITS, UNUSED, RaggedWriter, read_texts
 from trainer.data.sources import Data, Source
-from trainer.data.tables import Row
 from trainer.data.tokenizer import use_all_cores
 from trainer.monitoring.console import Progress, print0
 
@@ -59,16 +59,17 @@ class Ingested:
 
 def ingest(data: Data, folder: Path, bad: BadRows) -> Ingested:
     """Writes the good rows of both sources; classes are those that the data set names, or else those of its training rows."""
-    found = {name: number for number, name in enumerate(data.classes)}
+    found = dict(data.numbers)
     with RaggedWriter(folder, "texts", np.uint8) as texts, (folder / "lines.bin").open("wb") as lines:
         labels = _write(data.train, texts, lines, _classify(data.train, bad, found, fixed=bool(data.classes)))
         train_rows = len(labels)
-        classes = data.classes or tuple(sorted(found, key=_class_order(found)))
-        known = {name: number for number, name in enumerate(classes)}
-        labels = np.array([known[name] for name in found], dtype=np.int32)[labels]
+        classes, known = data.classes, data.numbers
+        if not classes:
+            classes, known = order_classes(found, ag_news=data.ag_news)
+            labels = np.array([known[name] for name in found], dtype=np.int32)[labels]
         _check_classes(data.train, classes, labels)
         if data.test:
-            test = _write(data.test, texts, lines, _classify(data.test, bad, known, fixed=True))
+            test = _write(data.test, texts, lines, _classify(data.test, bad, dict(known), fixed=True))
             labels = np.concatenate([labels, test])
     labels.tofile(folder / "labels.bin")
     return Ingested(classes, labels, train_rows)
@@ -94,14 +95,12 @@ def _classify(source: Source, bad: BadRows, numbers: dict[str, int], *, fixed: b
         if not isinstance(row, Row):
             bad.add(file, row.line, row.reason, row.detail)
         elif row.label not in numbers and fixed:
-            listed = ", ".join(list(numbers)[:10])
+            written = list(numbers)  # the names, then the numbers that may be written for them
+            names, places = written[: (count := len(set(numbers.values())))], written[count:]
+            listed = ", ".join(names[:10]) + (f", nor a number from {places[0]} to {places[-1]}" if places else "")
             bad.add(file, row.line, "unknown class", f"{row.label[:60]!r} is none of {listed}")
         else:
             yield row.text.encode(), numbers.setdefault(row.label, len(numbers)), row.line
-
-
-def _class_order(names: Iterable[str]) -> Callable[[str], float | str]:
-    return float if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names) else str
 
 
 def _check_classes(source: Source, classes: tuple[str, ...], labels: Int32s) -> None:

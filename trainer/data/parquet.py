@@ -56,4 +56,5 @@ def _values(column: Any) -> list[Any]:  # noqa: ANN401 - pyarrow has no types
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:  # a text that is not UTF-8 does not hide the others
-        return [value and value.decode(errors="surrogateescape") for value in column.cast("binary").to_pylist()]
+        plain = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
+        return [value and value.decode(errors="surrogateescape") for value in plain.cast("binary").to_pylist()]

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING
 from server.errors import UserError
 from trainer.config import PreprocessConfig
 from trainer.data import sample
-from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Columns, Row, Table, read_table, table_classes, table_format
+from trainer.data.classes import class_numbers
+from trainer.data.columns import BadRow, Columns, Layout, Row, Table, find_layout
+from trainer.data.tables import column_names, find_columns, read_table, table_format
 
 if TYPE_CHECKING:
     import datasets
 
-_SPLIT_FILE = r"(?P<split>{split})(-\d+-of-\d+)?\.(csv|jsonl?|parquet)(\.gz|\.xz)?"
+_SPLIT_FILE = r"(?P<split>{split})(-\d+-of-\d+)?\.([ct]sv|jsonl?|parquet)(\.gz|\.xz)?"
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _LOADERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
 """Names that the `datasets` library reads as formats of the files in the working folder."""
 
 _SAMPLE_ROWS = 4000
+_AG_NEWS_NAME = re.compile(r"(?<![a-z])ag[ _-]?news(?![a-z])", re.IGNORECASE)
+_AG_NEWS_COLUMNS = ["class index", "description", "title"]
+_AG_NEWS_FILES = {
+    29470338: "76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e",  # train.csv
+    1857427: "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",  # test.csv
+}
+"""The sha256 of each file of AG News as it is published, by its size."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,14 @@ class Data:
     test: Source | None
     digest: str
     """Changes when any row may have changed."""
+    layout: Layout | None = None
+    """The columns, where rows have any."""
     classes: tuple[str, ...] = ()
-    """Class names in order, where the data set defines them."""
+    """Class names in order, where the user or the data set defines them."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """The place of each of these classes, by all that rows may hold for it."""
+    ag_news: bool = False
+    """Its header, digest or name says that it is AG News, whose classes 1 to 4 have names."""
     remarks: tuple[str, ...] = ()
 
 
@@ -74,7 +89,8 @@ def _sample(config: PreprocessConfig) -> Data:
         ),
     )
     digest = _digest("sample", str(sample.VERSION), str(rows), str(config.seed))
-    return Data(f"sample of {rows:,} rows", source, None, digest, sample.CLASSES)
+    numbers = class_numbers(sample.CLASSES, numbered_from=None)
+    return Data(f"sample of {rows:,} rows", source, None, digest, classes=sample.CLASSES, numbers=numbers)
 
 
 def _folder(folder: Path, config: PreprocessConfig) -> Data:
@@ -117,24 +133,52 @@ def _files(
         if not path.is_file():
             raise UserError(f"--test-data {path}: no such file")
         table_format(path)
-    numbered = _listed_classes(train[0].parent / "classes.txt")
-    columns = Columns(config.text_column, config.label_column, config.class_names, numbered)
-    classes = config.class_names or table_classes(train[0], columns)
+    ag_news = _is_ag_news(train[0])
+    named = _listed_classes(train[0].parent / "classes.txt")
+    columns = Columns(config.text_column, config.label_column)
+    layout = find_columns(train, columns, class_first=ag_news or bool(named))
+    for path in (*train, *test):
+        _check_columns(path, layout, config, train)
+    classes = config.class_names or layout.classes or (named if layout.width else ())
+    numbers = class_numbers(classes, numbered_from=None if layout.classes else 1 if layout.width else 0)
 
     def source(paths: list[Path]) -> Source:
         name = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-        return Source(name, lambda: ((str(path), row) for path in paths for row in read_table(path, columns)))
+        return Source(name, lambda: ((str(path), row) for path in paths for row in read_table(path, layout)))
 
-    digest = _digest(
-        "train", *map(_file_digest, train), "test", *map(_file_digest, test), "classes", *classes, *numbered
-    )
-    return Data(title, source(train), source(test) if test else None, digest, classes, remarks)
+    digests = ["train", *map(_file_digest, train), "test", *map(_file_digest, test)]
+    ag_news = ag_news or sorted(name.lower() for name in (*layout.text, layout.label)) == _AG_NEWS_COLUMNS
+    digest = _digest(*digests, "classes", *classes, str(ag_news), str(layout))
+    tests = source(test) if test else None
+    return Data(title, source(train), tests, digest, layout, classes, numbers, ag_news, remarks)
+
+
+def _is_ag_news(path: Path) -> bool:
+    """Returns True if the name of a file or of its folder is that of AG News, or its content that of a published file."""
+    if _AG_NEWS_NAME.search("/".join(path.absolute().parts[-2:])):
+        return True
+    return _AG_NEWS_FILES.get(path.stat().st_size) == _file_digest(path)
+
+
+def _check_columns(path: Path, layout: Layout, config: PreprocessConfig, train: list[Path]) -> None:
+    """Raises UserError when a file lacks a column of the training rows."""
+    names = column_names(path, layout)
+    if layout.width:
+        return
+    here = {name.lower() for name in names}
+    if path not in train and layout.label.lower() not in here >= {name.lower() for name in layout.text}:
+        away = "leave --test-data out" if config.test_data else f"move it elsewhere or pass --data {train[0]}"
+        raise UserError(
+            f"{path}: has no column {layout.label!r}, the class in {train[0].name}: nothing can be tested on it; "
+            f"{away}, and test rows are taken from the training rows"
+        )
+    Table(path, layout, names)
 
 
 def _listed_classes(path: Path) -> tuple[str, ...]:
-    """Reads class names, one a line; those of AG News where there is no such file."""
+    """Reads class names, one a line; none where there is no such file."""
     if not path.is_file():
-        return AG_NEWS_CLASSES
+        return ()
     try:
         names = tuple(name.strip() for name in path.read_text(encoding="utf-8-sig").splitlines() if name.strip())
     except UnicodeDecodeError as error:
@@ -165,24 +209,25 @@ def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
     """Returns the train and test splits of a loaded Hugging Face dataset."""
     if "train" not in splits:
         raise UserError(f"--data {config.data}: has no train split; it has {', '.join(splits)}")
-    columns = Columns(config.text_column, config.label_column, config.class_names)
-
-    def table(split: str) -> Table:
-        features = splits[split].features
-        class_names = {name: tuple(getattr(feature, "names", None) or ()) for name, feature in features.items()}
-        return Table(f"{config.data} {split}", columns, list(features), class_names=class_names)
+    features = splits["train"].features
+    layout = find_layout(f"{config.data} train", Columns(config.text_column, config.label_column), list(features))
+    layout = layout._replace(classes=tuple(getattr(features[layout.label], "names", None) or ()))
 
     def read(split: str) -> Iterator[tuple[str, Row | BadRow]]:
-        made = table(split)
-        for line, record in enumerate(splits[split].select_columns([*made.text, made.label]), start=1):
-            yield f"{config.data} {split}", made.row(record, line)
+        name = f"{config.data} {split}"
+        columns = list(splits[split].features)
+        table = Table(name, layout, columns, class_names={layout.label: layout.classes})
+        for line, record in enumerate(splits[split].select_columns([*table.text, table.label]), start=1):
+            yield name, table.row(record, line)
 
     used = [name for name in ("train", "test") if name in splits]
     sources = {split: Source(f"{config.data} {split}", partial(read, split)) for split in used}
-    digest = _digest(*used, *(splits[name]._fingerprint for name in used))  # noqa: SLF001 - the library has no public name for its digest
-    classes = config.class_names or table("train").classes
+    digest = _digest(*used, *(splits[name]._fingerprint for name in used), str(layout))  # noqa: SLF001 - the library has no public name for its digest
+    classes = config.class_names or layout.classes
+    numbers = class_numbers(classes, numbered_from=None if layout.classes else 0)
+    ag_news = _AG_NEWS_NAME.search(config.data) is not None
     remarks = tuple(_unused(f"the split {name}") for name in splits if name not in used)
-    return Data(config.data, sources["train"], sources.get("test"), digest, classes, remarks)
+    return Data(config.data, sources["train"], sources.get("test"), digest, layout, classes, numbers, ag_news, remarks)
 
 
 def _digest(*parts: str) -> str:

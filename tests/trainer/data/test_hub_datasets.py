@@ -11,8 +11,8 @@ import pytest
 from server.errors import UserError
 from tests.support.sources import refusal, rows
 from trainer.config import PreprocessConfig
+from trainer.data.columns import BadRow, Row
 from trainer.data.sources import hub_data
-from trainer.data.tables import BadRow, Row
 
 
 def hub(**splits: tuple[list[str], list[int]]) -> datasets.DatasetDict:

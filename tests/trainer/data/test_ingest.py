@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv
 from tests.support.datasets import all_rows, contents, make, of_each_class, refusal, rows
-from trainer.data.tables import AG_NEWS_CLASSES
+from trainer.data.classes import AG_NEWS_CLASSES
 
 
 def test_rows_keep_their_line_in_the_source(tmp_path: Path) -> None:
@@ -40,13 +41,49 @@ def test_classes_are_in_the_order_of_numbers_or_of_the_alphabet(
     assert sorted(all_rows(dataset)) == sorted(came_in)
 
 
-def test_ag_news_keeps_its_own_order_of_classes(tmp_path: Path) -> None:
-    came_in = [(4 - number % 4, f"title {number}", "words") for number in range(80)]
-    dataset = make(write_csv(tmp_path / "train.csv", came_in, header=()), tmp_path / "dataset")
+@pytest.mark.parametrize("labels", ["0123", "1234", AG_NEWS_CLASSES])
+def test_ag_news_has_its_own_names_in_its_own_order(tmp_path: Path, labels: Sequence[str]) -> None:
+    came_in = [(labels[3 - number % 4], f"title {number}", "words") for number in range(80)]
+    path = write_csv(
+        tmp_path / "ag_news.csv", came_in, header=() if labels[0].isdecimal() else ("label", "title", "text")
+    )
+    dataset = make(path, tmp_path / "dataset", **({} if labels[0].isdecimal() else {"text_column": ("title", "text")}))
     assert dataset.classes == list(AG_NEWS_CLASSES)
     assert sorted(all_rows(dataset)) == sorted(
-        (f"{title} {words}", AG_NEWS_CLASSES[number - 1]) for number, title, words in came_in
+        (f"{title} {words}", AG_NEWS_CLASSES[labels.index(label)]) for label, title, words in came_in
     )
+
+
+def test_three_columns_without_a_header_are_not_taken_for_ag_news(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(number % 5 + 1, f"a title {number}", f"some words {number}") for number in range(80)]
+    dataset = make(write_csv(tmp_path / "data" / "rows.csv", rows, header=()), tmp_path / "dataset", bad_rows="skip")
+    assert (dataset.classes, dataset.info["bad_rows"]) == (["1", "2", "3", "4", "5"], {})
+    assert dataset.info["columns"] == {"text": None, "label": None}
+    assert "preprocess: no header: text from columns 2 and 3, class from column 1\n" in capsys.readouterr().out
+
+
+def test_the_columns_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(label, text, "more") for text, label in labelled(60)]
+    path = write_csv(tmp_path / "rows.csv", rows, header=("Category", "title", "description"))
+    dataset = make(path, tmp_path / "dataset")
+    assert dataset.info["columns"] == {"text": ["title", "description"], "label": "Category"}
+    assert "preprocess: text from 'title' and 'description', class from 'Category'\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [("go\u00adod", "go<U+00AD>od"), ("bad\u2009luck", "bad<U+2009>luck"), ("\u2764\ufe0f", "\u2764<U+FE0F>")],
+)
+def test_classes_that_look_the_same_are_refused_with_their_code_points(
+    tmp_path: Path, written: str, shown: str
+) -> None:
+    plain = written.replace("\u2009", " ").replace("\u00ad", "").replace("\ufe0f", "")
+    path = write_csv(tmp_path / "rows.csv", labelled(60, classes=(plain, written, "third")))
+    names = [plain, shown] if min((plain, written)) == plain else [shown, plain]
+    expected = f"classes {' and '.join(names)} look the same; write one of them in all rows"
+    assert refusal(path, tmp_path / "dataset") == expected
 
 
 def test_class_names_keep_the_order_that_the_user_gives(tmp_path: Path) -> None:
@@ -60,7 +97,7 @@ def test_class_names_keep_the_order_that_the_user_gives(tmp_path: Path) -> None:
 def test_a_class_that_the_user_did_not_name_stops_the_run(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "rows.csv", labelled(60, classes=("bad", "good", "odd")))
     assert refusal(path, tmp_path / "dataset", class_names=("bad", "good")) == (
-        f"{path}, line 4: unknown class: 'odd' is none of bad, good. "
+        f"{path}, line 4: unknown class: 'odd' is none of bad, good, nor a number from 0 to 1. "
         "Fix the row, or pass --bad-rows skip to leave such rows out"
     )
 

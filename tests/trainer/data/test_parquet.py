@@ -10,8 +10,10 @@ import pytest
 from pyarrow import parquet
 
 from tests.support.data import write_parquet
+from tests.support.sources import find
 from tests.support.tables import bad, found, read, refusal, the_bad_row
-from trainer.data.tables import BadRow, Columns, Row, table_classes
+from trainer.data.columns import BadRow, Columns, Row
+from trainer.data.tables import find_columns
 
 
 def hub_parquet(path: Path, names: list[str], labels: list[int | None]) -> Path:
@@ -24,13 +26,13 @@ def hub_parquet(path: Path, names: list[str], labels: list[int | None]) -> Path:
 def test_a_parquet_file_of_the_hub_brings_its_class_names(tmp_path: Path) -> None:
     path = hub_parquet(tmp_path / "train.parquet", ["neg", "pos"], [1, 0])
     assert found(path) == [("text 0", "pos"), ("text 1", "neg")]
-    assert table_classes(path, Columns()) == ("neg", "pos")
+    assert find_columns([path], Columns()).classes == ("neg", "pos")
 
 
 def test_the_numbers_of_a_hub_dataset_are_never_taken_for_its_names(tmp_path: Path) -> None:
     path = hub_parquet(tmp_path / "train.parquet", ["1", "2", "3"], [0, 1, 2])
     assert [label for _, label in found(path)] == ["1", "2", "3"]
-    assert [label for _, label in found(path, classes=("3", "2", "1"))] == ["1", "2", "3"]
+    assert find(path, class_names=("3", "2", "1")).numbers == {"3": 0, "2": 1, "1": 2}
 
 
 def test_a_row_without_a_class_in_a_hub_dataset_is_none_of_its_classes(tmp_path: Path) -> None:
@@ -67,8 +69,10 @@ def test_a_bad_row_of_a_parquet_file_has_its_number_and_reason(
     assert detail in row.detail
 
 
-def test_one_broken_text_in_a_parquet_file_does_not_hide_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_broken_text_in_a_parquet_file_does_not_hide_the_others(tmp_path: Path, *, packed: bool) -> None:
     texts = pa.array([b"one", b"\xff", None, "zwölf".encode()]).cast(pa.string(), safe=False)
+    texts = texts.dictionary_encode() if packed else texts
     path = write_parquet(tmp_path / "rows.parquet", {"text": texts, "label": [1, 2, 3, 4]})
     assert [row.line for row in bad(path)] == [2, 3]
     assert [row for row in read(path) if isinstance(row, Row)] == [Row("one", "1", 1), Row("zwölf", "4", 4)]
@@ -95,5 +99,5 @@ def test_names_that_the_hub_wrote_of_other_columns_are_no_classes(tmp_path: Path
     info = {"info": {"features": {"label": [{"names": ["a", "b"], "_type": "ClassLabel"}]}}}
     table = pa.table({"text": ["a"], "label": ["x"]}).replace_schema_metadata({"huggingface": json.dumps(info)})
     parquet.write_table(table, tmp_path / "rows.parquet")
-    assert table_classes(tmp_path / "rows.parquet", Columns()) == ()
+    assert find_columns([tmp_path / "rows.parquet"], Columns()).classes == ()
     assert found(tmp_path / "rows.parquet") == [("a", "x")]

@@ -2,12 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv, write_json_lines, write_parquet
 from tests.support.sources import files, find, refusal, rows
-from trainer.data.tables import AG_NEWS_CLASSES, BadRow, Row
+from tests.support.tables import write_table
+from trainer.data.classes import AG_NEWS_CLASSES
+from trainer.data.columns import BadRow, Row
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_numbered_classes_mean_the_same_in_train_and_in_test(tmp_path: Path) -> 
     test = write_csv(tmp_path / "b" / "test.csv", [(5, "t", "d"), (1, "t", "d")], header=())
     data = find(train, test_data=str(test))
     assert data.classes == ("one", "two", "three", "four", "five")
-    assert rows(data.test) == [("t d", "five"), ("t d", "one")]
+    assert [data.numbers[label] for _, label in rows(data.test)] == [4, 0]
 
 
 @pytest.mark.parametrize(
@@ -142,12 +145,52 @@ def test_a_list_of_classes_that_cannot_be_right_is_refused(tmp_path: Path, names
     assert refusal(write(tmp_path / "train.csv", "1,a,b\n")).startswith(f"{listed}: {expected}")
 
 
-def test_class_names_that_the_user_gives_go_before_those_of_the_data(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "train.csv", [(1, "t", "d"), (2, "t", "d")], header=())
-    assert find(path).classes == AG_NEWS_CLASSES
-    data = find(path, class_names=("minus", "plus"))
-    assert data.classes == ("minus", "plus")
-    assert rows(data.train) == [("t d", "minus"), ("t d", "plus")]
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "headerless.csv"])
+@pytest.mark.parametrize(
+    ("values", "names", "places"),
+    [
+        ([1.0, 0.0], ("1.0", "0.0"), [0, 1]),
+        ([1, 2], ("2", "1"), [1, 0]),
+        ([-1, 0.5], ("0.5", "-1"), [1, 0]),
+        (["caf\u00e9", "\u200btea\ufeff "], ("tea", "cafe\u0301"), [1, 0]),
+        (["1", "0"], ("minus", "plus"), [1, 0]),
+        ([1.0, 0.0], ("minus", "plus"), [1, 0]),
+    ],
+)
+def test_class_names_mean_the_same_in_every_format(
+    tmp_path: Path, kind: str, values: list[Any], names: tuple[str, ...], places: list[int]
+) -> None:
+    headerless = kind == "headerless.csv"
+    if headerless and names == ("minus", "plus"):
+        places, values = [0, 1], [1, 2]  # numbers of classes without a header are from 1
+    columns = {"label": values * 3, "text": [f"some words {number}" for number in range(6)]}
+    path = tmp_path / f"rows.{kind}"
+    if headerless:
+        write_csv(path, zip(*columns.values(), strict=True), header=())
+    else:
+        write_table(path, columns)
+    flags = {"label_column": "1", "text_column": "2"} if headerless else {}
+    data = find(path, class_names=names, **flags)
+    assert data.classes == names
+    assert [data.numbers[label] for _, label in rows(data.train)] == places * 3
+
+
+def test_two_names_of_one_class_are_refused(folder: Path) -> None:
+    assert (
+        refusal(folder, class_names=("1", "2", "1.0")) == "class_names: '1' and '1.0' are the same class; leave one out"
+    )
+
+
+def test_test_rows_have_the_columns_of_the_training_rows(folder: Path) -> None:
+    test = write_csv(folder / "test.csv", [("a", "b", "good")], header=("title", "text", "LABEL"))
+    assert rows(find(folder).test) == [("b", "good")]
+    write_csv(test, [("a", "good")], header=("title", "label"))
+    assert refusal(folder) == f"{test}: no column is called 'text'; its columns are title, label"
+    write_csv(test, [("a", "3")], header=("text", "id"))
+    unlabelled = f"{test}: has no column 'label', the class in train.csv: nothing can be tested on it; "
+    rest = ", and test rows are taken from the training rows"
+    assert refusal(folder) == f"{unlabelled}move it elsewhere or pass --data {folder / 'train.csv'}{rest}"
+    assert refusal(folder, test_data=str(test)) == f"{unlabelled}leave --test-data out{rest}"
 
 
 @needs_ag_news
@@ -156,6 +199,30 @@ def test_the_real_folder_has_train_and_test_rows_of_its_four_classes() -> None:
     assert (data.title, data.classes, data.remarks) == (AG_NEWS.name, AG_NEWS_CLASSES, ())
     assert files(data.test) == ["test.csv"]
     assert not isinstance(next(data.train.read())[1], BadRow)
+
+
+@needs_ag_news
+def test_a_published_file_of_ag_news_is_known_by_its_digest(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.symlink_to(AG_NEWS / "test.csv")
+    assert find(path).ag_news
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "known"),
+    [
+        ("rows.csv", ("Class Index", "Title", "Description"), True),
+        ("ag_news/rows.csv", ("label", "title", "description"), True),
+        ("AG-News.csv", (), True),
+        ("rows.csv", ("label", "title", "description"), False),
+        ("magnews.csv", (), False),
+    ],
+)
+def test_ag_news_is_known_by_its_header_or_its_name(
+    tmp_path: Path, name: str, header: tuple[str, ...], *, known: bool
+) -> None:
+    rows = [(number % 4 + 1, f"a title {number}", f"some words {number}") for number in range(8)]
+    assert find(write_csv(tmp_path / "data" / name, rows, header=header)).ag_news is known
 
 
 # The digest
@@ -200,9 +267,8 @@ def test_the_digest_distinguishes_train_from_test(folder: Path, tmp_path: Path) 
 
 def test_the_digest_changes_with_the_names_of_numbered_classes(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "train.csv", [(1, "t", "d"), (2, "t", "d")], header=())
-    before = find(path).digest
     write(tmp_path / "classes.txt", "\n".join(AG_NEWS_CLASSES))
-    assert find(path).digest == before
+    before = find(path).digest
     write(tmp_path / "classes.txt", "\n".join(reversed(AG_NEWS_CLASSES)))
     assert find(path).digest != before
 

@@ -6,28 +6,66 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.support.data import AG_NEWS, needs_ag_news, write, write_csv, write_parquet
-from tests.support.tables import ENDINGS, FORMATS, found, read, refusal, write_table
-from trainer.data.tables import AG_NEWS_CLASSES, Columns, Row, read_table, table_classes, table_format
+from tests.support.data import write, write_csv, write_json_lines, write_parquet
+from tests.support.tables import ENDINGS, FORMATS, found, read, refusal, the_bad_row, write_table
+from trainer.data.columns import BadRow, Columns, Layout, Row
+from trainer.data.tables import find_columns, read_table, table_format
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_rows_in_the_ag_news_layout_have_the_names_of_its_classes(tmp_path: Path, ending: str) -> None:
+def test_rows_of_class_and_texts_may_have_no_header(tmp_path: Path, ending: str) -> None:
     rows = [(3, "Shares rise", "A good day."), (1, "", "Only a description. "), ("4", "A chip, small", 'It is "new".')]
     path = write_csv(tmp_path / f"train.csv{ending}", rows, header=())
-    assert read(path) == [
-        Row("Shares rise A good day.", "Business", 1),
-        Row("Only a description.", "World", 2),
-        Row('A chip, small It is "new".', "Sci/Tech", 3),
+    layout = find_columns([path], Columns(), class_first=True)
+    assert layout.named == {"text": None, "label": None}
+    assert list(read_table(path, layout)) == [
+        Row("Shares rise A good day.", "3", 1),
+        Row("Only a description.", "1", 2),
+        Row('A chip, small It is "new".', "4", 3),
     ]
-    assert table_classes(path, Columns()) == AG_NEWS_CLASSES
 
 
-def test_numbered_classes_may_have_other_names(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "train.csv", [(2, "a", "b"), (5, "c", "d")], header=())
-    names = ("one", "two", "three", "four", "five")
-    assert found(path, numbered=names) == found(path, classes=names) == [("a b", "two"), ("c d", "five")]
-    assert table_classes(path, Columns(numbered=names)) == names
+@pytest.mark.parametrize(
+    ("row", "columns", "layout"),
+    [
+        ((1, "a title {}", "words of it {}"), {}, Layout(("2", "3"), "1", 3)),
+        (("id{}", "words of it {}", 2.0), {}, Layout(("2",), "3", 3)),
+        (("{}", "good", "some words {}"), {}, Layout(("3",), "2", 3)),
+        ((5, "words {}"), {}, Layout(("2",), "1", 2)),
+        (("sport", "word{}", "and words {}"), {"text": ("2",), "label": "1"}, Layout(("2",), "1", 3)),
+        (("sport", "x", "and words {}"), {"label": "1"}, Layout(("3",), "1", 3)),
+        (("sport", "news", "words {}"), {"text": ("2", "3")}, Layout(("2", "3"), "1", 3)),
+    ],
+)
+def test_a_file_without_a_header_is_read_by_what_it_holds_or_by_numbers_of_columns(
+    tmp_path: Path, row: tuple[object, ...], columns: dict[str, Any], layout: Layout
+) -> None:
+    rows = [[str(field).format(number) for field in row] for number in range(6)]
+    path = write_csv(tmp_path / "rows.csv", rows, header=())
+    assert find_columns([path], Columns(**columns)) == layout
+    assert [(row.line, len(row)) for row in read(path, **columns)] == [(line, 3) for line in range(1, 7)]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_is_found_by_the_header(tmp_path: Path, separator: str) -> None:
+    lines = [["id", "text", "label"], ["1", "a, b", "x"], ["2", f'"c{separator} d"', "y"]]
+    written = "\n".join(separator.join(line) for line in lines)
+    for name in ("rows.csv", *(["rows.tsv", "rows.tsv.gz"] if separator == "\t" else [])):
+        assert found(write(tmp_path / name, written)) == [("a, b", "x"), (f"c{separator} d", "y")]
+    written = "\n".join(separator.join([str(number % 2), f"a, b {number}"]) for number in range(6))
+    assert found(write(tmp_path / "rows.csv", written))[5] == ("a, b 5", "1")
+
+
+def test_the_keys_of_all_json_records_are_columns(tmp_path: Path) -> None:
+    records = [{"title": "one", "label": "x"}, *({"title": "news", "description": "two", "label": "y"} for _ in "ab")]
+    path = write_json_lines(tmp_path / "rows.jsonl", records)
+    assert found(path) == [("one", "x"), ("news two", "y"), ("news two", "y")]
+    odd = write_json_lines(
+        tmp_path / "odd.jsonl", [{"title": "a", "description": "b", "class": "x"}, *[{"text": "t", "label": "y"}] * 2]
+    )
+    assert find_columns([odd], Columns()) == Layout(("text",), "label")
+    assert the_bad_row(odd) == BadRow("missing column", "no 'text'", 1)
+    assert find_columns([path, odd], Columns()).text == ("title", "description")
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -87,17 +125,6 @@ def test_a_class_may_be_any_name_or_number(tmp_path: Path, values: list[Any], na
         assert found(write_table(tmp_path / f"rows{ending}", columns)) == [("a", names[0]), ("b", names[1])]
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize(
-    ("classes", "labels"), [(("minus", "plus"), ["plus", "minus", "2"]), (("1", "2", "3"), ["1", "0", "2"])]
-)
-def test_numbers_count_the_users_class_names_from_0_unless_these_are_numbers(
-    tmp_path: Path, ending: str, classes: tuple[str, ...], labels: list[str]
-) -> None:
-    path = write_table(tmp_path / f"rows{ending}", {"text": ["a", "b", "c"], "label": [1, 0, 2]})
-    assert [label for _, label in found(path, classes=classes)] == labels
-
-
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 def test_lines_may_end_as_on_any_system_and_may_be_blank(tmp_path: Path, ending: str, newline: str) -> None:
@@ -119,7 +146,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path, ending
     path = write(tmp_path / f"rows{ending}", "\ufeff" + content)
     assert [row[:2] for row in read(path)] == [("a", "x")]
     numbered = write(tmp_path / "bom.csv", "\ufeff2,a,b\n")
-    assert found(numbered) == [("a b", "Sports")]
+    assert found(numbered, label="1", text=("2", "3")) == [("a b", "2")]
 
 
 def test_a_text_may_be_long_and_have_any_character(tmp_path: Path) -> None:
@@ -131,7 +158,7 @@ def test_a_text_may_be_long_and_have_any_character(tmp_path: Path) -> None:
 
 def test_rows_are_read_one_at_a_time(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", "text,label\na,x\nb\n")
-    rows = read_table(path, Columns())
+    rows = read_table(path, find_columns([path], Columns()))
     assert next(rows) == Row("a", "x", 2)
     rows.close()  # type: ignore[attr-defined]
 
@@ -153,12 +180,3 @@ def test_a_header_without_rows_gives_no_rows(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_the_ending_decides_the_kind_of_a_file(name: str, kind: str) -> None:
     assert table_format(Path(name)) == kind
-
-
-@needs_ag_news
-def test_the_real_test_split_has_no_bad_row() -> None:
-    rows = found(AG_NEWS / "test.csv")
-    assert len(rows) == 7600
-    assert {label: sum(found == label for _, found in rows) for label in AG_NEWS_CLASSES} == dict.fromkeys(
-        AG_NEWS_CLASSES, 1900
-    )
