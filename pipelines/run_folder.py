@@ -106,10 +106,10 @@ class RunFolder:
         write_json(self.folder / "run.json", facts)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, *, flag: str = "--name") -> None:
     """Raises UserError when a run cannot have this name, such as one that leads out of the folder of runs."""
     if not _NAME.fullmatch(name):
-        raise UserError(f"--name {name!r}: a run is named by 1 to 63 letters, digits, dots, dashes and underscores")
+        raise UserError(f"{flag} {name!r}: a run is named by 1 to 63 letters, digits, dots, dashes and underscores")
 
 
 def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_id: str = "") -> RunFolder:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import yaml
-
+from pipelines.cluster import go_yaml
 from pipelines.cluster.client import ApiError, Cluster, Object
 from server.errors import UserError
 
@@ -93,7 +92,7 @@ def _role(cluster: Cluster, needs: Iterable[Need], *, name: str) -> str:
         {"apiVersion": f"{_RBAC}/v1", "kind": "RoleBinding", "metadata": metadata, "subjects": [_account(cluster)],
          "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": name}},
     ]  # fmt: skip
-    text = "---\n".join(yaml.safe_dump(item, sort_keys=False) for item in objects)
+    text = "---\n".join(go_yaml.dump(item) for item in objects)
     return f"\n\nA Role to apply, with kubectl apply -f:\n\n{text}"
 
 

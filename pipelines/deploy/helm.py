@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import yaml
-
+from pipelines.cluster import go_yaml
 from pipelines.cluster.client import Object
 from pipelines.cluster.logs import Console
 from server.errors import UserError
@@ -90,8 +89,7 @@ class Helm:
     def dry_run(self, values: Sequence[Path], *, keep: bool) -> DryRun:
         """Returns what `upgrade` would install, and changes nothing."""
         answer = json.loads(self._read(*self._upgrade(values, keep=keep), "--dry-run=server", "--output", "json"))
-        objects = [item for item in yaml.safe_load_all(answer["manifest"]) if item]
-        return DryRun(answer.get("config") or {}, objects)
+        return DryRun(answer.get("config") or {}, go_yaml.load_all(answer["manifest"]))
 
     def upgrade(
         self, values: Sequence[Path], *, keep: bool, description: str, seconds: float, on_tick: Callable[[], None]

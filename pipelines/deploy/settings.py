@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from pipelines.cluster import go_yaml
 from server.cli import Settings
 from server.errors import UserError
 
@@ -95,7 +96,7 @@ def model_values(model: Path, *, version: str, config: DeployConfig) -> dict[str
 def values_files(config: DeployConfig, model: dict[str, Any], folder: Path) -> list[Path]:
     """Returns the files that Helm merges, the last one winning; writes into a folder what is no file yet."""
     try:
-        values = yaml.safe_load(config.values) or {}
+        values = yaml.load(config.values, Loader=go_yaml.Loader) or {}  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"values: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -103,9 +104,9 @@ def values_files(config: DeployConfig, model: dict[str, Any], folder: Path) -> l
     if config.values_file and not Path(config.values_file).is_file():
         raise UserError(f"values_file {config.values_file}: no such file")
     files = [Path(config.values_file)] if config.values_file else []
-    for name, content in (("values", values), ("model", model)):
+    for name, content in (("values", config.values), ("model", go_yaml.dump(model))):
         files.append(folder / f"{name}.yaml")
-        files[-1].write_text(yaml.safe_dump(content), encoding="utf-8")
+        files[-1].write_text(content, encoding="utf-8")
     return files
 
 

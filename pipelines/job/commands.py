@@ -1,11 +1,12 @@
 """The commands below `distrinews job`; each imports what needs the cluster when it runs."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from pipelines.job.settings import JobConfig
+from pipelines.run_folder import check_name
 from server.cli import Command, Words
 from trainer.config import TrainConfig
 
@@ -37,11 +38,18 @@ class _Place(Command):
 class Render(TrainConfig, JobConfig, Command):
     """Write the PyTorchJob of a run as YAML, for kubectl apply."""
 
-    run_name: str = Field(alias="run", min_length=1)
+    run_name: str = Field(alias="run")
     """Name of the run: its folder on the volume, with the dataset."""
 
+    @model_validator(mode="after")
+    def _names_a_run(self) -> Self:
+        check_name(self.run_name, flag="--run")
+        return self
+
     def run(self) -> None:
-        print(_as_yaml(self.manifest(None)), end="")
+        from pipelines.cluster import go_yaml
+
+        print(go_yaml.dump(self.manifest(None)), end="")
 
     def manifest(self, namespace: str | None) -> "Object":
         from pipelines.job.backends import backend, manifest_of_run
@@ -61,9 +69,11 @@ class Submit(Render, _Place):
     """Print the job, and ask no cluster."""
 
     def run(self) -> None:
+        from pipelines.cluster import go_yaml
+
         manifest = self.manifest(self.namespace)
         if self.dry_run:
-            print(_as_yaml(manifest), end="")
+            print(go_yaml.dump(manifest), end="")
             return
         from pipelines.job.drive import submit
 
@@ -141,10 +151,3 @@ class Lint(Command):
         from pipelines.job.lint import lint_files
 
         return lint_files(self.files, as_json=self.as_json)
-
-
-def _as_yaml(manifest: "Object") -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(manifest, sort_keys=False)
-    return text

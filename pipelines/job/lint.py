@@ -14,11 +14,14 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from pipelines.cluster import go_yaml
 from pipelines.job.backends.pytorchjob import BACKEND
 from pipelines.job.rules import Path, Problem, check_job, dig
 from server.errors import UserError
 
 _DEPTH, _NODES = 64, 200_000
+_UNQUOTED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
+"""Keys of these types become other text, such as "true" for y; a number stays as it is."""
 _NEUTRAL: dict[str, Any] = {"object": {}, "array": [], "integer": 1, "boolean": False}
 
 
@@ -116,9 +119,7 @@ def _explain(error: Any) -> Iterator[Problem]:  # noqa: ANN401 - jsonschema type
         yield path, "empty", "is empty", "give it a value or remove it"
     else:
         wanted = wanted if isinstance(wanted, str) else "integer or string"
-        fix = (
-            f"write it in quotes: {json.dumps(str(value))}" if wanted == "string" else f"give a value of type {wanted}"
-        )
+        fix = "write it in quotes" if wanted == "string" else f"give a value of type {wanted}"
         yield path, "wrong-type", f"is {json.dumps(value, default=str)[:40]}, not of type {wanted}", fix
 
 
@@ -155,7 +156,7 @@ def _read(name: str) -> str:
 
 def _read_documents(text: str) -> Iterator[Document]:
     """Yields the documents of a file; one that is not YAML is a document with that finding."""
-    loader = yaml.SafeLoader(text)
+    loader = go_yaml.Loader(text)
     try:
         while loader.check_node():
             node = loader.get_node()
@@ -173,7 +174,7 @@ def _read_documents(text: str) -> Iterator[Document]:
 class _Reader:
     """Reads one document from PyYAML's nodes, which know their lines."""
 
-    def __init__(self, loader: yaml.SafeLoader, node: yaml.Node) -> None:
+    def __init__(self, loader: go_yaml.Loader, node: yaml.Node) -> None:
         self._loader, self._count = loader, 0
         self.document = Document(None, node.start_mark.line + 1)
         self.document.value = self._value(node, ())
@@ -191,8 +192,10 @@ class _Reader:
             return [self._value(item, (*path, number)) for number, item in enumerate(node.value)]
         try:
             return self._loader.construct_object(node)
-        except ValueError as error:  # such as a date with a month 13
-            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
+        except (ValueError, LookupError) as error:  # a value that its own tag, such as !!int, does not fit
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value!r} is no {node.tag.rpartition(':')[2]}", problem_mark=node.start_mark
+            ) from error
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         seen: dict[str, int] = {}
@@ -202,6 +205,10 @@ class _Reader:
                 message = f"{name} is here and in line {seen[name]}: only one of them counts"
                 self.document.findings.append(Finding(line, "duplicate-key", message, "remove one"))
             seen[name] = line
+            if isinstance(key, yaml.ScalarNode) and key.tag in _UNQUOTED:
+                kind = key.tag.rpartition(":")[2]
+                message = f"the name {name} is a {kind} to Kubernetes"
+                self.document.findings.append(Finding(line, "wrong-type", message, "write it in quotes"))
         self._loader.flatten_mapping(node)
         values: dict[str, Any] = {}
         for key, value in node.value:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Sequence
 
 from kubernetes.utils import parse_quantity
@@ -14,6 +15,7 @@ from trainer.config import TrainConfig
 
 RUN_LABEL = "distrinews.io/run"
 _CLAIM_VOLUME = "workspace"
+_GPU = re.compile(r"[^/]+/v?gpu(-number|\.shared)?|nvidia\.com/mig-[^/]+|gpu\.intel\.com/(i915|xe)")
 
 
 class TaskOverrides(Settings):
@@ -105,24 +107,31 @@ def merged(template: Object, pod: PodOverrides, *, container: str) -> Object:
     return template | {"spec": spec | {name: value for name, value in added.items() if value}}
 
 
-def gpus_of(resources: object) -> int:
-    """Returns the GPUs, of any vendor, in the limits of a container."""
+def gpus_of(resources: object, *, named: str = "") -> int:
+    """Returns the GPUs in the limits of a container: those of any vendor, and those of a name that a cluster gave."""
     limits = resources.get("limits") if isinstance(resources, dict) else None
-    counts = [str(count) for name, count in limits.items() if _is_gpu(name)] if isinstance(limits, dict) else []
+    counts = (
+        [str(count) for name, count in limits.items() if name == named or _is_gpu(name)]
+        if isinstance(limits, dict)
+        else []
+    )
     return sum(int(count) for count in counts if count.isdigit())
 
 
 def _is_gpu(resource: str) -> bool:
-    return "gpu" in resource.rpartition("/")[2]
+    """Returns True for whole GPUs, shares that the scheduler counts, and slices; not for their memory or cores."""
+    return _GPU.fullmatch(resource) is not None
 
 
 def _gpus(job: JobConfig, task: TaskOverrides) -> tuple[int, str]:
     """Returns the number and the resource of GPUs: those of the task count as if they were settings of the job."""
     limits = (task.resources or {}).get("limits") or {}
-    names = [name for name, count in limits.items() if _is_gpu(name) and str(count) != "0"]
+    names = [
+        name for name, count in limits.items() if (name == job.gpu_resource or _is_gpu(name)) and str(count) != "0"
+    ]
     if not names:
         return job.gpus, job.gpu_resource
-    gpus = gpus_of(task.resources)
+    gpus = gpus_of(task.resources, named=job.gpu_resource)
     if len(names) > 1 or job.gpus not in (0, gpus):
         asked = ", ".join(f"{limits[name]} {name}" for name in names)
         raise UserError(f"the task asks for {asked}, but gpus is {job.gpus}: set one of the two")

@@ -20,7 +20,6 @@ from pipelines.job.settings import JobConfig
 from pipelines.kubeflow.parameters import start_from_parameters
 from pipelines.run_folder import RunFolder
 from pipelines.steps import run_step
-from tests.conftest import distrinews
 from tests.support.api_server import Object, Store, serving
 from tests.support.jobs import leave_model
 from tests.support.operator import Operator
@@ -163,10 +162,18 @@ def test_leftovers_of_runs_are_reaped_and_nothing_else(laptop: Store, capsys: py
     assert capsys.readouterr().out == "nothing to delete\n"
 
 
-def test_a_missing_cluster_and_a_wrong_setting_are_errors_of_one_line(tmp_path: Path) -> None:
-    done = distrinews("job", "render", "--run", "x", "--nods", "2")
-    assert done.returncode == 2
-    assert "did you mean --nodes?" in done.stderr
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(["x", "--nods", "2"], "did you mean --nodes?"), (["../x"], "--run '../x': a run is named by 1 to 63")],
+)
+def test_a_wrong_setting_of_a_job_is_refused(
+    wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("render", "--run", *wrong) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_cluster_is_an_error_of_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(Path(sys.executable).with_name("distrinews")), "job", "status"], env={"KUBECONFIG": str(tmp_path / "none")},
         capture_output=True, text=True, check=False,

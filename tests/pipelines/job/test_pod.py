@@ -170,6 +170,22 @@ def test_a_task_setting_that_no_pod_can_have_is_refused_rather_than_lost(task: d
     assert passed_through(None) == TaskOverrides()
 
 
+@pytest.mark.parametrize(
+    ("limits", "processes"),
+    [
+        ({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3000"}, "1"), ({"nvidia.com/gpu": "2", "nvidia.com/gpucores": "30"}, "2"),
+        ({"aliyun.com/gpu-mem": "8"}, "1"), ({"gpu.intel.com/i915_monitoring": "3"}, "1"), ({"nvidia.com/gpu.shared": "3"}, "3"),
+        ({"gpu.intel.com/i915": "2"}, "2"), ({"gpu.intel.com/xe": "2"}, "2"), ({"nvidia.com/mig-1g.5gb": "2"}, "2"), ({"example.com/a100": "4"}, "4"),
+    ],
+)  # fmt: skip
+def test_gpus_of_any_vendor_count_but_not_their_memory_or_cores(limits: dict[str, str], processes: str) -> None:
+    task = TaskOverrides(resources={"limits": limits})
+    job = render(JobConfig(gpu_resource="example.com/a100"), TRAIN, run="r", task=task)
+    assert job["spec"]["nprocPerNode"] == processes
+    assert pod_of(job, "Master")["containers"][0]["resources"]["limits"].items() >= limits.items()
+    assert [finding for finding in lint(json.dumps(job)) if finding.rule == "nproc"] == []
+
+
 def test_a_limit_of_the_task_below_our_request_lowers_the_request() -> None:
     task = TaskOverrides(resources={"limits": {"memory": "2Gi"}})
     pod = pod_of(render(JobConfig(nodes=2), TRAIN, run="r", task=task))
