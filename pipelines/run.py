@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from pipelines.deploy.settings import DeployConfig
 from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name
 from server.cli import Command
-from trainer.config import RunConfig
+from trainer.config import PreprocessConfig, RunConfig, part
+from trainer.data.sources import check_data
 
 _PROGRAM = "distrinews run"
 _TERMINATED_SAFELY = os.EX_TEMPFAIL  # 75: nothing is wrong, the run can be resumed
@@ -54,6 +55,8 @@ class Run(RunConfig, Command):
         earlier = RunFolder(folder).settings if self.from_step else None
         given = self.model_dump(exclude_unset=True, include=set(RunConfig.model_fields))
         settings = RunSettings(**given, backend="local", deploy=DeployConfig(backend="local"))
+        if not self.from_step:
+            check_data(part(settings, PreprocessConfig))  # before there is a folder of a run that cannot start
         return run_here(settings, folder, from_step=self.from_step or "", earlier=earlier, serve=self.serve)
 
 

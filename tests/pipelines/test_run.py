@@ -14,11 +14,13 @@ import pytest
 
 from pipelines.deploy.local import serving
 from pipelines.kubeflow.local import Ending
-from pipelines.run import run_here
+from pipelines.run import Run, run_here
 from pipelines.run_folder import STEPS, RunFolder, RunSettings, start_run
+from server.cli import build
 from server.errors import UserError
 from server.http.client import Client, Prediction
 from tests.conftest import DISTRINEWS, distrinews
+from tests.support.data import write
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
@@ -188,7 +190,6 @@ def test_a_run_resumes_from_the_step_that_failed(refused_run: tuple[Path, subpro
         (["--name", "a b"], "--name 'a b': a run is named by 1 to 63 letters"),
         (["--name", "../a"], "--name '../a': a run is named by 1 to 63 letters"),
         (["--from", "gate"], "--from gate: name the run with --name"),
-        (["--name", "new", "--data", "nowhere.csv"], "step preprocess failed: --data nowhere.csv: no such file or folder"),
         (["--name", "new2", "--model", "./nowhere"], "step preprocess failed: --model ./nowhere: no such folder"),
     ],
 )  # fmt: skip
@@ -201,10 +202,18 @@ def test_a_run_that_cannot_start_has_the_reason_in_its_last_line(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_run_without_usable_data_makes_no_folder(tmp_path: Path) -> None:
+    for content in (None, "comment,kind\na,b\n"):
+        data = write(tmp_path / "my.csv", content) if content else tmp_path / "absent.csv"
+        with pytest.raises(UserError, match=f"{data}: (no such file|which column is the text)"):
+            build(Run, {"data": str(data), "name": "a", "runs_dir": tmp_path / "runs"}).run()
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_start_that_fails_before_run_json_shows_its_reason(tmp_path: Path) -> None:
     names = ",".join(f"class-{number}" for number in range(20_000))
-    file = tmp_path / "settings.yaml"
-    file.write_text(f"data: {tmp_path / 'a.csv'}\nclass_names: '{names}'\n", encoding="utf-8")
+    file, data = tmp_path / "settings.yaml", write(tmp_path / "a.csv", "text,label\n")
+    file.write_text(f"data: {data}\nclass_names: '{names}'\n", encoding="utf-8")
     done = distrinews("run", "--runs-dir", str(tmp_path / "runs"), "--name", "a", "--config", str(file))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("distrinews run: error: OSError: [Errno 7] Argument list too long")

@@ -2,9 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,8 @@ class Data:
     title: str
     train: Source
     test: Source | None
-    digest: str
-    """Changes when any row may have changed."""
+    facts: Callable[[], Iterable[str]]
+    """Returns what changes when any row may have changed."""
     layout: Layout | None = None
     """The columns, where rows have any."""
     classes: tuple[str, ...] = ()
@@ -60,20 +60,59 @@ class Data:
     """Its header, digest or name says that it is AG News, whose classes 1 to 4 have names."""
     remarks: tuple[str, ...] = ()
 
+    @cached_property
+    def digest(self) -> str:
+        """Changes when any row may have changed; files are read for it."""
+        return hashlib.sha256("\n".join(self.facts()).encode()).hexdigest()
+
+
+def check_data(config: PreprocessConfig) -> None:
+    """Raises UserError for files that are not there or lack a column; a Hugging Face dataset is left to the preprocess step."""
+    if not _is_hub_id(config.data):
+        find_data(config)
+
 
 def find_data(config: PreprocessConfig) -> Data:
-    """Finds the rows that the settings name; UserError when there are none."""
+    """Finds the rows that the settings name; UserError when there are none, or none that can be read."""
+    try:
+        return _find(config)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename and str(error.filename) != config.data else ""
+        raise UserError(f"--data {config.data}: {where}cannot be read: {error.strerror or error}") from error
+
+
+def _find(config: PreprocessConfig) -> Data:
     if re.fullmatch(r"sample(:.*)?", config.data):
         return _sample(config)
     path = Path(config.data)
-    if path.is_dir():
-        return _folder(path, config)
-    if path.is_file():
-        return _files(path.name, [path], [Path(config.test_data)] if config.test_data else [], config)
-    named_like_a_file = config.data in _LOADERS or re.search(r"\.(csv|tsv|jsonl?|parquet|gz|xz|txt)$", config.data)
-    if _HUB_ID.fullmatch(config.data) and not named_like_a_file:
+    if _is_hub_id(config.data):
         return _hub(config)
-    raise UserError(f"--data {config.data}: no such file or folder")
+    if path.is_dir():
+        return _saved(path, config) if _is_saved(path) else _folder(path, config)
+    _check_file(
+        f"--data {config.data}",
+        path,
+        f"file or folder {path.absolute()}; a dataset of the Hugging Face hub is named OWNER/NAME",
+    )
+    return _files(path.name, [path], [Path(config.test_data)] if config.test_data else [], config)
+
+
+def _is_hub_id(data: str) -> bool:
+    named_like_a_file = data in _LOADERS or re.search(r"\.(csv|tsv|jsonl?|parquet|gz|xz|txt)$", data)
+    sample = re.fullmatch(r"sample(:.*)?", data)
+    return bool(_HUB_ID.fullmatch(data)) and not (named_like_a_file or sample or Path(data).exists())
+
+
+def _check_file(named: str, path: Path, missing: str = "file") -> None:
+    """Raises UserError, with the flag and value that named it, when this is no file with an ending that is known."""
+    if str(path) == "-" or (path.exists() and not path.is_file()):
+        raise UserError(
+            f"{named}: is a pipe, a device or a folder; its rows are read more than once: "
+            "write them to a file first, such as rows.csv (.gz and .xz are read as they are)"
+        )
+    if not path.is_file():
+        raise UserError(f"{named}: no such {missing}")
+    table_format(path)
 
 
 def _sample(config: PreprocessConfig) -> Data:
@@ -88,9 +127,9 @@ def _sample(config: PreprocessConfig) -> Data:
             for number, (text, label) in enumerate(sample.sample_rows(rows, seed=config.seed), start=1)
         ),
     )
-    digest = _digest("sample", str(sample.VERSION), str(rows), str(config.seed))
+    facts = ("sample", str(sample.VERSION), str(rows), str(config.seed))
     numbers = class_numbers(sample.CLASSES, numbered_from=None)
-    return Data(f"sample of {rows:,} rows", source, None, digest, classes=sample.CLASSES, numbers=numbers)
+    return Data(f"sample of {rows:,} rows", source, None, lambda: facts, classes=sample.CLASSES, numbers=numbers)
 
 
 def _folder(folder: Path, config: PreprocessConfig) -> Data:
@@ -98,7 +137,7 @@ def _folder(folder: Path, config: PreprocessConfig) -> Data:
     if not train:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise UserError(
-            f"--data {folder}: holds no train.csv, train.jsonl or train.parquet (also .gz, .xz); it holds {found}"
+            f"--data {folder}: holds no train.csv, train.tsv, train.jsonl or train.parquet (also .gz, .xz); it holds {found}"
         )
     test = [Path(config.test_data)] if config.test_data else _split_files(folder, "test")
     remarks = tuple(_unused(path.name) for path in _matching(folder, "validation|valid|dev|val"))
@@ -129,10 +168,8 @@ def _unused(name: str) -> str:
 def _files(
     title: str, train: list[Path], test: list[Path], config: PreprocessConfig, remarks: tuple[str, ...] = ()
 ) -> Data:
-    for path in (*train, *test):
-        if not path.is_file():
-            raise UserError(f"--test-data {path}: no such file")
-        table_format(path)
+    for path in test:
+        _check_file(f"--test-data {path}", path)
     ag_news = _is_ag_news(train[0])
     named = _listed_classes(train[0].parent / "classes.txt")
     columns = Columns(config.text_column, config.label_column)
@@ -146,11 +183,14 @@ def _files(
         name = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         return Source(name, lambda: ((str(path), row) for path in paths for row in read_table(path, layout)))
 
-    digests = ["train", *map(_file_digest, train), "test", *map(_file_digest, test)]
     ag_news = ag_news or sorted(name.lower() for name in (*layout.text, layout.label)) == _AG_NEWS_COLUMNS
-    digest = _digest(*digests, "classes", *classes, str(ag_news), str(layout))
+
+    def facts() -> Iterator[str]:
+        yield from ("train", *map(_file_digest, train), "test", *map(_file_digest, test))
+        yield from ("classes", *classes, str(ag_news), str(layout))
+
     tests = source(test) if test else None
-    return Data(title, source(train), tests, digest, layout, classes, numbers, ag_news, remarks)
+    return Data(title, source(train), tests, facts, layout, classes, numbers, ag_news, remarks)
 
 
 def _is_ag_news(path: Path) -> bool:
@@ -188,21 +228,36 @@ def _listed_classes(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _hub(config: PreprocessConfig) -> Data:
-    if config.test_data:
-        raise UserError(
-            "test_data has no meaning with a Hugging Face dataset id, which brings its own test split: leave it out"
-        )
+def _is_saved(folder: Path) -> bool:
+    """Returns True if the `datasets` library saved this folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _saved(folder: Path, config: PreprocessConfig) -> Data:
     import datasets
 
+    found = _load(config, "saved by save_to_disk", lambda: datasets.load_from_disk(str(folder)))
+    return hub_data(found if isinstance(found, dict) else datasets.DatasetDict(train=found), config)
+
+
+def _hub(config: PreprocessConfig) -> Data:
+    import datasets
+
+    found = _load(config, "from the Hugging Face hub", lambda: datasets.load_dataset(config.data))
+    return hub_data(found, config)
+
+
+def _load(config: PreprocessConfig, kind: str, load: "Callable[[], datasets.DatasetDict]") -> "datasets.DatasetDict":
+    if config.test_data:
+        raise UserError(
+            f"--test-data has no meaning with a dataset {kind}, which brings its own test split: leave it out"
+        )
     try:
-        splits = datasets.load_dataset(config.data)
+        return load()
     except Exception as error:  # the library raises many kinds; each becomes one line with its reason
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--data {config.data}: is no file or folder here, and cannot be loaded as a Hugging Face dataset: {reason}"
-        ) from error
-    return hub_data(splits, config)
+        here = "cannot be read" if Path(config.data).exists() else "is no file or folder here, and cannot be loaded"
+        raise UserError(f"--data {config.data}: {here} as a dataset {kind}: {reason}") from error
 
 
 def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
@@ -222,16 +277,14 @@ def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
 
     used = [name for name in ("train", "test") if name in splits]
     sources = {split: Source(f"{config.data} {split}", partial(read, split)) for split in used}
-    digest = _digest(*used, *(splits[name]._fingerprint for name in used), str(layout))  # noqa: SLF001 - the library has no public name for its digest
+    facts = (*used, *(splits[name]._fingerprint for name in used), str(layout))  # noqa: SLF001 - the library has no public name for its digest
     classes = config.class_names or layout.classes
     numbers = class_numbers(classes, numbered_from=None if layout.classes else 0)
     ag_news = _AG_NEWS_NAME.search(config.data) is not None
     remarks = tuple(_unused(f"the split {name}") for name in splits if name not in used)
-    return Data(config.data, sources["train"], sources.get("test"), digest, layout, classes, numbers, ag_news, remarks)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    train, test = sources["train"], sources.get("test")
+    title = config.data if _is_hub_id(config.data) else Path(config.data).name
+    return Data(title, train, test, lambda: facts, layout, classes, numbers, ag_news, remarks)
 
 
 def _file_digest(path: Path) -> str:

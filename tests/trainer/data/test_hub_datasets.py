@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
 from server.errors import UserError
-from tests.support.sources import refusal, rows
+from tests.support.sources import find, refusal, rows
 from trainer.config import PreprocessConfig
 from trainer.data.columns import BadRow, Row
 from trainer.data.sources import hub_data
@@ -87,6 +88,21 @@ def test_test_data_has_no_meaning_with_a_hub_dataset() -> None:
     assert "leave it out" in refusal("someone/reviews", test_data="t.csv")
 
 
+def test_a_folder_that_the_library_saved_is_a_dataset_of_the_hub(tmp_path: Path) -> None:
+    splits = hub(train=(["fine", "poor"], [1, 0]), test=(["well"], [1]))
+    splits.save_to_disk(tmp_path / "both")
+    splits["train"].save_to_disk(tmp_path / "one")
+    both, one = find(tmp_path / "both"), find(tmp_path / "one")
+    assert (both.title, both.classes, one.test) == ("both", ("neg", "pos"), None)
+    assert rows(both.train) == rows(one.train) == [("fine", "pos"), ("poor", "neg")]
+    assert rows(both.test) == [("well", "pos")]
+    assert "leave it out" in refusal(tmp_path / "both", test_data="t.csv")
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"")
+    assert f"--data {tmp_path / 'one'}: cannot be read as a dataset saved by save_to_disk: " in refusal(
+        tmp_path / "one"
+    )
+
+
 _FIND = """
 import sys
 from trainer.config import PreprocessConfig
@@ -108,7 +124,7 @@ def test_a_name_that_is_neither_a_file_nor_on_the_hub_gets_one_clear_line() -> N
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
     assert done.stdout.startswith(
-        "--data someone/no-such-dataset: is no file or folder here, and cannot be loaded as a Hugging Face dataset: "
+        "--data someone/no-such-dataset: is no file or folder here, and cannot be loaded as a dataset from the Hugging Face hub: "
     )
 
 
@@ -117,4 +133,5 @@ def test_a_name_that_is_neither_a_file_nor_on_the_hub_gets_one_clear_line() -> N
 )  # fmt: skip
 def test_a_name_that_can_only_be_a_path_is_not_looked_up_on_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("it was looked up on the hub"))
-    assert refusal(data) == f"--data {data}: no such file or folder"
+    where = f"file or folder {Path(data).absolute()}; a dataset of the Hugging Face hub is named OWNER/NAME"
+    assert refusal(data) == f"--data {data}: no such {where}"

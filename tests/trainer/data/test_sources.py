@@ -1,5 +1,6 @@
 """Everything that `--data` may name, and the digest that changes when rows may have changed."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv, write_json_lines, write_parquet
 from tests.support.sources import files, find, refusal, rows
 from tests.support.tables import write_table
+from trainer.data import sources
 from trainer.data.classes import AG_NEWS_CLASSES
 from trainer.data.columns import BadRow, Row
 
@@ -102,7 +104,7 @@ def test_a_folder_without_training_rows_is_refused_with_its_content(
     for name in names:
         write_csv(tmp_path / name, labelled(3))
     assert refusal(tmp_path) == (
-        f"--data {tmp_path}: holds no train.csv, train.jsonl or train.parquet (also .gz, .xz); it holds {listed}"
+        f"--data {tmp_path}: holds no train.csv, train.tsv, train.jsonl or train.parquet (also .gz, .xz); it holds {listed}"
     )
 
 
@@ -114,6 +116,22 @@ def test_a_folder_called_like_a_split_is_no_file_of_it(folder: Path) -> None:
 def test_a_test_file_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
     absent = tmp_path / "absent.csv"
     assert refusal(folder, test_data=str(absent)) == f"--test-data {absent}: no such file"
+
+
+@pytest.mark.parametrize("flag", ["--data", "--test-data"])
+def test_a_pipe_is_refused_with_what_to_do(folder: Path, tmp_path: Path, flag: str) -> None:
+    pipe = tmp_path / "rows.csv"
+    os.mkfifo(pipe)
+    expected = f"{flag} {pipe}: is a pipe, a device or a folder; its rows are read more than once: write them to a file"
+    assert (refusal(pipe) if flag == "--data" else refusal(folder, test_data=str(pipe))).startswith(expected)
+    assert refusal("-").startswith("--data -: is a pipe")
+
+
+def test_a_file_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, denied = folder / "train.csv", PermissionError(13, "Permission denied", folder / "train.csv")
+    monkeypatch.setattr(sources, "find_columns", lambda *_, **__: (_ for _ in ()).throw(denied))
+    assert refusal(folder) == f"--data {folder}: {path}: cannot be read: Permission denied"
+    assert refusal("a" * 300).endswith(": cannot be read: File name too long")
 
 
 def test_a_file_of_an_unknown_kind_is_refused(folder: Path, tmp_path: Path) -> None:
