@@ -1,4 +1,4 @@
-"""Reads and writes the description of a model folder: model.json, and a manifest with the sha256 of every file.
+"""Reads and writes the description of a model folder: model.json, and a manifest with the sha256 of every file that a server reads.
 
 The export step writes both, the server reads both, and nothing in a model folder is ever unpickled.
 """
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
@@ -42,11 +42,22 @@ class Variant(BaseModel):
     bytes: int | None = None
 
 
+class Padding(BaseModel):
+    """How texts are padded to one length and truncated to the longest; the defaults are those of a folder without them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    token_id: int = Field(default=0, ge=0)
+    side: Literal["right", "left"] = "right"
+    truncation_side: Literal["right", "left"] = "right"
+
+
 class ModelJson(BaseModel):
     """The content of onnx/model.json; the export step writes it, the server reads it."""
 
     labels: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2)
     max_length: int = Field(ge=3)  # [CLS], a token, [SEP]
+    padding: Padding = Padding()
     temperature: float = Field(default=1, ge=0.05, le=20)
     variants: dict[str, Variant] = Field(min_length=1)
     default: str | None = None
@@ -65,6 +76,7 @@ class ModelFolder:
     file: Path
     """The model in this variant; an .xml has its weights in a .bin of the same name, a .safetensors its shape in config.json."""
     tokenizer: Tokenizer
+    padding: Padding
     temperature: float
     """The logits are divided by it, so that a confidence is the share of right answers; no label depends on it."""
     sha256: str
@@ -84,7 +96,8 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
         max_length=model.max_length,
         variant=name,
         file=files[0],
-        tokenizer=_read_tokenizer(manifest, folder / _TOKENIZER, max_length=model.max_length),
+        tokenizer=_read_tokenizer(manifest, folder / _TOKENIZER, model),
+        padding=model.padding,
         temperature=model.temperature,
         sha256=manifest.sha256,
     )
@@ -241,18 +254,14 @@ def _read_model_json(manifest: Manifest, file: Path) -> ModelJson:
     return model
 
 
-def _read_tokenizer(manifest: Manifest, file: Path, *, max_length: int) -> Tokenizer:
+def _read_tokenizer(manifest: Manifest, file: Path, model: ModelJson) -> Tokenizer:
     content = manifest.verified_bytes(_TOKENIZER)
     try:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
         raise ModelFolderError(f"{file} holds no tokenizer ({error}): {_FIX}") from error
-    if not tokenizer.num_special_tokens_to_add(is_pair=False):
-        # A text of which nothing is left, such as a lone control character, would have no tokens at all.
-        raise ModelFolderError(f"{file} adds no special token such as [CLS]: {_FIX}")
-    # The file may set padding to a fixed length, which would only cost time: one text at a time needs none.
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    tokenizer.no_padding()  # the file may set it to a fixed length: the encoder pads to the longest text of a batch
+    tokenizer.enable_truncation(model.max_length, direction=model.padding.truncation_side)
     return tokenizer
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from server.inference.backends import Backend
-from server.model_folder import ModelFolder
+from server.model_folder import ModelFolder, Padding
 
 
 class Encoder:
@@ -25,16 +25,32 @@ class Encoder:
         return self.folder.tokenizer.encode_batch(list(texts))
 
     def probabilities(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """Computes probabilities [rows, classes] of the token ids of texts, padded to the longest of them."""
-        lengths = np.array([len(row) for row in rows])
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        input_ids = np.zeros_like(mask)
-        input_ids[mask.astype(bool)] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-        return softmax(self.backend.run(input_ids, mask), temperature=self.folder.temperature)
+        """Computes probabilities [rows, classes] of the token ids of texts, padded to the longest of them.
+
+        Lengths are rounded up to what the backend computes best, but never past the model's limit. A text without tokens, as
+        a tokenizer that adds none may give, is computed as one of padding.
+        """
+        padding, step = self.folder.padding, self.backend.length_step
+        filled = [row or [padding.token_id] for row in rows]
+        longest = max(map(len, filled))
+        length = max(longest, min(-(-longest // step) * step, self.folder.max_length))
+        return softmax(self.backend.run(*pad(filled, length, padding)), temperature=self.folder.temperature)
 
     def classify(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Computes probabilities [texts, classes] of texts, all in one batch."""
         return self.probabilities([encoding.ids for encoding in self.tokenize(texts)])
+
+
+def pad(
+    rows: Sequence[Sequence[int] | NDArray[Any]], length: int, padding: Padding
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pads token ids to a length on the side that the tokenizer pads; returns them with their mask, both [rows, length]."""
+    input_ids = np.full((len(rows), length), padding.token_id, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for number, row in enumerate(rows):
+        place = slice(len(row)) if padding.side == "right" else slice(length - len(row), length)
+        input_ids[number, place], mask[number, place] = row, 1
+    return input_ids, mask
 
 
 def softmax(logits: NDArray[np.floating[Any]], *, temperature: float = 1.0) -> NDArray[np.float64]:

@@ -166,3 +166,13 @@ def test_a_folder_mounted_as_kubernetes_mounts_a_config_map_is_served(folder: Pa
     for file in (folder / "onnx").iterdir():
         (mounted / file.name).symlink_to(Path("..data") / file.name)
     assert read(mounted.parent).sha256 == read(folder).sha256
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_truncated_on_the_side_that_model_json_names(folder: Path, side: str) -> None:
+    change(folder, padding={"token_id": 1, "side": side, "truncation_side": side})
+    found = read(folder)
+    assert (found.padding.token_id, found.padding.side) == (1, side)
+    text = "bank " + "market " * 30 + "goal"
+    words = found.tokenizer.encode(text).tokens
+    assert ("bank" in words, "goal" in words) == (side == "right", side == "left")

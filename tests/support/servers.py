@@ -77,7 +77,7 @@ def log_lines(folder: Path, *flags: str, send: Callable[[httpx.Client], object])
 class Gated:
     """A backend that computes once its gate is open, and counts the texts that it gets."""
 
-    name = "gated"
+    name, length_step = "gated", 1
 
     def __init__(self, *, gpu: bool = False) -> None:
         self.gpu = self.batches = gpu

@@ -32,6 +32,10 @@ class Backend(Protocol):
         """True when texts of similar length are faster together than alone, with the same answers."""
 
     @property
+    def length_step(self) -> int:
+        """Multiple to which lengths are rounded up; 1 leaves them as they are."""
+
+    @property
     def gpu(self) -> bool:
         """True when it computes on a GPU: large batches pay, and two callers keep it busy."""
 
@@ -107,7 +111,7 @@ def _load(folder: ModelFolder, *, workers: int) -> Backend:
             raise ModelFolderError(
                 f"{folder.file} needs OpenVINO, which cannot be imported ({error}): pip install openvino, or choose --engine onnx"
             ) from error
-        return OpenVinoBackend(folder.file, max_length=folder.max_length, workers=workers)
+        return OpenVinoBackend(folder.file, workers=workers)
     if folder.variant == "torch":
         try:
             from server.inference.backends.torch import TorchBackend
@@ -115,7 +119,7 @@ def _load(folder: ModelFolder, *, workers: int) -> Backend:
             raise ModelFolderError(
                 f"{folder.file} needs PyTorch, which cannot be imported ({error}): pip install 'distrinews[server-torch]', or choose --engine onnx"
             ) from error
-        return TorchBackend(folder.file, max_length=folder.max_length)
+        return TorchBackend(folder.file)
     from server.inference.backends.onnx import OnnxBackend
 
     return OnnxBackend(folder.file)

@@ -14,6 +14,7 @@ class OnnxBackend:
     """Uses one thread a call: several calls at once fill the CPUs better than one call on all of them."""
 
     gpu = False
+    length_step = 1
     name = f"onnxruntime {onnxruntime.__version__}"
     batches = False  # no faster, and dynamic int8 scales activations over the batch: answers would depend on neighbours
 

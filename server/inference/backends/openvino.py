@@ -16,8 +16,6 @@ from server.inference.hardware import lower_priority
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 
-_LENGTH_STEP = 16  # it keeps a primitive for each shape: with texts of all lengths that would be more than a gigabyte
-
 
 class OpenVinoBackend:
     """Has a stream of one thread for each worker, and a request for each thread that calls.
@@ -28,8 +26,11 @@ class OpenVinoBackend:
 
     batches = True
     gpu = False
+    length_step = (
+        16  # it keeps a primitive for each shape: with texts of all lengths that would be more than a gigabyte
+    )
 
-    def __init__(self, file: Path, *, max_length: int, workers: int) -> None:
+    def __init__(self, file: Path, *, workers: int) -> None:
         core = openvino.Core()
         config = {
             "NUM_STREAMS": workers,
@@ -44,17 +45,14 @@ class OpenVinoBackend:
             reason = " ".join(str(error).split())[-200:]
             raise ModelFolderError(f"{file} cannot be loaded ({reason}): run the export step again") from error
         self.name = f"openvino {openvino.__version__.partition('-')[0]}, f32"
-        self._max_length = max_length
         self._own = threading.local()
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         request = self._request()
-        rows, length = input_ids.shape
-        padded = np.zeros((2, rows, min(length + -length % _LENGTH_STEP, self._max_length)), dtype=np.int64)
-        padded[0, :, :length], padded[1, :, :length] = input_ids, attention_mask
-        for name, array in zip(("input_ids", "attention_mask"), padded, strict=True):
+        inputs = np.stack((input_ids, attention_mask))
+        for name, array in zip(("input_ids", "attention_mask"), inputs, strict=True):
             request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
-        self._own.inputs = padded  # the request reads this memory until it is given other
+        self._own.inputs = inputs  # the request reads this memory until it is given other
         request.infer()  # waits without the GIL
         return np.array(request.get_output_tensor(0).data)  # a copy: the next call of this thread writes over it
 

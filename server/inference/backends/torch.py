@@ -12,8 +12,6 @@ from transformers.utils import logging as transformers_logging
 
 from server.errors import ModelFolderError
 
-_LENGTH_STEP = 8  # tensor cores compute eights, and few shapes keep the pool of GPU memory small
-
 transformers_logging.set_verbosity_error()  # its warnings on loading are errors here
 transformers_logging.disable_progress_bar()
 
@@ -32,11 +30,13 @@ class TorchBackend:
 
     batches = True
 
-    def __init__(self, file: Path, *, max_length: int) -> None:
+    def __init__(self, file: Path) -> None:
         self.gpu = torch.cuda.is_available()
+        self.length_step = (
+            8 if self.gpu else 1
+        )  # tensor cores compute eights, and few shapes keep the pool of memory small
         bf16 = self.gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         self._device = torch.device("cuda" if self.gpu else "cpu")
-        self._max_length = max_length
         self._own = threading.local()
         torch.set_num_threads(1)  # the workers are the parallelism
         self._model = _load(file, device=self._device, dtype=torch.bfloat16 if bf16 else torch.float32)
@@ -50,12 +50,10 @@ class TorchBackend:
         inputs = np.stack((input_ids, attention_mask))
         if not self.gpu:
             return self._logits(torch.from_numpy(inputs)).numpy()
-        length = inputs.shape[2]
-        padded = np.pad(inputs, ((0, 0), (0, 0), (0, min(-length % _LENGTH_STEP, self._max_length - length))))
         with torch.cuda.stream(self._stream()):
             # Memory that cannot be paged out is copied without waiting. The copy back waits, without the GIL, for this
             # stream alone; what the batch has allocated belongs to the stream too, so nothing else writes over it.
-            on_device = torch.from_numpy(padded).pin_memory().to(self._device, non_blocking=True)
+            on_device = torch.from_numpy(inputs).pin_memory().to(self._device, non_blocking=True)
             return self._logits(on_device).cpu().numpy()
 
     def _logits(self, inputs: torch.Tensor) -> torch.Tensor:

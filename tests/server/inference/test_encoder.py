@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server.inference.backends import choose, load_backend
 from server.inference.encoder import Encoder, softmax
-from server.model_folder import ModelFolder, read_model_folder
+from server.model_folder import ModelFolder, Padding, read_model_folder
 from tests.support.model_folder import MAX_LENGTH, TEXTS, WORDS
 
 
@@ -25,7 +25,7 @@ def model(folder: Path) -> ModelFolder:
 class Summed:
     """A backend that answers with sums over the tokens of a row, and records its input."""
 
-    name, batches, gpu = "summed", True, False
+    name, batches, gpu, length_step = "summed", True, False, 1
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         self.input_ids, self.attention_mask = input_ids, attention_mask
@@ -33,11 +33,31 @@ class Summed:
         return np.stack([sums, sums / 2, np.zeros_like(sums)], axis=1).astype(np.float32)
 
 
-def test_texts_are_padded_to_the_longest_and_the_mask_covers_their_tokens(model: ModelFolder) -> None:
+@pytest.mark.parametrize(
+    ("padding", "short", "none", "mask"),
+    [
+        (Padding(), [2, 3, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]),
+        (Padding(token_id=9, side="left"), [9, 9, 2, 3], [9, 9, 9, 9], [0, 0, 1, 1]),
+    ],
+)
+def test_texts_are_padded_as_the_folder_says_and_the_mask_covers_their_tokens(
+    model: ModelFolder, padding: Padding, short: list[int], none: list[int], mask: list[int]
+) -> None:
     backend = Summed()
-    Encoder(model, backend).probabilities([[2, 3], [2, 7, 8, 3]])
-    assert backend.input_ids.tolist() == [[2, 3, 0, 0], [2, 7, 8, 3]]
-    assert backend.attention_mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    Encoder(replace(model, padding=padding), backend).probabilities([[2, 3], [2, 7, 8, 3], []])
+    assert backend.input_ids.tolist() == [short, [2, 7, 8, 3], none]
+    assert backend.attention_mask[:2].tolist() == [mask, [1, 1, 1, 1]]
+    assert backend.attention_mask[2].sum() == 1, "a text without tokens has one to compute"
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(1, 8), (8, 8), (9, 12), (12, 12)])
+def test_lengths_are_rounded_up_to_the_backend_s_step_but_never_past_the_model_s_limit(
+    model: ModelFolder, tokens: int, length: int
+) -> None:
+    backend = Summed()
+    backend.length_step = 8
+    Encoder(replace(model, max_length=12), backend).probabilities([[5] * tokens])
+    assert backend.input_ids.shape == (1, length)
 
 
 def test_a_text_has_the_same_answer_alone_and_in_any_batch(model: ModelFolder) -> None:

@@ -88,27 +88,6 @@ def test_it_has_a_stream_of_one_thread_for_each_worker_and_pins_none(backend: Op
     assert backend._model.get_property("INFERENCE_PRECISION_HINT").get_type_name() in backend.name
 
 
-def test_lengths_are_rounded_up_so_that_shapes_are_few_but_never_past_max_length(
-    backend: OpenVinoBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: set[tuple[int, ...]] = set()
-    request = backend._request()
-
-    class Watched:
-        def set_tensor(self, name: str, tensor: Any) -> None:  # noqa: ANN401 - the library publishes no types
-            seen.add(tuple(tensor.shape))
-            request.set_tensor(name, tensor)
-
-        infer = request.infer
-        get_output_tensor = request.get_output_tensor
-
-    monkeypatch.setattr(backend, "_request", Watched)
-    monkeypatch.setattr(backend, "_max_length", 40)
-    for length in range(1, 41):
-        assert np.isfinite(run(backend, [[5] * length])).all()
-    assert seen == {(1, 16), (1, 32), (1, 40)}
-
-
 def test_a_server_that_may_choose_takes_it_and_gives_the_reason(model: Path) -> None:
     with serving(model) as (_, client):
         health = client.get("/health").json()

@@ -171,6 +171,7 @@ class Watched:
     name = "watched"
     batches = False
     gpu = False
+    length_step = 1
 
     def __init__(self, folder: Path) -> None:
         self._backend = OnnxBackend(folder / "onnx" / "model.onnx")
