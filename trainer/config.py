@@ -49,13 +49,13 @@ class PreprocessConfig(ModelConfig):
     """Treatment of a row that cannot be used: stop with its file, line and reason, or skip it, count it by reason and write it to bad_rows.jsonl."""
 
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of the training rows, stratified by class, for validation: the best epoch and the temperature are chosen on it."""
+    """Share of the training rows for validation, chosen by a hash of text and seed, so that a text keeps its split: the best epoch and the temperature are chosen on it."""
 
     test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the rows, stratified by class, that are split off as test rows where there is no test file."""
+    """Share of the rows, chosen likewise, that are split off as test rows where there is no test file."""
 
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Rows to train on at most, drawn at random and stratified by class. By default all."""
+    """Rows to train on at most: of each class its share, and at least one. By default all."""
 
     max_length: int = Field(default=128, ge=8, le=8192)
     """Tokens of a text at most, [CLS] and [SEP] included; a longer text is truncated and counted."""

@@ -92,6 +92,7 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
         "not_fitted": temperature.not_fitted,
         **measure_confidence(calibrated, dataset.test.labels),
     }
+    metrics["repeats"] = dataset.info["repeats"]
     if process.is_main:
         np.save(output / "predictions.npy", probabilities)
         write_json(output / "metrics.json", metrics)

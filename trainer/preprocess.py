@@ -18,9 +18,17 @@ from server.cli import Command, run_command
 from server.files import atomic_directory, link_folder, write_json
 from trainer.config import PreprocessConfig, part
 from trainer.data.dataset import FORMAT, SPLITS, UNUSED, read_info, read_texts
-from trainer.data.ingest import BadRows, ingest, token_dtype, tokenise
+from trainer.data.ingest import BadRows, Ingested, ingest, token_dtype, tokenise
 from trainer.data.sources import Data, find_data
-from trainer.data.splits import count_duplicates, split_rows, test_digest
+from trainer.data.splits import (
+    MOST_LISTED,
+    count_repeats,
+    leave_out,
+    limit_rows,
+    read_keys,
+    split_rows,
+    test_digest,
+)
 from trainer.data.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer
 from trainer.monitoring.console import print0
 
@@ -80,11 +88,7 @@ def _write(
     bad.report()
     if not bad.counts:
         bad_path.unlink()
-    fractions = {"test": 0.0 if data.test else config.test_fraction, "validation": config.validation_fraction}
-    splits = np.full(len(rows.labels), SPLITS.index("test"), dtype=np.uint8)
-    splits[: rows.train_rows] = split_rows(
-        rows.labels[: rows.train_rows], fractions=fractions, max_train_rows=config.max_train_rows, seed=config.seed
-    )
+    splits, repeats = _split(config, data, rows, folder)
     splits.tofile(folder / "splits.bin")
     if tokenizer is None:
         texts = islice(_training_texts(folder, splits), _TINY_TRAINING_TEXTS)
@@ -100,11 +104,50 @@ def _write(
         "tokenizer": tokenizer_digest(tokenizer),
         "token_dtype": str(token_dtype(tokenizer)),
         "bad_rows": dict(bad.counts),
-        "unused_rows": int((splits == UNUSED).sum()),
-        "test_texts_also_in_train": count_duplicates(folder, splits),
+        "unused_rows": int((splits == UNUSED).sum()) - repeats["train_rows_left_out"],
+        "repeats": repeats,
         "test_digest": test_digest(folder, splits, rows.labels, rows.classes),
         "splits": tokenise(folder, tokenizer, rows, splits, max_length=config.max_length),
     }
+
+
+def _split(
+    config: PreprocessConfig, data: Data, rows: Ingested, folder: Path
+) -> tuple[npt.NDArray[np.uint8], dict[str, int]]:
+    """Returns the split of each row and the counts of repeats, which it reports."""
+    keys, labels = read_keys(folder), rows.labels
+    repeats = {**count_repeats(folder, keys, labels), "train_rows_left_out": 0}
+    splits = np.full(len(keys), SPLITS.index("test"), dtype=np.uint8)
+    own = np.arange(rows.train_rows)
+    if data.test:
+        shared = leave_out(keys[own], keys[rows.train_rows :], labels[own], rows.classes)
+        repeats["train_rows_left_out"] = int(shared.sum())
+        splits[own[shared]] = UNUSED
+        own = own[~shared]
+    _report_repeats(repeats)
+    fractions = {"test": 0.0 if data.test else config.test_fraction, "validation": config.validation_fraction}
+    splits[own] = split_rows(keys[own], labels[own], rows.classes, fractions=fractions, seed=config.seed)
+    train, limit = np.flatnonzero(splits == SPLITS.index("train")), config.max_train_rows
+    if limit and limit < len(train):
+        splits[train] = UNUSED
+        splits[train[limit_rows(keys[train], labels[train], limit, seed=config.seed)]] = SPLITS.index("train")
+        print0(
+            f"preprocess: max_train_rows keeps {limit:,} of {len(train):,} training rows: "
+            "of each class its share, and at least one"
+        )
+    return splits, repeats
+
+
+def _report_repeats(repeats: dict[str, int]) -> None:
+    if more := repeats["exact"] + repeats["near"]:
+        print0(
+            f"preprocess: {more:,} rows repeat the text of another, {repeats['exact']:,} exactly and {repeats['near']:,} but for case, "
+            "accents, punctuation and white space: rows of one text are in one split"
+        )
+    if texts := repeats["texts_of_two_classes"]:
+        print0(f"preprocess: {texts:,} of the repeated texts have two classes or more")
+    if rows := repeats["train_rows_left_out"]:
+        print0(f"preprocess: {rows:,} training rows are left out: their texts are among the test rows")
 
 
 def _training_texts(folder: Path, splits: npt.NDArray[np.uint8]) -> Iterator[str]:
@@ -115,18 +158,26 @@ def _training_texts(folder: Path, splits: npt.NDArray[np.uint8]) -> Iterator[str
 def _describe(info: dict[str, Any]) -> None:
     for name, split in info["splits"].items():
         rows = split["rows"]
-        balance = ", ".join(
-            f"{label} {count:,} ({count / rows:.1%})" for label, count in list(split["classes"].items())[:12]
-        )
         lengths = "/".join(str(value) for value in split["length_percentiles"].values())
-        print0(f"preprocess: {name}: {rows:,} rows: {balance}")
+        print0(f"preprocess: {name}: {rows:,} rows{_balance(split['classes'], rows)}")
         print0(
             f"preprocess: {name}: {split['tokens'] / rows:.1f} tokens a row, percentiles 5/50/95/99 {lengths}; "
             f"{split['truncated']:,} rows ({split['truncated'] / rows:.1%}) truncated at {info['max_length']}"
         )
-    if info["unused_rows"]:
-        print0(f"preprocess: {info['unused_rows']:,} training rows are left out by max_train_rows")
-    print0(f"preprocess: {info['test_texts_also_in_train']:,} of the test texts are in train too")
+
+
+def _balance(classes: dict[str, int], rows: int) -> str:
+    """Lists the rows of each class; of many, those of the largest and smallest."""
+    shown = [f"{name[:40]} {count:,} ({count / rows:.1%})" for name, count in classes.items()]
+    if len(shown) <= MOST_LISTED:
+        return f": {', '.join(shown)}"
+    order = sorted(range(len(shown)), key=lambda place: -list(classes.values())[place])
+    half, empty = MOST_LISTED // 2, sum(not count for count in classes.values())
+    largest, smallest = (", ".join(shown[place] for place in some) for some in (order[:half], order[-half:]))
+    return (
+        f" of {len(shown):,} classes{f', {empty:,} of which have none' if empty else ''}; "
+        f"the largest: {largest}; the smallest: {smallest}; dataset.json has all"
+    )
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def test_one_and_three_processes_measure_the_same_on_every_row(
     np.testing.assert_allclose(three, softmax(one), atol=1e-6)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["rows"] == len(dataset.test)
+    assert metrics["repeats"] == dataset.info["repeats"]
     assert metrics["accuracy"] == pytest.approx(score(softmax(one), dataset.test.labels).accuracy)
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
 

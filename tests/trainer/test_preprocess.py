@@ -34,11 +34,31 @@ def test_the_report_counts_the_rows_that_are_there(
         }
     make("sample:5000", tmp_path / "dataset", max_length=48)
     output = capsys.readouterr().out
-    counts = ", ".join(f"{name} 125 (25.0%)" for name in sample.classes)
-    assert f"preprocess: test: 500 rows: {counts}\n" in output
+    rows = info["test"]["rows"]
+    counts = ", ".join(f"{name} {count} ({count / rows:.1%})" for name, count in info["test"]["classes"].items())
+    assert f"preprocess: test: {rows} rows: {counts}\n" in output
     percentiles = "/".join(str(length) for length in info["test"]["length_percentiles"].values())
-    assert f"{info['test']['tokens'] / 500:.1f} tokens a row, percentiles 5/50/95/99 {percentiles}; " in output
-    assert f"{info['test']['truncated']} rows ({info['test']['truncated'] / 500:.1%}) truncated at 48" in output
+    assert f"{info['test']['tokens'] / rows:.1f} tokens a row, percentiles 5/50/95/99 {percentiles}; " in output
+    assert f"{info['test']['truncated']} rows ({info['test']['truncated'] / rows:.1%}) truncated at 48" in output
+
+
+@pytest.mark.parametrize("count", [77, 100, 1000])
+def test_lines_about_many_classes_stay_short(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"class {number:04} {'x' * 60}" for number in range(count)]
+    came_in = labelled(3 * count, names) + [(f"{text} again", label) for text, label in labelled(40, names[5:7])]
+    dataset = make(write_csv(tmp_path / "rows.csv", came_in), tmp_path / "dataset")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 800
+    train = dataset.info["splits"]["train"]
+    assert list(train["classes"]) == names
+    assert min(train["classes"].values()) >= 1
+    largest = sorted((f"{name[:40]} {rows} (" for name, rows in train["classes"].items() if rows > 3), reverse=True)
+    (line,) = [
+        line for line in lines if line.startswith("preprocess: train: ") and "rows" in line and "classes" in line
+    ]
+    assert f": {train['rows']:,} rows of {count:,} classes; the largest: class 000" in line
+    assert all(shown in line for shown in largest)
+    assert line.count("class ") == 8
 
 
 def test_unused_validation_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,8 @@ class Dataset:
         if self.info.get("format") != FORMAT:
             raise UserError(
                 f"{folder}: has dataset format {self.info.get('format', 1)}, this version reads format {FORMAT}; "
-                "run the preprocess step again"
+                "run the preprocess step again (--from preprocess); a training of it cannot be resumed, as the rows are split "
+                "anew: add --resume never, which keeps its checkpoints aside"
             )
         self.classes: list[str] = self.info["classes"]
         self.fingerprint: str = self.info["fingerprint"]

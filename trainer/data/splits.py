@@ -1,6 +1,7 @@
 """Assign rows to splits; count and digest the texts of test rows."""
 
 import hashlib
+import itertools
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -10,58 +11,127 @@ import numpy as np
 import numpy.typing as npt
 
 from server.errors import UserError
-from trainer.data.dataset import SPLITS, UNUSED, read_texts
-from trainer.monitoring.console import Progress
+from trainer.data.dataset import SPLITS, read_texts
+from trainer.monitoring.console import Progress, print0
+
+Keys = npt.NDArray[np.uint64]
+Labels = npt.NDArray[np.int32]
+MOST_LISTED = 8
+"""Classes that a line of the log lists at most."""
+
+_TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Joins names for a message, some of many."""
+    shown = ", ".join(name[:40] for name in names[:MOST_LISTED])
+    return shown + (f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else "")
 
 
 def split_rows(
-    labels: npt.NDArray[np.int32], *, fractions: dict[str, float], max_train_rows: int | None, seed: int
+    keys: Keys, labels: Labels, classes: Sequence[str], *, fractions: dict[str, float], seed: int
 ) -> npt.NDArray[np.uint8]:
-    """Returns the split of each row, as its place in SPLITS, or UNUSED; each class is divided in the same proportions.
+    """Returns the split of each row, as its place in SPLITS: a text and the seed decide it, whatever the other rows are.
 
-    A class of two rows or more has a row in train and one in each split that takes a share, as far as they go.
+    Three things come before: each class keeps a row in train, rows of one text stay together, and no split is empty.
     """
-    random = np.random.default_rng([seed, 1])
-    assigned = np.full(len(labels), SPLITS.index("train"), dtype=np.uint8)
-    for label in range(int(labels.max()) + 1):
-        rows = random.permutation(np.flatnonzero(labels == label))
-        for name in ("test", "validation"):
-            if fractions[name] and len(rows) > 1:
-                taken, rows = np.split(rows, [max(1, round(len(rows) * fractions[name]))])
-                assigned[taken] = SPLITS.index(name)
+    draws = _draws(keys, seed)
+    test, held_out = fractions["test"], fractions["test"] + (1 - fractions["test"]) * fractions["validation"]
+    assigned = np.full(len(keys), _TRAIN, dtype=np.uint8)
+    assigned[draws < held_out] = _VALIDATION
+    assigned[draws < test] = _TEST
+    _keep_each_class(assigned, keys, labels, draws, classes)
     for name, fraction in fractions.items():
         if fraction and not (assigned == SPLITS.index(name)).any():
-            raise UserError(f"{len(labels)} rows are too few to take {name} rows from; give more")
-    return _limit(assigned, labels, max_train_rows, random)
-
-
-def _limit(
-    assigned: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], limit: int | None, random: np.random.Generator
-) -> npt.NDArray[np.uint8]:
-    """Keeps the same share of training rows of each class, `limit` in all; the others become UNUSED."""
-    train = np.flatnonzero(assigned == SPLITS.index("train"))
-    if limit is None or limit >= len(train):
-        return assigned
-    shuffled = random.permutation(train)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    kept = by_class[np.arange(limit) * len(train) // limit]  # evenly along the classes
-    assigned[train] = UNUSED
-    assigned[kept] = SPLITS.index("train")
+            _fill(assigned, keys, labels, draws, name)
     return assigned
 
 
-def count_duplicates(folder: Path, splits: npt.NDArray[np.uint8]) -> int:
-    """Counts test rows whose text is in train too; needs memory for the test rows alone."""
-    test = np.concatenate([_hashes(texts, splits[place], "test") for place, texts in read_texts(folder)])
-    wanted = np.unique(test)
-    seen = np.zeros(len(wanted), dtype=bool)
-    for place, texts in read_texts(folder):
-        hashes = _hashes(texts, splits[place], "train")
-        places = np.searchsorted(wanted, hashes)
-        found = places < len(wanted)
-        found[found] = wanted[places[found]] == hashes[found]
-        seen[places[found]] = True
-    return int(np.isin(test, wanted[seen]).sum())
+def _draws(keys: Keys, seed: int) -> npt.NDArray[np.float64]:
+    """Returns a number from 0 to 1 for each key, the same for the same key and seed (SplitMix64)."""
+    mixed = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return (mixed ^ (mixed >> np.uint64(31))) / np.float64(2**64)
+
+
+def _keep_each_class(
+    assigned: npt.NDArray[np.uint8], keys: Keys, labels: Labels, draws: npt.NDArray[np.float64], classes: Sequence[str]
+) -> None:
+    """Takes one text of each class that has none in train back to train."""
+    lacking = np.setdiff1d(labels, labels[assigned == _TRAIN])
+    if not len(lacking):
+        return
+    rows = np.flatnonzero(np.isin(labels, lacking))
+    rows = rows[np.argsort(draws[rows], kind="stable")]
+    highest = dict(zip(labels[rows].tolist(), keys[rows].tolist(), strict=True))  # the last of each class
+    assigned[np.isin(keys, np.array([*highest.values()], dtype=np.uint64))] = _TRAIN
+    print0(
+        f"preprocess: one text of {listed([classes[number] for number in lacking])} is kept in train, which had none"
+    )
+
+
+def _fill(
+    assigned: npt.NDArray[np.uint8], keys: Keys, labels: Labels, draws: npt.NDArray[np.float64], name: str
+) -> None:
+    """Takes a text from train for a split that has none; a class keeps a text there."""
+    train = np.flatnonzero(assigned == _TRAIN)
+    by_text = train[np.lexsort((keys[train], labels[train]))]
+    new = np.diff(labels[by_text], prepend=-1).astype(bool) | np.insert(np.diff(keys[by_text]) != 0, 0, values=True)
+    texts = by_text[new]  # one row of each text of a class
+    needed = keys[texts][np.bincount(labels[texts])[labels[texts]] == 1]
+    free = train[~np.isin(keys[train], needed)]
+    if not len(free):
+        count = len(np.unique(keys))
+        raise UserError(f"{len(keys):,} rows of {count:,} texts are too few to take {name} rows from; give more")
+    assigned[keys == keys[free[draws[free].argmin()]]] = SPLITS.index(name)
+
+
+def leave_out(train: Keys, test: Keys, labels: Labels, classes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Returns the training rows whose text is among the test rows; UserError when a class has no others."""
+    shared = np.isin(train, test)
+    if len(lost := np.setdiff1d(labels, labels[~shared])):
+        names = listed([classes[number] for number in lost])
+        raise UserError(
+            f"all training rows of {names} have their text among the test rows too; leave them in one of both"
+        )
+    return shared
+
+
+def limit_rows(keys: Keys, labels: Labels, limit: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """Returns the rows to keep, `limit` in all: of each class its share, and at least one; which ones, text and seed decide."""
+    counts = np.bincount(labels)
+    present = counts > 0
+    if limit < present.sum():
+        raise UserError(
+            f"max_train_rows = {limit} is less than the {present.sum()} classes of the training rows, each of which needs one; "
+            f"give {present.sum()} or more"
+        )
+    by_class = np.lexsort((_draws(keys, seed), labels))
+    quotas = np.bincount(labels[by_class[np.arange(limit) * len(labels) // limit]], minlength=len(counts))
+    for number in np.flatnonzero(present & (quotas == 0)):
+        quotas[quotas.argmax()] -= 1
+        quotas[number] = 1
+    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    return np.sort(by_class[place < quotas[labels[by_class]]])
+
+
+def count_repeats(folder: Path, keys: Keys, labels: Labels) -> dict[str, int]:
+    """Counts rows that repeat the text of an earlier row, exactly or nearly, and texts that have two classes or more."""
+    order = np.lexsort((labels, keys))
+    same = keys[order][1:] == keys[order][:-1]
+    other_class = same & (labels[order][1:] != labels[order][:-1])
+    repeated = np.zeros(len(keys), dtype=bool)
+    repeated[order[1:][same]] = repeated[order[:-1][same]] = True
+    exact = 0
+    if repeated.any():
+        texts = (text for place, texts in read_texts(folder) for text in itertools.compress(texts, repeated[place]))
+        exact = int(repeated.sum()) - len(np.unique(_hashes(text.encode() for text in texts)))
+    return {
+        "exact": exact,
+        "near": int(same.sum()) - exact,
+        "texts_of_two_classes": len(np.unique(keys[order[1:][other_class]])),
+    }
 
 
 def test_digest(
@@ -102,25 +172,26 @@ def fold(text: str) -> bytes:
     return folded or "".join(unicodedata.normalize("NFKD", text).split()).encode()
 
 
-def keys_of(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+def keys_of(texts: Iterable[str]) -> Keys:
     """Returns the hash of each text, folded: near repeats have the same."""
-    digests = b"".join(hashlib.blake2b(fold(text), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, dtype=np.uint64)
+    return _hashes(fold(text) for text in texts)
 
 
-def text_keys(folder: Path, split_names: Iterable[str]) -> npt.NDArray[np.uint64]:
+def _hashes(texts: Iterable[bytes]) -> Keys:
+    return np.frombuffer(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts), dtype=np.uint64)
+
+
+def read_keys(folder: Path) -> Keys:
+    """Returns the hash of the text of each row in a dataset folder."""
+    found = [np.empty(0, dtype=np.uint64)]
+    with Progress(f"reading the texts of {folder}", None, "rows") as progress:
+        for _, texts in read_texts(folder):
+            found.append(keys_of(texts))
+            progress.advance(len(texts))
+    return np.concatenate(found)
+
+
+def text_keys(folder: Path, split_names: Iterable[str]) -> Keys:
     """Returns the hashes of the texts in these splits of a dataset folder, of any format, sorted and each once."""
     splits = np.fromfile(folder / "splits.bin", dtype=np.uint8)
-    wanted = np.isin(splits, [SPLITS.index(name) for name in split_names])
-    found = [np.empty(0, dtype=np.uint64)]
-    with Progress(f"reading the texts of {folder}", len(splits), "rows") as progress:
-        for place, texts in read_texts(folder):
-            found.append(keys_of(texts[row] for row in np.flatnonzero(wanted[place])))
-            progress.advance(len(texts))
-    return np.unique(np.concatenate(found))
-
-
-def _hashes(texts: Sequence[str], splits: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint64]:
-    chosen = np.flatnonzero(splits == SPLITS.index(name)).tolist()
-    digests = b"".join(hashlib.blake2b(texts[row].encode(), digest_size=8).digest() for row in chosen)
-    return np.frombuffer(digests, dtype=np.uint64)
+    return np.unique(read_keys(folder)[np.isin(splits, [SPLITS.index(name) for name in split_names])])

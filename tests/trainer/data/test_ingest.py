@@ -130,10 +130,10 @@ def test_a_column_of_ids_is_not_taken_for_classes(tmp_path: Path, count: int) ->
 
 
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "rows.csv", labelled(2))
-    assert refusal(path, tmp_path / "dataset") == "2 rows are too few to take test rows from; give more"
-    two_each = write_csv(tmp_path / "more.csv", labelled(4))
-    assert refusal(two_each, tmp_path / "dataset") == "4 rows are too few to take validation rows from; give more"
+    for name, count in (("test", 2), ("validation", 3)):
+        path = write_csv(tmp_path / "rows.csv", labelled(count) * 2)
+        expected = f"{2 * count} rows of {count} texts are too few to take {name} rows from; give more"
+        assert refusal(path, tmp_path / "dataset") == expected
 
 
 @pytest.mark.parametrize("content", ["text,label\n", "text,label\n\n\n"])
@@ -157,7 +157,8 @@ def test_skipped_rows_are_counted_reported_and_listed(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = make(faulty, tmp_path / "dataset", bad_rows="skip")
-    assert sorted(all_rows(dataset)) == sorted(labelled(200) + labelled(50))
+    assert sorted(all_rows(dataset)) == sorted(labelled(200))
+    assert dataset.info["repeats"] == {"exact": 50, "near": 0, "texts_of_two_classes": 0, "train_rows_left_out": 50}
     counts = {
         "empty text": 3,
         "not valid JSON": 1,
@@ -215,7 +216,9 @@ def test_rows_that_are_all_bad_are_refused_even_when_skipped(tmp_path: Path) -> 
 @needs_ag_news
 def test_the_real_test_split_is_whole(tmp_path: Path) -> None:
     file = AG_NEWS / "test.csv"
-    dataset = make(file, tmp_path / "dataset", test_data=str(file))
+    train = [(number, text, "") for text, number in labelled(40, "1234")]
+    path = write_csv(tmp_path / "ag_news" / "train.csv", train, header=())
+    dataset = make(path, tmp_path / "dataset", test_data=str(file))
     with file.open(encoding="utf-8", newline="") as source:
         texts = [" ".join(filter(None, map(str.strip, fields[1:]))) for fields in csv.reader(source)]
     assert [dataset.test.text(row) for row in range(len(dataset.test))] == texts

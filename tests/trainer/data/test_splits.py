@@ -1,33 +1,82 @@
-"""Rows in their splits: every row in one, each class in the same proportions, test rows unchanged."""
+"""Rows in their splits: a text in one for good, each class in train, test rows unchanged, repeats counted."""
 
+import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from server.errors import UserError
 from tests.support.data import labelled, write_csv
-from tests.support.datasets import all_rows, contents, make, of_each_class, rows
-from trainer.data.dataset import Dataset
-from trainer.data.splits import keys_of, text_keys
+from tests.support.datasets import all_rows, contents, make, of_each_class, refusal, rows
+from trainer.data.dataset import SPLITS, Dataset
+from trainer.data.splits import keys_of, limit_rows, split_rows, text_keys
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
 
-def test_rows_are_counted_the_same_whatever_is_read_at_a_time(sample: Dataset) -> None:
-    assert [len(split) for split in (sample.train, sample.validation, sample.test)] == [4276, 224, 500]
-    numbers = np.concatenate([sample.train.lines, sample.validation.lines, sample.test.lines])
-    assert sorted(numbers.tolist()) == list(range(1, 5001))
+def split(
+    texts: Sequence[str], labels: Sequence[int], *, test: float = 0.1, validation: float = 0.05, seed: int = 0
+) -> dict[str, str]:
+    """Splits rows of these texts and labels; returns the split of each text, of which all rows have to be in the same."""
+    names = [f"c{number}" for number in range(max(labels) + 1)]
+    fractions = {"test": test, "validation": validation}
+    assigned = split_rows(keys_of(texts), np.array(labels, np.int32), names, fractions=fractions, seed=seed)
+    found = dict(zip(texts, (SPLITS[number] for number in assigned), strict=True))
+    assert [found[text] for text in texts] == [SPLITS[number] for number in assigned]
+    return found
 
 
-def test_each_class_is_divided_in_the_same_proportions(tmp_path: Path) -> None:
-    came_in = labelled(1000, classes=("common",)) + labelled(100, classes=("seldom",)) + labelled(3, classes=("rare",))
-    dataset = make(
-        write_csv(tmp_path / "rows.csv", came_in), tmp_path / "dataset", test_fraction=0.2, validation_fraction=0.1
-    )
-    assert of_each_class(dataset.test, dataset) == {"common": 200, "seldom": 20, "rare": 1}
-    assert of_each_class(dataset.validation, dataset) == {"common": 80, "seldom": 8, "rare": 1}
-    assert of_each_class(dataset.train, dataset) == {"common": 720, "seldom": 72, "rare": 1}
+def test_every_row_is_in_one_split_in_the_order_of_the_source(sample: Dataset) -> None:
+    splits = (sample.train, sample.validation, sample.test)
+    assert all((np.diff(split.lines) > 0).all() for split in splits)
+    assert sorted(np.concatenate([split.lines for split in splits]).tolist()) == list(range(1, 5001))
+
+
+def test_a_text_keeps_its_split_whatever_rows_are_added_and_in_any_order() -> None:
+    texts = [f"text {number}" for number in range(3000)]
+    labels = [number % 7 for number in range(3000)]
+    before = split(texts, labels)
+    assert Counter(before.values()) == pytest.approx({"train": 2565, "validation": 135, "test": 300}, rel=0.3)
+    more, of_more = [*texts, *(f"new {text}" for text in texts), *texts[:500]], [*labels, *labels, *labels[:500]]
+    order = random.Random(1).sample(range(len(more)), len(more))
+    after = split([more[row] for row in order], [of_more[row] for row in order])
+    assert {text: after[text] for text in texts} == before
+    other = split(texts, labels, seed=1)
+    both = sum(before[text] == other[text] == "test" for text in texts)
+    assert both == pytest.approx(30, abs=20)  # as of independent draws
+
+
+def test_each_class_is_divided_in_about_the_same_proportions() -> None:
+    labels = [0] * 8000 + [1] * 800
+    found = split([str(row) for row in range(8800)], labels, test=0.2, validation=0.1)
+    for label, count in enumerate((8000, 800)):
+        of_class = Counter(found[str(row)] for row in range(8800) if labels[row] == label)
+        for name, share in (("test", 0.2), ("validation", 0.08), ("train", 0.72)):
+            assert of_class[name] == pytest.approx(count * share, abs=4 * (count * share * (1 - share)) ** 0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_class_keeps_a_row_in_train(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    texts, labels = [str(row) for row in range(300)], [row % 100 for row in range(300)]
+    found = split(texts, labels, test=0.45, validation=0.4, seed=seed)
+    assert {label for text, label in zip(texts, labels, strict=True) if found[text] == "train"} == set(range(100))
+    assert " more is kept in train, which had none" in capsys.readouterr().out
+    assert Counter(found.values())["train"] < 160
+    found = split(texts, labels, seed=seed)
+    assert Counter(found.values())["train"] > 220  # and not a third of each small class for every split
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_split_is_empty_while_a_class_has_two_texts(seed: int) -> None:
+    found = split(["a", "A!", "b", "b", "c", "d", "d"], [0, 0, 0, 1, 1, 1, 2], test=0.01, validation=0.01, seed=seed)
+    assert set(found.values()) == set(SPLITS)
+    assert found["d"] == "train"  # the only text of class 2
+    with pytest.raises(UserError, match="4 rows of 2 texts are too few to take test rows from"):
+        split(["a", "A!", "b", "b"], [0, 0, 1, 1], seed=seed)
 
 
 def test_validation_rows_come_from_train_and_test_rows_stay_as_they_are(tmp_path: Path) -> None:
@@ -37,12 +86,14 @@ def test_validation_rows_come_from_train_and_test_rows_stay_as_they_are(tmp_path
     write_csv(tmp_path / "news" / "test.csv", test)
     dataset = make(tmp_path / "news", tmp_path / "dataset")
     assert rows(dataset.test, dataset.classes) == test
-    assert of_each_class(dataset.validation, dataset) == {"bad": 2, "good": 2}
+    assert 1 <= len(dataset.validation) <= 12
     assert sorted(rows(dataset.train, dataset.classes) + rows(dataset.validation, dataset.classes)) == sorted(train)
 
 
 @pytest.mark.parametrize("limit", [7, 100, 101, 333])
-def test_a_limit_of_training_rows_is_exact_and_keeps_the_proportions(tmp_path: Path, limit: int) -> None:
+def test_a_limit_of_training_rows_is_exact_and_keeps_the_proportions(
+    tmp_path: Path, limit: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     came_in = labelled(600, classes=("a",)) + labelled(300, classes=("b",)) + labelled(100, classes=("c",))
     path = write_csv(tmp_path / "rows.csv", came_in)
     dataset, whole = (
@@ -50,12 +101,27 @@ def test_a_limit_of_training_rows_is_exact_and_keeps_the_proportions(tmp_path: P
     )
     assert len(dataset.train) == limit
     assert dataset.info["unused_rows"] == len(whole.train) - limit
+    assert f"preprocess: max_train_rows keeps {limit} of {len(whole.train)} training rows: " in capsys.readouterr().out
     kept = of_each_class(dataset.train, dataset)
     for name, count in of_each_class(whole.train, whole).items():
         assert abs(kept.get(name, 0) - limit * count / len(whole.train)) <= 1
     assert set(rows(dataset.train, dataset.classes)) < set(rows(whole.train, whole.classes))
     for split in ("validation", "test"):  # metrics of different trainings stay comparable
         assert rows(getattr(dataset, split), dataset.classes) == rows(getattr(whole, split), whole.classes)
+
+
+@pytest.mark.parametrize(("limit", "quotas"), [(50, [45, 3, 1, 1]), (4, [1, 1, 1, 1]), (560, [520, 37, 2, 1])])
+def test_each_class_keeps_a_row_under_a_limit(limit: int, quotas: list[int]) -> None:
+    labels = np.repeat(np.arange(5, dtype=np.int32), [560, 40, 0, 2, 1])
+    keys = keys_of(map(str, range(603)))
+    kept = limit_rows(keys, labels, limit, seed=0)
+    assert len(kept) == limit
+    assert np.bincount(labels[kept], minlength=5)[[0, 1, 3, 4]].tolist() == quotas
+    order = np.random.default_rng(0).permutation(603)
+    again = limit_rows(keys[order], labels[order], limit, seed=0)
+    assert set(keys[order][again]) == set(keys[kept])
+    with pytest.raises(UserError, match=r"max_train_rows = 3 is less than the 4 classes of the .* give 4 or more"):
+        limit_rows(keys, labels, 3, seed=0)
 
 
 def test_a_limit_above_the_training_rows_takes_all(tmp_path: Path) -> None:
@@ -73,17 +139,46 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     assert set(rows(other.test, other.classes)) != set(rows(one.test, one.classes))
 
 
-def test_texts_that_are_in_train_and_test_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_rows_whose_text_is_in_the_test_file_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = labelled(200)
-    write_csv(tmp_path / "news" / "train.csv", train)
-    test = [("new", "bad"), train[0], train[0], (train[1][0], "bad"), *train[50:60]]
-    write_csv(tmp_path / "news" / "test.csv", test)
-    dataset = make(tmp_path / "news", tmp_path / "dataset")
-    held_out = {text for text, _ in rows(dataset.validation, dataset.classes)}
-    shared = sum(text != "new" and text not in held_out for text, _ in test)
-    assert 5 < shared <= 13
-    assert dataset.info["test_texts_also_in_train"] == shared
-    assert f"preprocess: {shared} of the test texts are in train too" in capsys.readouterr().out
+    write_csv(tmp_path / "train.csv", [*train, train[0]])
+    test = [("new", "bad"), (train[0][0].upper(), "bad"), (train[1][0], "bad"), *train[50:60]]
+    write_csv(tmp_path / "test.csv", test)
+    dataset = make(tmp_path, tmp_path / "dataset")
+    assert rows(dataset.test, dataset.classes) == test
+    own = rows(dataset.train, dataset.classes) + rows(dataset.validation, dataset.classes)
+    assert sorted(own) == sorted([*train[2:50], *train[60:]])
+    assert dataset.info["unused_rows"] == 0
+    assert dataset.info["repeats"] == {"exact": 12, "near": 1, "texts_of_two_classes": 1, "train_rows_left_out": 13}
+    output = capsys.readouterr().out
+    assert (
+        "preprocess: 13 rows repeat the text of another, 12 exactly and 1 but for case, accents, punctuation" in output
+    )
+    assert "preprocess: 1 of the repeated texts have two classes or more" in output
+    assert "preprocess: 13 training rows are left out: their texts are among the test rows" in output
+
+
+def test_a_class_whose_training_rows_are_all_in_the_test_file_is_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "rows.csv", labelled(40))
+    message = refusal(path, tmp_path / "dataset", test_data=str(path))
+    assert message.startswith("all training rows of bad, good have their text among the test rows too; leave them in ")
+
+
+def test_repeats_are_counted_exactly_and_nearly(tmp_path: Path) -> None:
+    came_in = [
+        *labelled(60) * 2,
+        *((text.title() + "!", label) for text, label in labelled(7)),
+        ("A", "bad"),
+        ("a", "good"),
+    ]
+    dataset = make(write_csv(tmp_path / "rows.csv", came_in), tmp_path / "dataset")
+    assert dataset.info["repeats"] == {"exact": 60, "near": 8, "texts_of_two_classes": 1, "train_rows_left_out": 0}
+    where = [
+        {text.lower().strip("!") for text, _ in rows(split, dataset.classes)} for split in (dataset.train, dataset.test)
+    ]
+    assert not where[0] & where[1]
 
 
 @pytest.mark.parametrize(

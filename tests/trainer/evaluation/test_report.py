@@ -69,6 +69,7 @@ def metrics_of(classes: list[str], matrix: list[list[int]] | None = None) -> dic
             {"from": 0.4, "to": 0.5, "rows": 100, "confidence": 0.46, "accuracy": 0.33},
             {"from": 0.9, "to": 1.0, "rows": 7500, "confidence": 0.97, "accuracy": 0.94},
         ],
+        "repeats": {"exact": 0, "near": 0, "texts_of_two_classes": 0, "train_rows_left_out": 0},
         "calibrated": {
             "temperature": 1.3725,
             "validation_rows": 6000,
@@ -209,6 +210,14 @@ def test_calibration_before_and_after_the_temperature_is_shown_side_by_side(tmp_
     assert ["Mean loss", "0.207", "0.193"] in page.rows
     assert "a temperature of 1.373, fitted on 6,000 validation rows" in page.text
     assert len([circle for circle in page.attributes("circle") if circle["class"] == "ring"]) == 2
+
+
+def test_repeated_texts_are_reported_where_there_are_some(tmp_path: Path) -> None:
+    repeats = {"exact": 1200, "near": 34, "texts_of_two_classes": 5, "train_rows_left_out": 6}
+    html = report(tmp_path, metrics=metrics_of(NEWS) | {"repeats": repeats})
+    assert "1,234 repeat the text of another, 34 of them not exactly" in html
+    assert "6 training rows with the text of a test row were left out. 5 of the repeated texts have two classes" in html
+    assert "repeat the text" not in report(tmp_path)
 
 
 def test_a_temperature_that_was_not_fitted_is_reported_as_1_with_the_reason(tmp_path: Path) -> None:
