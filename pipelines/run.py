@@ -13,7 +13,7 @@ from pipelines.deploy.settings import DeployConfig
 from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name
 from server.cli import Command
 from trainer.config import PreprocessConfig, RunConfig, part
-from trainer.data.sources import check_data
+from trainer.data.sources import find_data
 
 _PROGRAM = "distrinews run"
 _TERMINATED_SAFELY = os.EX_TEMPFAIL  # 75: nothing is wrong, the run can be resumed
@@ -56,7 +56,7 @@ class Run(RunConfig, Command):
         given = self.model_dump(exclude_unset=True, include=set(RunConfig.model_fields))
         settings = RunSettings(**given, backend="local", deploy=DeployConfig(backend="local"))
         if not self.from_step:
-            check_data(part(settings, PreprocessConfig))  # before there is a folder of a run that cannot start
+            find_data(part(settings, PreprocessConfig))  # before there is a folder of a run that cannot start
         return run_here(settings, folder, from_step=self.from_step or "", earlier=earlier, serve=self.serve)
 
 
@@ -90,7 +90,10 @@ def run_here(
         step, error = _failed_step(folder)
         # SIGTERM between two steps: the last line of output is of the step before.
         reason = "it was terminated by SIGTERM" if end.terminated else end.reason
-        print(f"\n{_how_to_resume(folder)}  (all output: {folder / 'pipeline.log'})", file=sys.stderr)
+        print(
+            f"\n{_how_to_resume(folder)}  once the cause is gone (all output: {folder / 'pipeline.log'})",
+            file=sys.stderr,
+        )
         print(f"{_PROGRAM}: step {step} failed: {error or reason}", file=sys.stderr)
     return _TERMINATED_SAFELY if end.terminated else 1
 

@@ -54,13 +54,20 @@ def order_classes(found: Iterable[str], *, ag_news: bool) -> tuple[tuple[str, ..
     return names, {name: place for place, name in enumerate(names)}
 
 
+def code_points(name: str) -> str:
+    """Shows a name with the code points of its invisible characters."""
+    return "".join(
+        f"<U+{ord(char):04X}>" if _is_ignorable(char) or (char.isspace() and char != " ") else char for char in name
+    )
+
+
 def _check_alike(names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         visible = "".join(" " if char.isspace() else char for char in name if not _is_ignorable(char))
         if (other := seen.setdefault(visible, name)) != name:
             raise UserError(
-                f"classes {_code_points(other)} and {_code_points(name)} look the same; write one of them in all rows"
+                f"classes {code_points(other)} and {code_points(name)} look the same; write one of them in all rows"
             )
 
 
@@ -70,10 +77,3 @@ def _is_invisible(char: str) -> bool:
 
 def _is_ignorable(char: str) -> bool:
     return unicodedata.category(char) in ("Cf", "Cc") or 0xFE00 <= ord(char) <= 0xFE0F  # variation selectors
-
-
-def _code_points(name: str) -> str:
-    """Shows a name with the code points of what cannot be told apart."""
-    return "".join(
-        f"<U+{ord(char):04X}>" if _is_ignorable(char) or (char.isspace() and char != " ") else char for char in name
-    )

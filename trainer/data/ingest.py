@@ -13,7 +13,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from server.errors import UserError
-from trainer.data.classes import order_classes
+from trainer.data.classes import code_points, order_classes
 from trainer.data.columns import Row
 from trainer.data.dataset import CHUNK, SPLITS, UNUSED, RaggedWriter, read_texts
 from trainer.data.sources import Data, Source
@@ -98,7 +98,7 @@ def _classify(source: Source, bad: BadRows, numbers: dict[str, int], *, fixed: b
             written = list(numbers)  # the names, then the numbers that may be written for them
             names, places = written[: (count := len(set(numbers.values())))], written[count:]
             listed = ", ".join(names[:10]) + (f", nor a number from {places[0]} to {places[-1]}" if places else "")
-            bad.add(file, row.line, "unknown class", f"{row.label[:60]!r} is none of {listed}")
+            bad.add(file, row.line, "unknown class", f"{code_points(row.label[:60])!r} is none of {listed}")
         else:
             yield row.text.encode(), numbers.setdefault(row.label, len(numbers)), row.line
 

@@ -66,12 +66,6 @@ class Data:
         return hashlib.sha256("\n".join(self.facts()).encode()).hexdigest()
 
 
-def check_data(config: PreprocessConfig) -> None:
-    """Raises UserError for files that are not there or lack a column; a Hugging Face dataset is left to the preprocess step."""
-    if not _is_hub_id(config.data):
-        find_data(config)
-
-
 def find_data(config: PreprocessConfig) -> Data:
     """Finds the rows that the settings name; UserError when there are none, or none that can be read."""
     try:
@@ -105,9 +99,11 @@ def _is_hub_id(data: str) -> bool:
 
 def _check_file(named: str, path: Path, missing: str = "file") -> None:
     """Raises UserError, with the flag and value that named it, when this is no file with an ending that is known."""
+    if path.is_dir():
+        raise UserError(f"{named}: is a folder; name a file of rows")
     if str(path) == "-" or (path.exists() and not path.is_file()):
         raise UserError(
-            f"{named}: is a pipe, a device or a folder; its rows are read more than once: "
+            f"{named}: is a pipe or a device, and rows are read more than once; "
             "write them to a file first, such as rows.csv (.gz and .xz are read as they are)"
         )
     if not path.is_file():

@@ -119,7 +119,9 @@ def _csv_layout(path: Path, columns: Columns, *, class_first: bool) -> Layout:
                 return find_layout(path, columns, first)
             except UserError as error:
                 numbers = (
-                    "" if named else ". If this is a row and no header, give numbers: --label-column 1 --text-column 2"
+                    ""
+                    if named
+                    else ". If this is a row and no header, give numbers, such as --label-column 1 --text-column 2"
                 )
                 raise UserError(f"{error}{numbers}") from error
         others = (fields for _, fields in islice(records, _ROWS_TO_JUDGE_BY) if not isinstance(fields, BadRow))

@@ -84,6 +84,9 @@ def test_classes_that_look_the_same_are_refused_with_their_code_points(
     names = [plain, shown] if min((plain, written)) == plain else [shown, plain]
     expected = f"classes {' and '.join(names)} look the same; write one of them in all rows"
     assert refusal(path, tmp_path / "dataset") == expected
+    assert f"unknown class: {shown!r} is none of {plain}, third" in refusal(
+        path, tmp_path / "dataset", class_names=(plain, "third")
+    )
 
 
 def test_class_names_keep_the_order_that_the_user_gives(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_test_file_that_is_not_there_is_refused(folder: Path, tmp_path: Path) 
 def test_a_pipe_is_refused_with_what_to_do(folder: Path, tmp_path: Path, flag: str) -> None:
     pipe = tmp_path / "rows.csv"
     os.mkfifo(pipe)
-    expected = f"{flag} {pipe}: is a pipe, a device or a folder; its rows are read more than once: write them to a file"
+    expected = f"{flag} {pipe}: is a pipe or a device, and rows are read more than once; write them to a file first"
     assert (refusal(pipe) if flag == "--data" else refusal(folder, test_data=str(pipe))).startswith(expected)
     assert refusal("-").startswith("--data -: is a pipe")
 
