@@ -95,6 +95,20 @@ class RunFolder:
     def settings(self) -> RunSettings:
         return build(RunSettings, self.facts["settings"])
 
+    @property
+    def served(self) -> dict[str, Any]:
+        """Reads the record of the model now served, of whichever run of this folder; empty where none is."""
+        file = self.workspace / "served.json"
+        try:
+            served: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(
+                f"{file}: is damaged ({error}), so the model now served is not known; delete it to serve the next model without comparing"
+            ) from error
+        return served
+
     def is_kept(self, step: str) -> bool:
         """Returns True if a step is not run again, because the run resumes from a later one."""
         return step in _before(self.facts["from_step"])
@@ -125,6 +139,11 @@ def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_i
                 f"--name {folder.name}: {folder} is there already; give another name, or resume it with --from STEP"
             )
         steps = _kept_steps(run, settings, from_step)
+        if from_step != "deploy" and run.served.get("model") == str(run.model.resolve()):
+            raise UserError(
+                f"--from {from_step}: {run.model} is the model now served, and would be written over; start a new run "
+                f"(its rows are not preprocessed again), or resume with --from deploy"
+            )
     elif from_step:
         raise UserError(
             f"--from {from_step}: {folder} is no earlier run; the runs in {run.workspace} are {_runs(run.workspace)}"

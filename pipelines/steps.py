@@ -61,13 +61,13 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
 
 
 def gate(run: RunFolder) -> dict[str, Any]:
+    import numpy as np
+
     from trainer.data.dataset import Dataset
     from trainer.evaluation.gate import gate as work
 
-    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    return dict(
-        work(part(run.settings, GateConfig), metrics, Dataset(run.dataset), served=run.workspace / "served.json")
-    )
+    probabilities = np.load(run.folder / "predictions.npy")
+    return dict(work(part(run.settings, GateConfig), probabilities, Dataset(run.dataset), served=run.served))
 
 
 def export(run: RunFolder) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pipelines.deploy.helm import DryRun, Helm, HelmError, Revision
 from pipelines.deploy.preflight import find_api_key, preflight
 from pipelines.deploy.rollout import Rollout
 from pipelines.deploy.settings import DeployConfig, model_values, values_files
-from pipelines.deploy.verify import expected_labels, read_served, record_served, verify
+from pipelines.deploy.verify import expected_labels, record_served, verify
 from pipelines.run_folder import RunFolder
 from pipelines.signals import defer_sigterm, exit_on_sigterm
 from server.errors import UserError
@@ -127,7 +127,7 @@ class _Deployment:
 
     def _previous(self) -> int | None:
         """Returns the last revision that was served, but not one with this very model that was never verified."""
-        verified = read_served(self._run).get("sha256") == self._sha256
+        verified = self._run.served.get("sha256") == self._sha256
         for revision in reversed(self._history):
             if revision.was_served and (verified or self._helm.model_sha256(revision.number) != self._sha256):
                 return revision.number

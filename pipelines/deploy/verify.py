@@ -55,10 +55,3 @@ def record_served(run: RunFolder, **deployment: Any) -> None:  # noqa: ANN401 - 
         **deployment,
     }
     write_json(run.workspace / "served.json", served)
-
-
-def read_served(run: RunFolder) -> dict[str, Any]:
-    """Reads what was recorded last; nothing where no model is served yet."""
-    file = run.workspace / "served.json"
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return facts

@@ -269,6 +269,21 @@ def test_resuming_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> 
     start_run(RunSettings(), tmp_path / "a", from_step="preprocess")
 
 
+def test_a_served_model_is_never_written_over_by_resuming_its_run(tmp_path: Path) -> None:
+    run = start_run(RunSettings(), tmp_path / "a")
+    for step in STEPS:
+        run.update_step(step, status="succeeded")
+    served = tmp_path / "served.json"
+    served.write_text(json.dumps({"model": str(run.model)}), encoding="utf-8")
+    for step in STEPS[:-1]:
+        with pytest.raises(UserError, match=f"--from {step}: .*/a/model is the model now served, .* start a new run"):
+            start_run(RunSettings(), tmp_path / "a", from_step=step)
+    start_run(RunSettings(), tmp_path / "a", from_step="deploy")
+    served.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"served.json: is damaged .* delete it"):
+        start_run(RunSettings(), tmp_path / "a", from_step="train")
+
+
 def test_the_command_lists_its_commands_and_refuses_others() -> None:
     assert {"run", "serve", "compile"} <= set(distrinews("--help").stdout.split())
     wrong = distrinews("rum")
