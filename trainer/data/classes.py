@@ -25,7 +25,7 @@ def class_name(written: str) -> str:
     return str(int(whole[1])) if (whole := _WHOLE.fullmatch(name)) else name
 
 
-def class_numbers(names: Sequence[str], *, numbered_from: int | None) -> dict[str, int]:
+def class_numbers(source: str, names: Sequence[str], *, numbered_from: int | None) -> dict[str, int]:
     """Returns the place of each class by what may be written for it: its name, or its number unless names are numbers.
 
     UserError when two names are the same class.
@@ -33,7 +33,7 @@ def class_numbers(names: Sequence[str], *, numbered_from: int | None) -> dict[st
     places: dict[str, int] = {}
     for place, name in enumerate(names):
         if (earlier := places.setdefault(class_name(name), place)) != place:
-            raise UserError(f"class_names: {names[earlier]!r} and {name!r} are the same class; leave one out")
+            raise UserError(f"{source}: {names[earlier]!r} and {name!r} are the same class; leave one out")
     if numbered_from is not None and not any(_NUMBER.fullmatch(name) for name in places):
         places.update({str(numbered_from + place): place for place in range(len(names))})
     return places

@@ -84,9 +84,10 @@ def find_layout_without_header(source: Path | str, columns: Columns, rows: Seque
                 f"{source}: there is no column {number}; its rows have {layout.width} fields, without a header"
             )
     values = dict(zip(layout.numbers, zip(*rows, strict=True), strict=True))
-    labels = [number for number in values if number not in columns.text and len({*values[number]}) <= len(rows) // 2]
+    worded = [number for number in values if sum(" " in text.strip() for text in values[number]) * 2 >= len(rows)]
+    few = [number for number in values if number not in columns.text and len({*values[number]}) <= len(rows) // 2]
+    labels = [number for number in few if number not in worded] or few
     label = columns.label or (labels[0] if len(labels) == 1 else "")
-    worded = (number for number in values if sum(" " in text.strip() for text in values[number]) * 2 >= len(rows))
     text = columns.text or tuple(number for number in worded if number != label)
     if not (text and label):
         raise UserError(

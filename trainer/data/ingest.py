@@ -31,6 +31,9 @@ class BadRows:
     policy: str
     file: IO[str]
     counts: Counter[str] = field(default_factory=Counter)
+    rows: str = "training rows"
+    """The rows that are read now."""
+    rows_of: Counter[str] = field(default_factory=Counter)
 
     def add(self, source: str, line: int, reason: str, detail: str) -> None:
         if self.policy == "stop":
@@ -38,15 +41,15 @@ class BadRows:
                 f"{source}, line {line}: {reason}: {detail}. Fix the row, or pass --bad-rows skip to leave such rows out"
             )
         self.counts[reason] += 1
+        self.rows_of[self.rows] += 1
         json.dump({"file": source, "line": line, "reason": reason, "detail": detail}, self.file, ensure_ascii=False)
         self.file.write("\n")
 
     def report(self) -> None:
         if self.counts:
             listed = ", ".join(f"{reason} {count:,}" for reason, count in self.counts.most_common())
-            print0(
-                f"preprocess: skipped {self.counts.total():,} bad rows ({listed}); bad_rows.jsonl in the dataset folder lists them"
-            )
+            split = " and ".join(f"{count:,} {rows}" for rows, count in self.rows_of.items())
+            print0(f"preprocess: skipped {split} as bad ({listed}); bad_rows.jsonl in the dataset folder lists them")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def ingest(data: Data, folder: Path, bad: BadRows) -> Ingested:
             labels = np.array([known[name] for name in found], dtype=np.int32)[labels]
         _check_classes(data.train, classes, labels)
         if data.test:
+            bad.rows = "test rows"
             test = _write(data.test, texts, lines, _classify(data.test, bad, dict(known), fixed=True))
             labels = np.concatenate([labels, test])
     labels.tofile(folder / "labels.bin")

@@ -124,7 +124,7 @@ def _sample(config: PreprocessConfig) -> Data:
         ),
     )
     facts = ("sample", str(sample.VERSION), str(rows), str(config.seed))
-    numbers = class_numbers(sample.CLASSES, numbered_from=None)
+    numbers = class_numbers("sample", sample.CLASSES, numbered_from=None)
     return Data(f"sample of {rows:,} rows", source, None, lambda: facts, classes=sample.CLASSES, numbers=numbers)
 
 
@@ -173,7 +173,11 @@ def _files(
     for path in (*train, *test):
         _check_columns(path, layout, config, train)
     classes = config.class_names or layout.classes or (named if layout.width else ())
-    numbers = class_numbers(classes, numbered_from=None if layout.classes else 1 if layout.width else 0)
+    numbers = class_numbers(
+        "--class-names" if config.class_names else title,
+        classes,
+        numbered_from=None if layout.classes else 1 if layout.width else 0,
+    )
 
     def source(paths: list[Path]) -> Source:
         name = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
@@ -275,7 +279,9 @@ def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
     sources = {split: Source(f"{config.data} {split}", partial(read, split)) for split in used}
     facts = (*used, *(splits[name]._fingerprint for name in used), str(layout))  # noqa: SLF001 - the library has no public name for its digest
     classes = config.class_names or layout.classes
-    numbers = class_numbers(classes, numbered_from=None if layout.classes else 0)
+    numbers = class_numbers(
+        "--class-names" if config.class_names else config.data, classes, numbered_from=None if layout.classes else 0
+    )
     ag_news = _AG_NEWS_NAME.search(config.data) is not None
     remarks = tuple(_unused(f"the split {name}") for name in splits if name not in used)
     train, test = sources["train"], sources.get("test")

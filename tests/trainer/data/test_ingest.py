@@ -171,7 +171,10 @@ def test_skipped_rows_are_counted_reported_and_listed(
     }
     assert dataset.info["bad_rows"] == counts
     output = capsys.readouterr().out
-    assert "preprocess: skipped 7 bad rows (empty text 3, not valid JSON 1, missing column 1, " in output
+    assert (
+        "preprocess: skipped 4 training rows and 3 test rows as bad (empty text 3, not valid JSON 1, missing column 1, "
+        in output
+    )
     text = (dataset.folder / "bad_rows.jsonl").read_text("utf-8")
     assert "'größer' is none of bad, good" in text
     listed = [json.loads(line) for line in text.splitlines()]

@@ -195,7 +195,8 @@ def test_class_names_mean_the_same_in_every_format(
 
 def test_two_names_of_one_class_are_refused(folder: Path) -> None:
     assert (
-        refusal(folder, class_names=("1", "2", "1.0")) == "class_names: '1' and '1.0' are the same class; leave one out"
+        refusal(folder, class_names=("1", "2", "1.0"))
+        == "--class-names: '1' and '1.0' are the same class; leave one out"
     )
 
 

@@ -32,6 +32,7 @@ def test_rows_of_class_and_texts_may_have_no_header(tmp_path: Path, ending: str)
         (("id{}", "words of it {}", 2.0), {}, Layout(("2",), "3", 3)),
         (("{}", "good", "some words {}"), {}, Layout(("3",), "2", 3)),
         ((5, "words {}"), {}, Layout(("2",), "1", 2)),
+        ((5, "one title", "words {}"), {}, Layout(("2", "3"), "1", 3)),
         (("sport", "word{}", "and words {}"), {"text": ("2",), "label": "1"}, Layout(("2",), "1", 3)),
         (("sport", "x", "and words {}"), {"label": "1"}, Layout(("3",), "1", 3)),
         (("sport", "news", "words {}"), {"text": ("2", "3")}, Layout(("2", "3"), "1", 3)),
