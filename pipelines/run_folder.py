@@ -16,6 +16,7 @@ from pipelines.job.settings import Deadlines, JobConfig
 from server.cli import Settings, build
 from server.errors import UserError
 from server.files import write_json
+from trainer.checkpoint.lock import check_free
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, TrainConfig
 
 Step = Literal["preprocess", "train", "evaluate", "gate", "export", "deploy"]
@@ -144,6 +145,8 @@ def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_i
                 f"--from {from_step}: {run.model} is the model now served, and would be written over; start a new run "
                 f"(its rows are not preprocessed again), or resume with --from deploy"
             )
+        if settings.backend == "local":  # on a cluster the launcher attaches to the job that trains
+            check_free(folder)
     elif from_step:
         raise UserError(
             f"--from {from_step}: {folder} is no earlier run; the runs in {run.workspace} are {_runs(run.workspace)}"

@@ -2,16 +2,20 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from server.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -112,8 +116,20 @@ def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+        _warn_unsynced(path.parent)
     finally:
         os.close(handle)
+
+
+@cache
+def _warn_unsynced(folder: Path) -> None:
+    """Warns once for each folder, and not for every folder in it."""
+    _LOG.warning(
+        "warning: %s is on a file system that cannot sync folders; it decides when new names are on the disk", folder
+    )
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from server.cli import parse
 from server.files import atomic_directory, write_json
 from trainer.checkpoint.checkpointer import Checkpointer, describe
 from trainer.checkpoint.state import TrainState
-from trainer.checkpoint.store import epoch_name, read_weights
+from trainer.checkpoint.store import check_best, epoch_name, read_weights
 from trainer.config import TrainArguments, TrainConfig
 from trainer.data.batches import BatchSampler, Step, collate
 from trainer.data.dataset import Dataset
@@ -129,7 +129,9 @@ def save_best(
     """The main process writes the model folder with the weights of the best epoch, and train_config.json with how it was trained."""
     if not process.is_main:
         return
-    weights = read_weights(output / "checkpoints" / epoch_name(state.best_epoch))
+    best = output / "checkpoints" / epoch_name(state.best_epoch)
+    check_best(best)
+    weights = read_weights(best)
     with atomic_directory(output / "model") as target:
         save_model(model, dataset, target, weights=weights)
         facts = {"settings": provenance, "best_epoch": state.best_epoch, "epochs": state.validation}

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from server.errors import UserError
 from trainer.checkpoint import store
+from trainer.checkpoint.lock import TrainingLock
 from trainer.checkpoint.state import TrainState, start_over
 from trainer.config import NOT_OF_THE_MODEL, TrainConfig
 from trainer.data.batches import BatchSampler
@@ -53,6 +54,7 @@ class Checkpointer:
         self._writing: Future[None] | None = None
         self._saved_at = time.monotonic()
         self._consensus, self._preemption = Consensus(), Preemption()
+        self._lock = TrainingLock(output)
         self.state = TrainState()
 
     @contextmanager
@@ -64,17 +66,21 @@ class Checkpointer:
                 yield self
             finally:
                 self._thread.shutdown()
+                self._lock.release()
 
     def resume(self) -> TrainState:
         """Loads the newest undamaged checkpoint into model and optimizer, if there is one, and returns the state.
 
-        UserError when it was made with other settings: the same command would have trained another model.
+        UserError when it was made with other settings: the same command would have trained another model; or when another
+        process trains this run.
         """
         found: list[str | None] = [None, None]  # a checkpoint, and why there can be none
         if self._process.is_main:
             try:
+                self._lock.acquire()
                 found[0] = self._find()
             except UserError as error:
+                self._lock.release()
                 found[1] = str(error)
         dist.broadcast_object_list(found, src=0, device=self._process.device)
         if found[1]:
@@ -105,6 +111,9 @@ class Checkpointer:
             checkpoint = self._folder / name
             if not (damage := store.find_damage(checkpoint)):
                 self._compare(checkpoint)
+                best = store.epoch_name(store.read_state(checkpoint)["state"]["best_epoch"])
+                if best not in (name, store.epoch_name(0)):
+                    store.check_best(self._folder / best)
                 return str(checkpoint)
             aside = store.quarantine(checkpoint).name
             print0(f"train: warning: {checkpoint} is damaged: {damage}; it is now {aside}, the one before is used")

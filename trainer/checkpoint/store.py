@@ -8,6 +8,7 @@ checkpoints/epoch-0002-step-00000900/     in mid-epoch: after 2 epochs and 900 s
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from server.errors import UserError
 from server.files import atomic_directory, disk_errors, fsync, read_json, recover_directory, write_json
+from trainer.monitoring.console import print0
 
 FORMAT = 2
 """Number of this layout. Format 1, which named no number, had the optimizer's tensors by number."""
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"epoch-\d{4,}(-step-\d{8,})?")
+_UNFINISHED = re.compile(rf"\.({_NAME.pattern})\.\d+\.(tmp|old|removed)")
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,29 @@ def write(folder: Path, snapshot: Snapshot, *, keep_last: int) -> None:
         }
         write_json(target / MANIFEST, {"files": files})
     _point(folder, snapshot.name)
-    for other in names(folder)[keep_last:]:
-        if other not in snapshot.best:
-            shutil.rmtree(folder / other)
+    there = names(folder)
+    kept = {*snapshot.best, *(epoch_name(_best_epoch(folder / name)) for name in there[:keep_last])}
+    for other in there[keep_last:]:
+        if other not in kept:
+            _remove(folder / other)
+
+
+def _best_epoch(checkpoint: Path) -> int:
+    """Returns the epoch whose weights a training that resumes from here may need; 0 where none has ended."""
+    try:
+        return int(read_json(checkpoint / "state.json")["state"]["best_epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # a damaged one, which a resume passes over
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint, by another name first, so that it is complete or none; what cannot be removed is a warning."""
+    try:
+        if not folder.name.startswith("."):
+            folder = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.removed"))
+        shutil.rmtree(folder)
+    except OSError as error:
+        print0(f"train: warning: {folder} cannot be removed: {error.strerror or error}; the next start tries again")
 
 
 def _point(folder: Path, name: str) -> None:
@@ -66,8 +90,8 @@ def _point(folder: Path, name: str) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """Lists the names of the checkpoints, the newest first."""
-    return sorted((path.name for path in folder.glob("epoch-*")), reverse=True)
+    """Lists the names of the checkpoints, the newest first; copies and notes of a user have other names."""
+    return sorted((path.name for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def find_damage(checkpoint: Path) -> str:
@@ -82,6 +106,15 @@ def find_damage(checkpoint: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def check_best(checkpoint: Path) -> None:
+    """Raises UserError when the checkpoint of the best epoch, whose weights become the model, is damaged or missing."""
+    if damage := "it is missing" if not checkpoint.is_dir() else find_damage(checkpoint):
+        raise UserError(
+            f"{checkpoint}: the model is made of this checkpoint, of the best epoch, but {damage}; "
+            "bring it back from a copy and start again, or start over with --resume never"
+        )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -111,10 +144,11 @@ def read_moments(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process had begun to write; a checkpoint that it was replacing is brought back first."""
-    for path in folder.glob(".epoch-*.old"):
-        recover_directory(folder / path.name.removeprefix(".").split(".")[0])
-    for path in folder.glob(".epoch-*"):
-        shutil.rmtree(path)
+    for path in sorted(folder.glob(".epoch-*")):
+        if (found := _UNFINISHED.fullmatch(path.name)) and path.suffix == ".old":
+            recover_directory(folder / found[1])
+        if found and path.exists():
+            _remove(path)
 
 
 def quarantine(checkpoint: Path) -> Path:

@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +22,14 @@ from server.errors import UserError
 from tests.support.kills import kill_and_compare, losses, same_weights
 from tests.support.ranks import Ranks
 from tests.support.training import LENGTHS, QUICK, sampler, stopped_at
-from trainer.checkpoint.store import Snapshot, find_damage, names, remove_unfinished, write
+from trainer.checkpoint import lock
+from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.store import Snapshot, find_damage, names, write
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process, process_group
+from trainer.model.classifier import build_model
 from trainer.monitoring.training_log import read_log
-from trainer.train import train
+from trainer.train import save_best, train
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
@@ -79,30 +84,28 @@ def test_a_checkpoint_does_not_change_while_training_continues(
     assert losses(tmp_path / "slow") == losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["torn", "flipped", "missing"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
-    file: str, damage: str, dataset: Dataset, stopped: Path, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+    dataset: Dataset, stopped: Path, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     newest, before = names(run / "checkpoints")[:2]
-    path = run / "checkpoints" / newest / file
-    content = bytearray(path.read_bytes())
-    if damage == "torn":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    else:
-        path.unlink()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("trainer.train.seed_step", lambda *_args, **_kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(QUICK, dataset, run, process)
+    (run / "checkpoints" / newest / "state.json").unlink()
+    stopped_at(0, QUICK, dataset, run, process)
     output = capsys.readouterr().out
-    assert f"warning: {run}/checkpoints/{newest} is damaged: " in output
-    assert file in output
+    assert f"warning: {run}/checkpoints/{newest} is damaged: FileNotFoundError: " in output
     assert f"resuming from {run}/checkpoints/{before}" in output
+
+
+def test_a_run_that_trains_refuses_a_second_training(dataset: Dataset, tmp_path: Path, process: Process) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        facts = lock._this_process() | {"pid": other.pid, "started": lock._started(other.pid)}
+        (tmp_path / lock.NAME).write_text(json.dumps(facts), encoding="utf-8")
+        with pytest.raises(UserError, match=f"is being trained by process {other.pid} on "):
+            train(QUICK, dataset, tmp_path, process)
+        other.kill()
+    assert not (tmp_path / "checkpoints").exists()
+    stopped_at(2, QUICK, dataset, tmp_path, process)
+    assert not (tmp_path / lock.NAME).exists()
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,22 @@ def test_a_setting_that_an_older_version_did_not_save_had_its_default(
     assert train(QUICK, dataset, run, process).epoch == 2
 
 
+def test_without_the_checkpoint_of_the_best_epoch_no_step_is_trained_and_no_model_written(
+    dataset: Dataset, stopped: Path, tmp_path: Path, process: Process
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    newest = run / "checkpoints" / names(run / "checkpoints")[0]
+    edit_state(newest, lambda state: state["state"].update(best_epoch=1))
+    with pytest.raises(
+        UserError, match=r"epoch-0001: the model is made of .* it is missing; bring it back from a copy"
+    ):
+        train(QUICK, dataset, run, process)
+    model = build_model("tiny", dataset, seed=0, device=process.device)
+    with pytest.raises(UserError, match=r"epoch-0001: the model is made of .* it is missing"):
+        save_best(model, dataset, run, TrainState(best_epoch=1), {}, process)
+    assert not (run / "model").exists()
+
+
 def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(
     dataset: Dataset, stopped: Path, tmp_path: Path, process: Process
 ) -> None:
@@ -225,17 +244,6 @@ def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(
     edit_state(newest, lambda state: state.pop("format"))
     with pytest.raises(UserError, match=r"has format 1, and this version resumes format 2: finish .*--resume never"):
         train(QUICK, dataset, run, process)
-
-
-def test_a_checkpoint_that_was_being_replaced_is_brought_back(stopped: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(stopped / "checkpoints", tmp_path / "checkpoints"))
-    newest, before = names(folder)[:2]
-    (folder / newest).rename(folder / f".{newest}.123.old")
-    (folder / f".{newest}.123.tmp").mkdir()
-    remove_unfinished(folder)
-    assert names(folder)[:2] == [newest, before]
-    assert find_damage(folder / newest) == ""
-    assert not list(folder.glob(".epoch-*"))
 
 
 def test_waiting_for_a_slow_disk_is_no_hang(dataset: Dataset, tmp_path: Path) -> None:
