@@ -175,7 +175,7 @@ def _balance(classes: dict[str, int], rows: int) -> str:
     half, empty = MOST_LISTED // 2, sum(not count for count in classes.values())
     largest, smallest = (", ".join(shown[place] for place in some) for some in (order[:half], order[-half:]))
     return (
-        f" of {len(shown):,} classes{f', {empty:,} of which have none' if empty else ''}; "
+        f" of {len(shown):,} classes{f' ({empty:,} without rows)' if empty else ''}; "
         f"the largest: {largest}; the smallest: {smallest}; dataset.json has all"
     )
 

@@ -16,6 +16,7 @@ from trainer.monitoring.console import Progress, print0
 
 Keys = npt.NDArray[np.uint64]
 Labels = npt.NDArray[np.int32]
+_PART = 1 << 20  # keys that are looked for at a time
 MOST_LISTED = 8
 """Classes that a line of the log lists at most."""
 
@@ -38,8 +39,8 @@ def split_rows(
     draws = _draws(keys, seed)
     test, held_out = fractions["test"], fractions["test"] + (1 - fractions["test"]) * fractions["validation"]
     assigned = np.full(len(keys), _TRAIN, dtype=np.uint8)
-    assigned[draws < held_out] = _VALIDATION
-    assigned[draws < test] = _TEST
+    assigned[draws < np.uint64(held_out * 2**64)] = _VALIDATION
+    assigned[draws < np.uint64(test * 2**64)] = _TEST
     _keep_each_class(assigned, keys, labels, draws, classes)
     for name, fraction in fractions.items():
         if fraction and not (assigned == SPLITS.index(name)).any():
@@ -47,16 +48,18 @@ def split_rows(
     return assigned
 
 
-def _draws(keys: Keys, seed: int) -> npt.NDArray[np.float64]:
-    """Returns a number from 0 to 1 for each key, the same for the same key and seed (SplitMix64)."""
+def _draws(keys: Keys, seed: int) -> Keys:
+    """Returns a number below 2^64 for each key, as if drawn: the same for the same key and seed (SplitMix64)."""
     mixed = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return (mixed ^ (mixed >> np.uint64(31))) / np.float64(2**64)
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def _keep_each_class(
-    assigned: npt.NDArray[np.uint8], keys: Keys, labels: Labels, draws: npt.NDArray[np.float64], classes: Sequence[str]
+    assigned: npt.NDArray[np.uint8], keys: Keys, labels: Labels, draws: Keys, classes: Sequence[str]
 ) -> None:
     """Takes one text of each class that has none in train back to train."""
     lacking = np.setdiff1d(labels, labels[assigned == _TRAIN])
@@ -71,9 +74,7 @@ def _keep_each_class(
     )
 
 
-def _fill(
-    assigned: npt.NDArray[np.uint8], keys: Keys, labels: Labels, draws: npt.NDArray[np.float64], name: str
-) -> None:
+def _fill(assigned: npt.NDArray[np.uint8], keys: Keys, labels: Labels, draws: Keys, name: str) -> None:
     """Takes a text from train for a split that has none; a class keeps a text there."""
     train = np.flatnonzero(assigned == _TRAIN)
     by_text = train[np.lexsort((keys[train], labels[train]))]
@@ -89,7 +90,7 @@ def _fill(
 
 def leave_out(train: Keys, test: Keys, labels: Labels, classes: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Returns the training rows whose text is among the test rows; UserError when a class has no others."""
-    shared = np.isin(train, test)
+    shared = _is_in(train, np.unique(test))
     if len(lost := np.setdiff1d(labels, labels[~shared])):
         names = listed([classes[number] for number in lost])
         raise UserError(
@@ -118,20 +119,25 @@ def limit_rows(keys: Keys, labels: Labels, limit: int, *, seed: int) -> npt.NDAr
 
 def count_repeats(folder: Path, keys: Keys, labels: Labels) -> dict[str, int]:
     """Counts rows that repeat the text of an earlier row, exactly or nearly, and texts that have two classes or more."""
-    order = np.lexsort((labels, keys))
-    same = keys[order][1:] == keys[order][:-1]
-    other_class = same & (labels[order][1:] != labels[order][:-1])
-    repeated = np.zeros(len(keys), dtype=bool)
-    repeated[order[1:][same]] = repeated[order[:-1][same]] = True
-    exact = 0
-    if repeated.any():
-        texts = (text for place, texts in read_texts(folder) for text in itertools.compress(texts, repeated[place]))
-        exact = int(repeated.sum()) - len(np.unique(_hashes(text.encode() for text in texts)))
+    ordered = np.sort(keys)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    chosen = _is_in(keys, repeated)
+    texts = (text for place, texts in read_texts(folder) for text in itertools.compress(texts, chosen[place]))
+    exact = int(chosen.sum()) - len(np.unique(_hashes(text.encode() for text in texts))) if len(repeated) else 0
+    own, of_own = keys[chosen], labels[chosen]
+    order = np.lexsort((of_own, own))
+    two_classes = (np.diff(own[order]) == 0) & (np.diff(of_own[order]) != 0)
     return {
         "exact": exact,
-        "near": int(same.sum()) - exact,
-        "texts_of_two_classes": len(np.unique(keys[order[1:][other_class]])),
+        "near": len(own) - len(repeated) - exact,
+        "texts_of_two_classes": len(np.unique(own[order][1:][two_classes])),
     }
+
+
+def _is_in(keys: Keys, wanted: Keys) -> npt.NDArray[np.bool_]:
+    """Returns True for each key that is wanted; in parts, as it takes much memory."""
+    parts = [keys[start : start + _PART] for start in range(0, len(keys), _PART)]
+    return np.concatenate([np.empty(0, dtype=bool), *(np.isin(part, wanted) for part in parts)])
 
 
 def test_digest(
