@@ -10,7 +10,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.signals import TERMINATED, exit_on_sigterm
 from server.cli import as_flags, fail
 from server.errors import UserError
-from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
+from trainer.config import CHOSEN, EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
 from trainer.monitoring.console import print0
 
 
@@ -39,7 +39,8 @@ def train(run: RunFolder, *, task_config: object | None = None) -> dict[str, Any
         )  # fmt: skip
         outcome = {"job": done.job, "how": done.how, "pods": done.pods, "restarts": done.restarts}
     trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
-    return outcome | {"best_epoch": trained["best_epoch"], "epochs": trained["epochs"]}
+    chosen = {name: trained["settings"].get(name) for name in (*CHOSEN, "chosen")}
+    return outcome | {"best_epoch": trained["best_epoch"], "epochs": trained["epochs"], "schedule": chosen}
 
 
 def _start_over(run: RunFolder) -> None:

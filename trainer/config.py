@@ -16,6 +16,9 @@ NOT_OF_THE_MODEL = {
 }  # fmt: skip
 """Settings of training that do not change the model, so that a resume may change them."""
 
+CHOSEN = ("epochs", "learning_rate", "warmup_fraction", "early_stopping_patience")
+"""Settings of training that are chosen by data and encoder where they are not set, and kept by a resume."""
+
 
 class ModelConfig(Settings):
     """Settings that preprocess and train share."""
@@ -83,8 +86,8 @@ class PreprocessConfig(ModelConfig):
 class TrainConfig(ModelConfig):
     """Settings of the train step."""
 
-    epochs: int = Field(default=3, ge=1, le=1000)
-    """Passes over the training rows."""
+    epochs: int | None = Field(default=None, ge=1, le=1000)
+    """Passes over the training rows. By default chosen by the data: 3, or as many as few rows or many classes need, up to 20, with early stopping."""
 
     batch_size: int = Field(default=32, ge=1, le=65536)
     """Examples per process per forward pass. An optimizer step sees batch_size × processes × accumulation_steps."""
@@ -93,10 +96,10 @@ class TrainConfig(ModelConfig):
     """Forward passes per optimizer step."""
 
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Peak learning rate, after warm-up. By default 5e-5, and 1e-3 for `tiny`."""
+    """Peak learning rate, after warm-up. By default chosen by the size of the encoder and the number of steps: 3e-4 for a small one, 4e-5 for BERT's size, 1e-3 for `tiny`."""
 
-    warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
-    """Share of all steps in which the learning rate rises from 0; it falls to 0 over the others."""
+    warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises from 0; it falls to 0 over the others. By default 0.06, and up to 0.2 where that were fewer than 20 steps."""
 
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """AdamW's decay of weight matrices; biases and norms do not decay."""
@@ -117,7 +120,7 @@ class TrainConfig(ModelConfig):
     """With ddp, compression of gradients for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. PowerSGD's error feedback is not saved: a run that is resumed with it is not bit for bit the same."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better validation accuracy after which training ends. By default it never ends early."""
+    """Epochs without a better validation accuracy after which training ends. By default a third of the epochs where these are chosen by the data and more than 3; else it never ends early."""
 
     resume: Literal["auto", "never"] = "auto"
     """Resume from the last checkpoint of this run (auto), or move it aside and start over (never)."""
@@ -154,7 +157,7 @@ class TrainConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _training_settings_agree(self) -> Self:
-        if self.early_stopping_patience is not None and self.early_stopping_patience >= self.epochs:
+        if self.epochs is not None and (self.early_stopping_patience or 0) >= self.epochs:
             raise ValueError(
                 f"early_stopping_patience = {self.early_stopping_patience} contradicts epochs = {self.epochs}: "
                 "it could never end training; make it smaller or leave it out"

@@ -27,8 +27,9 @@ from trainer.distributed.parallel import gradient_norm, gradient_sync, paralleli
 from trainer.distributed.process_group import Process, check_ranks_agree, process_group, seed_step
 from trainer.evaluation.predict import validate
 from trainer.model.classifier import build_trainable, save_model
-from trainer.model.optimizer import choose_precision, make_optimizer, schedule
+from trainer.model.optimizer import choose_precision, make_optimizer
 from trainer.model.packing import is_packed
+from trainer.model.schedule import make_plan, schedule
 from trainer.monitoring.console import print0
 from trainer.monitoring.mlflow import MlflowTracker
 from trainer.monitoring.monitor import Monitor
@@ -45,20 +46,26 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     provenance = describe(config, dataset, sampler, process)
     checkpointer = Checkpointer(output, raw_model, optimizer, config, provenance, process)
     state = checkpointer.resume()
-    total_steps = config.epochs * len(dataset.train) / sampler.step_rows
+    plan, reasons = make_plan(
+        config, raw_model.config, rows=sampler.rows, classes=len(dataset.classes), step_rows=sampler.step_rows,
+        earlier=checkpointer.earlier,
+    )  # fmt: skip
+    print0(f"train: {reasons}")
+    provenance.update(plan.model_dump(mode="json"), chosen=reasons)  # which the checkpoints hold, too
+    total_steps = plan.epochs * len(dataset.train) / sampler.step_rows
 
     with (
         MlflowTracker(output, provenance, process),
-        Monitor(output, config, dataset, state, process) as monitor,
+        Monitor(output, plan, dataset, state, process) as monitor,
         checkpointer.report_to(monitor),
     ):
         monitor.start(raw_model, sampler, f"{precision}: {reason}")
-        if not state.finished(config.epochs):
-            warm_up(model, sampler.largest_step(config.epochs), dataset, process, precision)
-        while not state.finished(config.epochs):
+        if not state.finished(plan.epochs):
+            warm_up(model, sampler.largest_step(plan.epochs), dataset, process, precision)
+        while not state.finished(plan.epochs):
             state.start_segment(sampler.step_rows)
             for step in monitor.watch(sampler.epoch(state.epoch, state.segments)):
-                learning_rate = schedule(state.samples / sampler.step_rows, total_steps, config)
+                learning_rate = schedule(state.samples / sampler.step_rows, total_steps, plan)
                 seed_step(config.seed, step=state.step, rank=process.rank)
                 loss = forward_backward(model, step, dataset, process, precision)
                 norm = optimizer_step(model, optimizer, learning_rate, max_grad_norm=config.max_grad_norm)
@@ -66,7 +73,7 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
                 monitor.after_step(step, loss, norm, learning_rate)
                 checkpointer.after_step()
             score = validate(raw_model, dataset, process, monitor.beat, checkpointer.stop_if_asked)
-            state.end_epoch(score.loss, score.accuracy, patience=config.early_stopping_patience)
+            state.end_epoch(score.loss, score.accuracy, patience=plan.early_stopping_patience)
             monitor.after_epoch()
             checkpointer.save()
         checkpointer.wait()

@@ -100,7 +100,7 @@ def _pod(task: dsl.PipelineTask, given: dict[str, Any], name: str) -> dsl.Pipeli
 
 @dsl.pipeline(name="distrinews", description=_SUMMARY)
 def distrinews(
-    data: str = "sample", text_column: str = "", label_column: str = "", model: str = "tiny", epochs: int = 3,
+    data: str = "sample", text_column: str = "", label_column: str = "", model: str = "tiny", epochs: int = 0,
     batch_size: int = 32, learning_rate: float = 0.0, min_accuracy: float = 0.8, backend: str = "pytorchjob", nodes: int = 1,
     gpus: int = 0, release: str = "distrinews", settings: dict = {}, run_name: str = "", from_step: str = "",  # type: ignore[type-arg]  # noqa: B006 - kfp copies it
     claim: str = "distrinews-workspace", trainer_image: str = TRAINER, pipelines_image: str = PIPELINES,

@@ -147,7 +147,7 @@ def test_settings_written_as_flags_and_read_again_are_the_same(seed: int) -> Non
     names = draw.sample(sorted(RunConfig.model_fields), draw.randint(0, len(RunConfig.model_fields)))
     values: dict[str, Any] = {"data": "file.csv"} | {name: drawn(name, draw) for name in names}
     values.pop("test_fraction" if draw.random() < 0.5 else "test_data", None)
-    if values.get("early_stopping_patience", 0) >= values.get("epochs", 3):
+    if values.get("early_stopping_patience", 0) >= values.get("epochs", 2000):
         del values["early_stopping_patience"]
     if values.get("label_column") in values.get("text_column", ()):
         del values["label_column"]
@@ -205,7 +205,9 @@ def test_a_wrong_flag_is_refused_with_a_fix(args: list[str], expected: str, caps
     assert expected in refusal(args, capsys)
 
 
-@pytest.mark.parametrize("args", [("--epocs", "3"), ("--epochs", "0"), ("--early-stopping-patience", "3")])
+@pytest.mark.parametrize(
+    "args", [("--epocs", "3"), ("--epochs", "0"), ("--epochs", "2", "--early-stopping-patience", "2")]
+)
 def test_a_wrong_setting_ends_the_command_before_anything_heavy_is_imported(args: tuple[str, ...]) -> None:
     done, imported = called("run", *args)
     assert done.returncode == 2
@@ -260,7 +262,6 @@ def test_classes_named_by_numbers_in_a_file_are_names(tmp_path: Path) -> None:
         ("3: 4", "settings.yaml: no setting is called '3'"),
         ("epochs: 0", "--epochs 0: input should be greater than or equal to 1"),
         ("epochs: 2.5", "--epochs 2.5: input should be a valid integer"),
-        ("epochs:", "--epochs None: "),
         ("data: a.csv\nclass_names: [A, true]", "--class-names True: input should be a valid string"),
         ("data: a.csv\nclass_names: ['World, home', Sports]", "--class-names 'World, home': a name must not"),
         ("data: a.csv\ntext_column: ['', x]", "--text-column '': a name must not be empty"),

@@ -27,12 +27,13 @@ from trainer.distributed.launch import worker
 from trainer.distributed.parallel import gradient_sync, parallelize
 from trainer.distributed.process_group import Process, process_group
 from trainer.model.classifier import build_model, freeze_unused
-from trainer.model.optimizer import choose_precision, make_optimizer, schedule
+from trainer.model.optimizer import choose_precision, make_optimizer
 from trainer.model.packing import enable_packing, is_packed
 from trainer.monitoring.console import Progress
 from trainer.train import forward_backward, optimizer_step
 
 _BLOCK_STEPS = 5
+_LEARNING_RATE = 1e-5
 
 Scaling = Literal["weak", "strong"]
 _Moment = float | torch.cuda.Event
@@ -176,14 +177,13 @@ def _run(steps: list[Step], trained: Trained, progress: Progress, *, exchange: b
     dist.barrier()
     _wait(device)
     begin = time.perf_counter()
-    for number, step in enumerate(steps):
+    for step in steps:
         with gradient_sync(trained.model, when=exchange):
             forward_backward(trained.model, step, trained.dataset, trained.process, trained.precision)
         backwards.append(_now(device))
         if not exchange:
             dist.all_reduce(beat)
-        learning_rate = schedule(number, len(steps), trained.config)
-        optimizer_step(trained.model, trained.optimizer, learning_rate, max_grad_norm=trained.config.max_grad_norm)
+        optimizer_step(trained.model, trained.optimizer, _LEARNING_RATE, max_grad_norm=trained.config.max_grad_norm)
         progress.advance()
     _wait(device)
     whole = time.perf_counter() - begin

@@ -19,7 +19,7 @@ from server.errors import UserError
 from trainer.checkpoint import store
 from trainer.checkpoint.lock import TrainingLock
 from trainer.checkpoint.state import TrainState, start_over
-from trainer.config import NOT_OF_THE_MODEL, TrainConfig
+from trainer.config import CHOSEN, NOT_OF_THE_MODEL, TrainConfig
 from trainer.data.batches import BatchSampler
 from trainer.data.dataset import Dataset
 from trainer.distributed.preemption import Consensus, Preempted, Preemption
@@ -56,6 +56,8 @@ class Checkpointer:
         self._consensus, self._preemption = Consensus(), Preemption()
         self._lock = TrainingLock(output)
         self.state = TrainState()
+        self.earlier: dict[str, Any] = {}
+        """Settings of the training that is resumed."""
 
     @contextmanager
     def report_to(self, monitor: Monitor) -> Iterator[Self]:
@@ -99,7 +101,7 @@ class Checkpointer:
             self._model, self._optimizer, model_state_dict=weights, optim_state_dict=optimizer, options=_FULL
         )  # fmt: skip
         self._optimizer.zero_grad(set_to_none=True)
-        self.state = TrainState(**saved["state"])
+        self.state, self.earlier = TrainState(**saved["state"]), saved["provenance"]
 
     def _find(self) -> str | None:
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
@@ -130,7 +132,7 @@ class Checkpointer:
         saved = store.read_state(checkpoint)["provenance"]
         for name, now in self._provenance.items():
             then = saved.get(name, defaults.get(name, now))
-            if now == then or name in NOT_OF_THE_MODEL:
+            if now == then or name in NOT_OF_THE_MODEL or (name in CHOSEN and now is None):
                 continue
             if name in _WORLD and self._config.allow_changed_world:
                 print0(f"train: {name} was {then}, now it is {now}: resuming with the rows that this epoch has left")

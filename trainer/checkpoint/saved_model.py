@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from trainer.config import NOT_OF_THE_MODEL, TrainConfig
+from trainer.config import CHOSEN, NOT_OF_THE_MODEL, TrainConfig
 
 _HEADER = 8  # bytes that hold the length of the header of a safetensors file
 
@@ -21,7 +21,8 @@ def check_saved_model(folder: Path, config: TrainConfig) -> str:
         return fault
     trained = json.loads((folder / "train_config.json").read_text(encoding="utf-8")).get("settings", {})
     for name, wanted in config.model_dump(mode="json").items():
-        if name not in NOT_OF_THE_MODEL and trained.get(name) != wanted:
+        chosen = name in CHOSEN and wanted is None
+        if name not in NOT_OF_THE_MODEL and not chosen and trained.get(name) != wanted:
             return (
                 f"{folder} was trained with {name} = {trained.get(name)!r}, not {wanted!r}: it is of another training"
             )

@@ -21,8 +21,8 @@ from server.errors import UserError
 from server.files import atomic_directory, disk_errors, fsync, read_json, recover_directory, write_json
 from trainer.monitoring.console import print0
 
-FORMAT = 2
-"""Number of this layout. Format 1, which named no number, had the optimizer's tensors by number."""
+FORMAT = 3
+"""Number of this layout. Format 1, which named no number, had the optimizer's tensors by number; format 2 did not name the chosen schedule."""
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"epoch-\d{4,}(-step-\d{8,})?")
 _UNFINISHED = re.compile(rf"\.({_NAME.pattern})\.\d+\.(tmp|old|removed)")

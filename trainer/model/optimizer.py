@@ -1,4 +1,4 @@
-"""AdamW's groups, the learning rate schedule and the number format."""
+"""AdamW's groups and the number format."""
 
 import platform
 
@@ -6,9 +6,6 @@ import torch
 from torch import nn
 
 from trainer.config import TrainConfig
-
-_PEAK_LEARNING_RATE = 5e-5  # of pretrained encoders: Devlin et al. 2019, appendix A.3
-_TINY_PEAK_LEARNING_RATE = 1e-3  # random weights have further to go
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -18,24 +15,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=peak_learning_rate(config), fused=True)
-
-
-def peak_learning_rate(config: TrainConfig) -> float:
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return _TINY_PEAK_LEARNING_RATE if config.model == "tiny" else _PEAK_LEARNING_RATE
-
-
-def schedule(step: float, total_steps: float, config: TrainConfig) -> float:
-    """Returns the learning rate of a step, counted from 0: up in a line over the warm-up, then down in a line to 0.
-
-    Steps are counted in rows seen, so that a resume with another number of rows a step continues the same line.
-    """
-    warmup_steps = round(total_steps * config.warmup_fraction)
-    if step < warmup_steps:
-        return peak_learning_rate(config) * (step + 1) / warmup_steps
-    return peak_learning_rate(config) * (total_steps - step) / max(total_steps - warmup_steps, 1)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)  # each step sets its own
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -16,11 +16,11 @@ from torch.profiler import profile, record_function, schedule, tensorboard_trace
 
 from server.errors import UserError
 from trainer.checkpoint.state import TrainState
-from trainer.config import TrainConfig
 from trainer.data.batches import BatchSampler, Rows, Step
 from trainer.data.dataset import Dataset
 from trainer.distributed.preemption import HangWatchdog
 from trainer.distributed.process_group import Process, versions
+from trainer.model.schedule import TrainPlan
 from trainer.monitoring.console import Progress, print0
 from trainer.monitoring.training_log import TrainingLog
 
@@ -36,9 +36,7 @@ class Monitor:
     After clipping each process has the same gradient norm, so all skip the same steps without an exchange.
     """
 
-    def __init__(
-        self, output: Path, config: TrainConfig, dataset: Dataset, state: TrainState, process: Process
-    ) -> None:
+    def __init__(self, output: Path, config: TrainPlan, dataset: Dataset, state: TrainState, process: Process) -> None:
         self._config, self._dataset, self._state, self._process = config, dataset, state, process
         self._logs, self._open = output / "logs", ExitStack()
         self._meter = Meter(process.device)

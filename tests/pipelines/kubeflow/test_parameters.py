@@ -65,16 +65,16 @@ def test_a_field_that_has_its_default_leaves_a_resumed_run_as_it_was() -> None:
     found = from_parameters(parameters(batch_size=16.0, settings={"job": {"queue": "b"}}), earlier=earlier)
     assert (found.epochs, found.batch_size, found.min_accuracy) == (5, 16, 0.9)
     assert (found.job.nodes, found.job.queue) == (4, "b")
-    back = to_parameters(RunSettings(epochs=3))
-    assert back["settings"]["epochs"] == 3, (
+    back = to_parameters(RunSettings(batch_size=32))
+    assert back["settings"]["batch_size"] == 32, (
         "what is set to the form's default goes where it cannot be taken for left out"
     )
-    assert from_parameters(parameters(**back), earlier=earlier).epochs == 3
+    assert from_parameters(parameters(**back), earlier=earlier | {"batch_size": 8}).batch_size == 32
 
 
-def test_an_accuracy_of_zero_is_a_value_and_a_learning_rate_of_zero_is_none() -> None:
-    found = from_parameters(parameters(min_accuracy=0.0, learning_rate=0.0, text_column=""))
-    assert (found.min_accuracy, found.learning_rate, found.text_column) == (0.0, None, ())
+def test_an_accuracy_of_zero_is_a_value_and_epochs_and_a_learning_rate_of_zero_are_chosen_by_the_data() -> None:
+    found = from_parameters(parameters(min_accuracy=0.0, epochs=0.0, learning_rate=0.0, text_column=""))
+    assert (found.min_accuracy, found.epochs, found.learning_rate, found.text_column) == (0.0, None, None, ())
 
 
 def test_the_image_of_the_job_is_that_of_the_steps_unless_it_is_set() -> None:

@@ -76,8 +76,9 @@ def test_the_form_has_nineteen_typed_fields_and_one_for_all_other_settings(compi
     assert len(kinds) == 20
     assert kinds["epochs"] == kinds["nodes"] == "NUMBER_INTEGER"
     assert kinds["min_accuracy"] == kinds["learning_rate"] == "NUMBER_DOUBLE"
-    for name in ("data", "epochs", "batch_size", "min_accuracy", "backend"):
+    for name in ("data", "batch_size", "min_accuracy", "backend"):
         assert shown[name]["defaultValue"] == getattr(RunSettings(), name)
+    assert shown["epochs"]["defaultValue"] == shown["learning_rate"]["defaultValue"] == 0, "chosen by the data"
     assert shown["trainer_image"]["defaultValue"] == JobConfig().image
 
 

@@ -242,7 +242,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     newest = run / "checkpoints" / names(run / "checkpoints")[0]
     edit_state(newest, lambda state: state.pop("format"))
-    with pytest.raises(UserError, match=r"has format 1, and this version resumes format 2: finish .*--resume never"):
+    with pytest.raises(UserError, match=r"has format 1, and this version resumes format 3: finish .*--resume never"):
         train(QUICK, dataset, run, process)
 
 
