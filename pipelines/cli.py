@@ -60,6 +60,8 @@ def main(words: Sequence[str] | None = None) -> None:
         entry, prog = entry.target[word], f"{prog} {word}"
     try:
         _run(entry.target, words, prog)
+    except KeyboardInterrupt:  # while a package is loaded
+        raise SystemExit(130) from None
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("server", "trainer", "pipelines"):
             raise

@@ -24,7 +24,9 @@ import difflib
 import os
 import re
 import select
+import signal
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -133,13 +135,14 @@ def run_command(command: type[Command], words: Sequence[str] | None = None, *, p
     given = parse(command, words, prog=prog)
     try:
         status = given.run()
-        sys.stdout.flush()  # here, where a reader that has left can be met
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()  # here, where a reader that has left can be met
     except UserError as error:
         fail(prog, error)
     except BrokenPipeError:
         if not _stdout_is_closed():
             raise
-        status = 1
+        status = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         status = 130
     if status:
@@ -175,7 +178,12 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
         parser.add_argument(*names, **options)
 
     try:
-        source = CliSettingsSource[Any](settings, cli_prog_name=prog, add_argument_method=add_argument)
+        source = CliSettingsSource[Any](
+            settings,
+            cli_prog_name=prog,
+            add_argument_method=add_argument,
+            parse_args_method=ArgumentParser.parse_intermixed_args,  # words may follow a flag
+        )
         flagged = source(args=args)()
         file = read_file(Path(flagged["config"])) if "config" in flagged else {}
         given = {**file, **flagged}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import sys
 import time
 from collections import Counter, deque
@@ -95,35 +96,34 @@ class Predict(Command):
             fail(_PROGRAM, error, status=2)
         try:
             predict(source, self)
-        except UserError as error:
-            # An error of a flag comes before the first row.
-            raise UserError(f"{error}{'' if str(error).startswith('--') else _how_to_resume(self)}") from None
         except KeyboardInterrupt:
             print(f"{_PROGRAM}: stopped by the keyboard{_how_to_resume(self)}", file=sys.stderr)
             return 130
-        except BrokenPipeError:  # the reader of our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         return None
 
 
 def predict(source: Input | TextInput, settings: Predict) -> None:
     """Classifies every row of a source and writes it, in order."""
-    rows, kind = _with_names(source), _output_kind(settings, source)
+    _refuse_own_input(source, settings.output)
     with closing(_open_model(settings)) as opened:
+        rows, kind = _with_names(source), _output_kind(settings, source)
         output_format = OutputFormat(kind, source.names, opened.labels, errors=settings.bad_rows == "skip")
-        provenance = {**opened.identity, "text columns": list(settings.text_column)}
+        provenance = {**opened.identity, "text columns": list(settings.text_column), "bad rows": settings.bad_rows}
         file, done = _open_output(settings, output_format, provenance, rows)
         quiet = isinstance(source, TextInput) or (
             settings.output is None and (sys.stdout.isatty() or not sys.stderr.isatty())
         )
-        total = None if quiet or source.path is None else sum(1 for _ in source.rows())
         started, counts = time.monotonic(), Counter[str]()
-        with file, Progress("predict", total, "rows", start=done, shown=not quiet) as progress:
-            output = Output(file, output_format)
-            for scored in ordered_answers(rows, opened):
-                output.write(_checked(scored, source.name, counts, skip=settings.bad_rows == "skip"))
-                progress.advance(len(scored))
+        try:
+            with (
+                Output(settings.output, file, output_format) as output,
+                Progress("predict", None if quiet else source.count(), "rows", start=done, shown=not quiet) as progress,
+            ):
+                for scored in ordered_answers(rows, opened):
+                    output.write(_checked(scored, source.name, counts, skip=settings.bad_rows == "skip"))
+                    progress.advance(len(scored))
+        except UserError as error:
+            raise UserError(f"{error}{_how_to_resume(settings)}") from None
     if settings.output is not None:
         provenance_file(settings.output).unlink(missing_ok=True)
         _print_summary(settings.output, opened.title, counts, done, time.monotonic() - started)
@@ -149,7 +149,7 @@ def _checked(scored: Sequence[Scored], source: str, counts: Counter[str], *, ski
     """Yields the same rows, counted; stops with UserError at a bad one, unless such are skipped."""
     for item, answer in scored:
         if isinstance(answer, str) and not skip:
-            raise UserError(f"{source}, line {item.line}: {answer}. Fix the row, or leave such rows without an answer with --bad-rows skip")  # fmt: skip
+            raise UserError(f"{source}, line {item.line}: {answer}. Fix the row, or start again with --bad-rows skip, which leaves such rows without an answer")  # fmt: skip
         counts["bad" if isinstance(answer, str) else answer.label] += 1
         yield item, answer
 
@@ -162,6 +162,16 @@ def _with_names(source: Input | TextInput) -> Iterator[Item]:
         if source.names:
             break
     return chain(first, rows)
+
+
+def _refuse_own_input(source: Input | TextInput, output: Path | None) -> None:
+    """Refuses an output that is the input, too: it would be lost, or grow for ever."""
+    if isinstance(source, TextInput) or not (output.exists() if output else sys.stdout):
+        return
+    read = source.path.stat() if source.path else os.fstat(0)
+    written = output.stat() if output else os.fstat(1)
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+        raise UserError(f"{f'--output {output}' if output else 'standard output'}: is the input, too; write to another file")
 
 
 def _open_model(settings: Predict) -> Model:
@@ -181,6 +191,8 @@ def _open_output(
 ) -> tuple[IO[bytes], int]:
     """Opens the output; returns how many rows it has already, which it takes from `rows`."""
     if settings.output is None:
+        if sys.stdout is None:
+            raise UserError("standard output is closed: name a file with --output")
         file = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
         file.write(output_format.header())
         return file, 0
@@ -192,7 +204,7 @@ def _open_output(
 def _source(settings: Predict) -> Input | TextInput:
     if settings.texts:
         return TextInput(settings.texts)
-    if settings.input is None and sys.stdin.isatty():
+    if settings.input in (None, "-") and (sys.stdin is None or (settings.input is None and sys.stdin.isatty())):
         raise UserError("nothing to classify: give texts, or --input FILE, or pipe them in")
     return find_input(settings.input or "-", settings.input_format, settings.text_column)
 

@@ -84,8 +84,12 @@ class FolderModel:
         return ""
 
     def close(self) -> None:
-        self._loop.call(self._classifier.close)
-        self._portal.__exit__(None, None, None)
+        """Cancels what is not answered yet, and waits for the threads."""
+        try:
+            self._loop.call(self._loop.stop, True)
+            self._portal.__exit__(None, None, None)
+        finally:
+            self._classifier.close()
 
 
 class ServerModel:

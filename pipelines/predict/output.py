@@ -4,9 +4,10 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 
 from pipelines.predict.input import Item
 from pipelines.predict.models import Answer
@@ -35,7 +36,7 @@ class OutputFormat:
         self._check(item)
         if self.kind == "csv":
             return _bytes(_csv([_cell(item.columns.get(name)) for name in self.names]) + ",")
-        inner = json.dumps(dict(item.columns), ensure_ascii=False)[1:-1]
+        inner = item.json or json.dumps(dict(item.columns), ensure_ascii=False)[1:-1]
         return _bytes("{" + inner + ", " * bool(inner))
 
     def answer_part(self, answer: Answer) -> bytes:
@@ -72,27 +73,47 @@ class OutputFormat:
 
 
 class Output:
-    """A file that grows by whole rows, or standard output."""
+    """A file that grows by whole rows, or standard output where the path is None."""
 
-    def __init__(self, file: IO[bytes], output_format: OutputFormat) -> None:
-        self._file, self._format = file, output_format
+    def __init__(self, path: Path | None, file: IO[bytes], output_format: OutputFormat) -> None:
+        self._path, self._file, self._format = path, file, output_format
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with writing(self._path):
+            self._file.close()
 
     def write(self, rows: Iterable[tuple[Item, Answer]]) -> None:
         for item, answer in rows:
-            self._file.write(self._format.input_part(item) + self._format.answer_part(answer))
-        self._file.flush()
+            row = self._format.input_part(item) + self._format.answer_part(answer)
+            with writing(self._path):
+                self._file.write(row)
+        with writing(self._path):
+            self._file.flush()
+
+
+@contextmanager
+def writing(path: Path | None) -> Iterator[None]:
+    """Turns the error of a full disk, or of a file that may not be written, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if path is None and isinstance(error, BrokenPipeError):
+            raise  # the reader has left
+        place = f"--output {path}" if path else "standard output"
+        raise UserError(f"{place}: cannot be written: {error.strerror}") from error
 
 
 def create(path: Path, output_format: OutputFormat, provenance: Mapping[str, Any]) -> IO[bytes]:
     """Opens a new output, with its provenance in a file beside it; UserError when there is one already."""
     if path.is_file():
         raise UserError(f"--output {path}: exists; resume it with --resume, or remove it")
-    try:
+    with writing(path):
         if not path.exists():  # or it is a pipe or a device
             write_json(provenance_file(path), provenance)
         file = path.open("wb")
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written: {error.strerror}") from error
     file.write(output_format.header())
     return file
 
@@ -126,9 +147,10 @@ def resume(
         raise UserError(
             f"--resume: {path} is finished, but the input has a line {more.line:,}: it has changed; remove {path} to start again"
         )
-    whole = path.open("r+b")
-    whole.truncate(end)
-    whole.seek(end)
+    with writing(path):
+        whole = path.open("r+b")
+        whole.truncate(end)
+        whole.seek(end)
     if not end:
         whole.write(output_format.header())
     return whole, rows
@@ -149,8 +171,8 @@ def _check_provenance(path: Path, provenance: Mapping[str, Any]) -> None:
             f"--resume: {provenance_file(path)} is damaged ({error}); remove it and {path} to start again"
         ) from error
     for name, value in provenance.items():
-        if note.get(name) != value:
-            raise UserError(f"--resume: {path} was begun with {name} {note.get(name)}, which is now {value}")
+        if note.get(name, value) != value:
+            raise UserError(f"--resume: {path} was begun with {name} {note[name]}, which is now {value}")
 
 
 def _complete_records(file: IO[bytes], kind: Kind) -> Iterator[bytes]:

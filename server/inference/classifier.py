@@ -196,8 +196,13 @@ class Classifier:
         return len(self._busy_since)
 
     def close(self) -> None:
-        """Lets the threads end once everything admitted is computed."""
+        """Waits until everything admitted is computed and the threads have ended.
+
+        A thread that is within an engine when the interpreter ends would abort the process.
+        """
         self._to_tokenize.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _tokenize(self) -> None:
         while request := self._to_tokenize.get():
@@ -259,8 +264,13 @@ class Classifier:
             entry.request.add(entry.number, prediction, arrived=entry.arrived, started=started, seconds=seconds)
 
     def _on_loop(self, call: Callable[..., None], *args: object) -> None:
-        if self._loop is not None and not self._loop.is_closed():
+        if self._loop is None:
+            return
+        try:
             self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():  # else nobody waits any more
+                raise
 
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:
