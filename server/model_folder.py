@@ -59,6 +59,8 @@ class ModelJson(BaseModel):
     max_length: int = Field(ge=3)  # [CLS], a token, [SEP]
     padding: Padding = Padding()
     temperature: float = Field(default=1, ge=0.05, le=20)
+    text_columns: list[str] = []
+    """The columns of the training rows that make the text, or their numbers from 1 where there was no header."""
     variants: dict[str, Variant] = Field(min_length=1)
     default: str | None = None
     """The variant for other readers of the folder: the server has its own order."""
@@ -77,6 +79,8 @@ class ModelFolder:
     """The model in this variant; an .xml has its weights in a .bin of the same name, a .safetensors its shape in config.json."""
     tokenizer: Tokenizer
     padding: Padding
+    text_columns: tuple[str, ...]
+    """The columns that the model was trained on; none where they are unknown."""
     temperature: float
     """The logits are divided by it, so that a confidence is the share of right answers; no label depends on it."""
     sha256: str
@@ -98,6 +102,7 @@ def read_model_folder(folder: Path, variants: Sequence[str]) -> ModelFolder:
         file=files[0],
         tokenizer=_read_tokenizer(manifest, folder / _TOKENIZER, model),
         padding=model.padding,
+        text_columns=tuple(model.text_columns),
         temperature=model.temperature,
         sha256=manifest.sha256,
     )

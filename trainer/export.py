@@ -68,6 +68,7 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
             labels=dataset.classes,
             max_length=dataset.max_length,
             temperature=temperature,
+            text_columns=dataset.info["columns"]["text"] or [],
             variants=_write_variants(model_folder, dataset, folder),
         )
         _write(model_json, staged)

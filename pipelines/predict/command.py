@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
@@ -106,13 +107,17 @@ def predict(source: Input | TextInput, settings: Predict) -> None:
     """Classifies every row of a source and writes it, in order."""
     _refuse_own_input(source, settings.output)
     with closing(_open_model(settings)) as opened:
+        if isinstance(source, Input):
+            source.text_columns = replace(source.text_columns, trained=tuple(opened.text_columns))
         rows, kind = _with_names(source), _output_kind(settings, source)
         output_format = OutputFormat(kind, source.names, opened.labels, errors=settings.bad_rows == "skip")
-        provenance = {**opened.identity, "text columns": list(settings.text_column), "bad rows": settings.bad_rows}
+        provenance = {**opened.identity, "text columns": list(settings.text_column), "--bad-rows": settings.bad_rows}
         file, done = _open_output(settings, output_format, provenance, rows)
         quiet = isinstance(source, TextInput) or (
             settings.output is None and (sys.stdout.isatty() or not sys.stderr.isatty())
         )
+        if settings.output and source.kind != "lines" and source.texts:
+            print0(f"predict: text from {' and '.join(map(repr, source.texts))}")
         started, counts = time.monotonic(), Counter[str]()
         try:
             with (
@@ -171,7 +176,9 @@ def _refuse_own_input(source: Input | TextInput, output: Path | None) -> None:
     read = source.path.stat() if source.path else os.fstat(0)
     written = output.stat() if output else os.fstat(1)
     if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
-        raise UserError(f"{f'--output {output}' if output else 'standard output'}: is the input, too; write to another file")
+        raise UserError(
+            f"{f'--output {output}' if output else 'standard output'}: is the input, too; write to another file"
+        )
 
 
 def _open_model(settings: Predict) -> Model:

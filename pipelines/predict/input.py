@@ -4,17 +4,18 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.predict.columns import TextColumns
 from server.errors import UserError
-from trainer.data.columns import BadRow, Columns, find_text_columns, join_text
-from trainer.data.tables import csv_records, decoded, decompressing, is_ag_news, json_record, open_text
+from trainer.data.columns import BadRow, join_text
+from trainer.data.tables import csv_records, decoded, decompressing, json_record, open_text
 
 Kind = Literal["csv", "jsonl", "lines"]
-_ENDINGS: dict[str, Kind] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "lines"}
+_ENDINGS: dict[str, Kind] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "lines"}
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Input:
 
     name: str
     kind: Kind
-    text_columns: tuple[str, ...]
+    text_columns: TextColumns
     path: Path | None = None
     """None is standard input."""
-    names: Sequence[str] = field(default_factory=tuple)
+    names: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    """Those of the columns that make the text."""
 
     def rows(self) -> Iterator[Item]:
         """Yields all rows; UserError when the input cannot be read or lacks a text column."""
@@ -49,7 +52,9 @@ class Input:
                 with decompressing(self.path), open_text(self.path) as file:
                     yield from self._read(file)
         except OSError as error:
-            raise UserError(f"{f'--input {self.path}' if self.path else self.name}: cannot be read: {error.strerror or error}") from error
+            raise UserError(
+                f"{f'--input {self.path}' if self.path else self.name}: cannot be read: {error.strerror or error}"
+            ) from error
 
     def count(self) -> int | None:
         """Counts the rows of a file; None for a pipe, which can be read once only."""
@@ -59,38 +64,37 @@ class Input:
         return {"csv": self._csv, "jsonl": self._json_lines, "lines": self._lines}[self.kind](file)
 
     def _lines(self, file: io.TextIOWrapper) -> Iterator[Item]:
-        self.names = ("text",)
+        self.names = self.texts = ("text",)
         file.reconfigure(newline="\n")  # a lone carriage return ends no line, as other programs count them
         for line, text in enumerate(file, start=1):
             yield _item({"text": text.rstrip("\r\n")}, self.names, line)
 
     def _csv(self, file: Iterable[str]) -> Iterator[Item]:
-        records = csv_records(file)
-        line, first = next(records, (1, None))
-        if first is None:
-            raise UserError(f"{self.name}: is empty; expected a header line, or rows of class, title, description")
-        if isinstance(first, BadRow):
-            raise UserError(f"{self.name}, line {line}: {first.reason}: {first.detail}")
-        columns = Columns(self.text_columns)
-        if is_ag_news(first, columns):
-            self.names, records = ("class", "title", "description"), chain([(line, first)], records)
+        blank, lines = "", iter(file)
+        for head in lines:
+            if head.strip():
+                break
+            blank += head
         else:
-            self.names = [name.strip() for name in first]
-        twice = [name for name in self.names if list(self.names).count(name) > 1]
-        if twice:
-            raise UserError(f"{self.name}: two columns are called {twice[0]!r}; rename all but one")
-        texts = find_text_columns(self.name, columns, self.names)
-        for line, fields in records:
+            raise UserError(f"{self.name}: is empty; expected a header line, or rows with the text")
+        tabs = self.path is not None and ".tsv" in map(str.lower, self.path.suffixes)
+        separator = "\t" if tabs else self.text_columns.separator([head])
+        records = csv_records(chain(blank.splitlines(keepends=True), [head], lines), separator)
+        start, first = next(records)
+        if isinstance(first, BadRow):
+            raise UserError(f"{self.name}, line {start}: {first.reason}: {first.detail}")
+        self.names, self.texts, has_header = self.text_columns.names_of_csv(self.name, first)
+        for line, fields in records if has_header else chain([(start, first)], records):
             if isinstance(fields, BadRow):
                 yield Item(line, "", {}, fault=f"{fields.reason}: {fields.detail}")
             elif len(fields) != len(self.names):
                 fault = f"wrong number of fields: {len(fields)} fields where {len(self.names)} are expected"
                 yield Item(line, "", {}, fault=fault)
             else:
-                yield _item(dict(zip(self.names, fields, strict=True)), texts, line)
+                yield _item(dict(zip(self.names, fields, strict=True)), self.texts, line)
 
     def _json_lines(self, file: Iterable[str]) -> Iterator[Item]:
-        texts: tuple[str, ...] = ()
+        seen = set[str]()
         for line, source in enumerate(file, start=1):
             if not source.strip():
                 continue
@@ -98,10 +102,15 @@ class Input:
             if isinstance(record, BadRow):
                 yield Item(line, "", {}, fault=f"{record.reason}: {record.detail}")
                 continue
-            if not texts:
+            if not seen:
                 self.names = list(record)
-                texts = find_text_columns(f"{self.name}, line {line}", Columns(self.text_columns), self.names)
-            yield replace(_item(record, texts, line), json=source.strip()[1:-1].strip())
+                self.texts = self.text_columns.find(f"{self.name}, line {line}", self.names, all_there=False)
+            seen.update(record)
+            yield replace(_item(record, self.texts, line), json=source.strip()[1:-1].strip())
+        if seen and (missing := [name for name in self.texts if name not in seen]):
+            raise UserError(
+                f"{self.name}: no row has the column {missing[0]!r}; the text is {', '.join(self.texts)}: name other columns with --text-column"
+            )
 
 
 @dataclass
@@ -121,10 +130,10 @@ class TextInput:
         return len(self.texts)
 
 
-def find_input(source: str, kind: Kind | Literal["auto"], text_columns: tuple[str, ...]) -> Input:
+def find_input(source: str, kind: Kind | Literal["auto"], columns: tuple[str, ...] = ()) -> Input:
     """Finds the file that --input names, and its format; UserError when there is none."""
     if source == "-":
-        return Input("standard input", "lines" if kind == "auto" else kind, text_columns)
+        return Input("standard input", "lines" if kind == "auto" else kind, TextColumns(columns))
     path = Path(source)
     if path.is_dir():
         raise UserError(f"--input {source}: is a folder; name one of its files")
@@ -137,11 +146,11 @@ def find_input(source: str, kind: Kind | Literal["auto"], text_columns: tuple[st
                 "and other formats have to be converted"
             )
         kind = _ENDINGS[suffixes[-1]]
-    if text_columns and kind == "lines":
+    if columns and kind == "lines":
         raise UserError("--text-column has no meaning for plain lines, each of which is a text")
     if not path.exists():
         raise UserError(f"--input {source}: no such file")
-    return Input(source, kind, text_columns, path)
+    return Input(source, kind, TextColumns(columns), path)
 
 
 def _json_record(source: str, line: int) -> dict[str, Any] | BadRow:
@@ -156,12 +165,13 @@ def _json_record(source: str, line: int) -> dict[str, Any] | BadRow:
 
 
 def _item(record: Mapping[str, Any], texts: Sequence[str], line: int) -> Item:
+    """Makes the row of a record; a text column that it lacks is empty, as long as it has another."""
+    if not any(name in record for name in texts):
+        return Item(line, "", record, fault=f"missing column: no {' and no '.join(map(repr, texts))}")
     for name in texts:
-        if name not in record:
-            return Item(line, "", record, fault=f"missing column: no {name!r}")
-        if not isinstance(record[name], str | None):
+        if not isinstance(record.get(name), str | None):
             return Item(line, "", record, fault=f"text is no string: {name!r} is {record[name]!r:.60}")
-    text = join_text(record[name] or "" for name in texts)
+    text = join_text(record.get(name) or "" for name in texts)
     whole = "".join(value for value in (*record, *record.values()) if isinstance(value, str))
     try:
         whole.encode()

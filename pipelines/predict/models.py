@@ -24,6 +24,8 @@ _FOLDER_SECONDS = 3600.0  # for a few hundred texts
 
 class Model(Protocol):
     labels: Sequence[str]
+    text_columns: Sequence[str]
+    """Columns that the model was trained on, or their numbers; none where they are unknown."""
     identity: dict[str, Any]
     title: str
     texts_at_once: int
@@ -61,6 +63,7 @@ class FolderModel:
         self._text: TypeAdapter[str] = TypeAdapter(Annotated[str, limits, AfterValidator(visible_text)])
         self.labels: Sequence[str] = read.labels
         self.identity: dict[str, Any] = {"sha256": read.sha256, "variant": read.variant}
+        self.text_columns: Sequence[str] = read.text_columns
         self.title = f"{folder} ({read.variant} on {self._classifier.backend.name})"
         self._portal = start_blocking_portal()
         self._loop = self._portal.__enter__()
@@ -105,7 +108,9 @@ class ServerModel:
             on_error.pop_all()
         self._client, self.requests_at_once, self.texts_at_once = asking, requests_at_once, health.max_batch_texts
         self.labels: Sequence[str] = health.labels
-        self.identity: dict[str, Any] = health.model_dump(exclude={"max_batch_texts", "max_text_characters"})
+        self.text_columns: Sequence[str] = health.text_columns
+        limits = {"max_batch_texts", "max_text_characters"}
+        self.identity: dict[str, Any] = health.model_dump(exclude={*limits, "text_columns"})
         self.title = f"{asking.url} ({health.variant} on {health.engine})"
         self._requests: queue.SimpleQueue[tuple[Sequence[str], Future[list[Answer]]] | None] = queue.SimpleQueue()
         for _ in range(requests_at_once):

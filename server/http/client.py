@@ -44,6 +44,7 @@ class Health(BaseModel):
     engine: str
     variant: str
     sha256: str
+    text_columns: list[str] = []
     max_batch_texts: int = Field(ge=1)
     max_text_characters: int = Field(ge=1)
 

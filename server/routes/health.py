@@ -31,6 +31,8 @@ class Health(BaseModel):
     """SHA-256 of the model folder's manifest: the same on every server with this model."""
     labels: list[str] = Field(examples=[["World", "Sports", "Business"]])
     """Classes."""
+    text_columns: list[str] = Field(examples=[["title", "description"]])
+    """Columns of the training rows that make the text, or their numbers; none where they are unknown."""
     max_length: int = Field(examples=[128])
     """Tokens of a text that the model reads."""
     workers: int = Field(examples=[2])
@@ -49,6 +51,7 @@ def router(classifier: Classifier, lifecycle: Lifecycle, settings: Settings) -> 
         variant=classifier.folder.variant,
         sha256=classifier.folder.sha256,
         labels=list(classifier.folder.labels),
+        text_columns=list(classifier.folder.text_columns),
         max_length=classifier.folder.max_length,
         workers=classifier.workers,
         max_text_characters=settings.max_text_characters,

@@ -48,8 +48,8 @@ class Layout(NamedTuple):
 
     @property
     def named(self) -> dict[str, Any]:
-        """The names of the columns, as dataset.json has them: none where there is no header."""
-        return {"text": None, "label": None} if self.width else {"text": list(self.text), "label": self.label}
+        """The names of the columns, as dataset.json has them; their numbers from 1 where there is no header."""
+        return {"text": list(self.text), "label": self.label}
 
     @property
     def numbers(self) -> list[str]:

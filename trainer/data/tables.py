@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 from server.errors import UserError
 from trainer.data.columns import BadRow, Columns, Layout, Row, Table, find_layout, find_layout_without_header, is_number
@@ -19,7 +19,7 @@ from trainer.data.parquet import open_parquet
 from trainer.monitoring.console import Progress
 
 _COMPRESSED: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".xz": lzma.open}
-_SEPARATORS = (",", ";", "\t", "|")
+SEPARATORS = (",", ";", "\t", "|")
 _ROWS_TO_JUDGE_BY = 10_000
 
 Rows = Iterator[Row | BadRow]
@@ -83,14 +83,14 @@ def column_names(path: Path, layout: Layout) -> Sequence[str]:
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
     """Opens a text file, decompressed by its suffix."""
     opener: Callable[..., Any] = _COMPRESSED.get(path.suffix.lower(), open)
     with opener(path, "rb") as file, decoded(file, path) as text:
         yield text
 
 
-def decoded(file: Any, source: Path | str) -> TextIO:  # noqa: ANN401 - the modules that decompress share no type with a peek
+def decoded(file: Any, source: Path | str) -> io.TextIOWrapper:  # noqa: ANN401 - the modules that decompress share no type with a peek
     """Decodes lines; a byte that is not UTF-8 becomes a surrogate, so that one bad row does not hide the others."""
     if b"\0" in file.peek(64)[:64]:
         raise UserError(f"{source}: is UTF-16 or no text at all; save it as UTF-8")
@@ -137,7 +137,7 @@ def _separator(path: Path, fits: Callable[[list[str]], bool]) -> str:
         return "\t"
     with open_text(path) as file:
         line = next((line for line in file if line.strip()), "")
-    for separator in _SEPARATORS:
+    for separator in SEPARATORS:
         _, fields = next(csv_records([line], separator), (1, BadRow("empty file", "", 1)))
         if not isinstance(fields, BadRow) and fits([field.strip() for field in fields]):
             return separator
@@ -169,11 +169,6 @@ def _read_csv(path: Path, layout: Layout) -> Rows:
                 yield BadRow("wrong number of fields", f"{len(fields)} fields where {expected}", line)
             else:
                 yield table.row_of_fields(fields, line)
-
-
-def is_ag_news(first: Sequence[str], columns: Columns) -> bool:
-    """Tests by its first record if a file has rows of class, title, description, and no header."""
-    return first[0].strip().isdecimal() and not columns.text and not columns.label
 
 
 def csv_records(file: Iterable[str], separator: str = ",") -> Iterator[_Fields]:

@@ -336,6 +336,7 @@ def test_rows_stay_in_order_with_no_more_than_so_many_requests_at_once(tmp_path:
 def test_of_many_rows_only_a_few_are_read_ahead() -> None:
     class Immediate:
         labels: Sequence[str] = ()
+        text_columns: Sequence[str] = ()
         identity: dict[str, Any] = {}  # noqa: RUF012 - as the protocol has it
         title, texts_at_once, requests_at_once = "", 4, 3
 

@@ -60,7 +60,7 @@ def test_three_columns_without_a_header_are_not_taken_for_ag_news(
     rows = [(number % 5 + 1, f"a title {number}", f"some words {number}") for number in range(80)]
     dataset = make(write_csv(tmp_path / "data" / "rows.csv", rows, header=()), tmp_path / "dataset", bad_rows="skip")
     assert (dataset.classes, dataset.info["bad_rows"]) == (["1", "2", "3", "4", "5"], {})
-    assert dataset.info["columns"] == {"text": None, "label": None}
+    assert dataset.info["columns"] == {"text": ["2", "3"], "label": "1"}
     assert "preprocess: no header: text from columns 2 and 3, class from column 1\n" in capsys.readouterr().out
 
 

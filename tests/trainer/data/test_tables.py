@@ -17,7 +17,7 @@ def test_rows_of_class_and_texts_may_have_no_header(tmp_path: Path, ending: str)
     rows = [(3, "Shares rise", "A good day."), (1, "", "Only a description. "), ("4", "A chip, small", 'It is "new".')]
     path = write_csv(tmp_path / f"train.csv{ending}", rows, header=())
     layout = find_columns([path], Columns(), class_first=True)
-    assert layout.named == {"text": None, "label": None}
+    assert layout.named == {"text": ["2", "3"], "label": "1"}
     assert list(read_table(path, layout)) == [
         Row("Shares rise A good day.", "3", 1),
         Row("Only a description.", "1", 2),
