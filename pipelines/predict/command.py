@@ -106,10 +106,10 @@ class Predict(Command):
 def predict(source: Input | TextInput, settings: Predict) -> None:
     """Classifies every row of a source and writes it, in order."""
     _refuse_own_input(source, settings.output)
-    with closing(_open_model(settings)) as opened:
+    with closing(_open_model(settings)) as opened, closing(source.rows()) as all_rows:
         if isinstance(source, Input):
             source.text_columns = replace(source.text_columns, trained=tuple(opened.text_columns))
-        rows, kind = _with_names(source), _output_kind(settings, source)
+        rows, kind = _with_names(source, all_rows), _output_kind(settings, source)
         output_format = OutputFormat(kind, source.names, opened.labels, errors=settings.bad_rows == "skip")
         provenance = {**opened.identity, "text columns": list(settings.text_column), "--bad-rows": settings.bad_rows}
         file, done = _open_output(settings, output_format, provenance, rows)
@@ -159,9 +159,9 @@ def _checked(scored: Sequence[Scored], source: str, counts: Counter[str], *, ski
         yield item, answer
 
 
-def _with_names(source: Input | TextInput) -> Iterator[Item]:
+def _with_names(source: Input | TextInput, rows: Iterator[Item]) -> Iterator[Item]:
     """Yields the rows of a source; reads the first ones now, so that its columns are known."""
-    rows, first = source.rows(), []
+    first = []
     for row in rows:
         first.append(row)
         if source.names:

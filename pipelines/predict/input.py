@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -43,7 +43,7 @@ class Input:
     texts: Sequence[str] = ()
     """Those of the columns that make the text."""
 
-    def rows(self) -> Iterator[Item]:
+    def rows(self) -> Generator[Item, None, None]:
         """Yields all rows; UserError when the input cannot be read or lacks a text column."""
         try:
             if self.path is None:
@@ -123,7 +123,7 @@ class TextInput:
     path: Path | None = None
     names: Sequence[str] = ("text",)
 
-    def rows(self) -> Iterator[Item]:
+    def rows(self) -> Generator[Item, None, None]:
         return (_item({"text": text}, self.names, number) for number, text in enumerate(self.texts, start=1))
 
     def count(self) -> int:

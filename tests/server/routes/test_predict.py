@@ -48,6 +48,7 @@ def test_health_describes_the_model(client: httpx.Client) -> None:
     assert health["status"] == "healthy"
     assert health["model_loaded"] is True
     assert (health["variant"], health["labels"], health["max_length"]) == ("int8", LABELS, MAX_LENGTH)
+    assert health["text_columns"] == []
 
 
 def test_an_answer_equals_the_model_s_output(client: httpx.Client, folder: Path) -> None:
