@@ -20,7 +20,7 @@ from server.inference.encoder import Encoder
 from server.model_folder import read_model_folder
 from trainer import export as export_module
 from trainer.config import ExportConfig
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, read_info
 from trainer.evaluation.predict import Probabilities, predict_texts
 from trainer.export import _fault, check, export
 from trainer.model import exporters
@@ -50,6 +50,7 @@ def test_all_variants_are_shipped_with_the_compared_measures(finished_run: Path)
     facts = json.loads((finished_run / "model" / "onnx" / "model.json").read_text(encoding="utf-8"))
     assert facts["default"] == "int8"
     assert facts["labels"] == ["World", "Sports", "Business", "Sci/Tech"]
+    assert facts["text_columns"] == read_info(finished_run / "dataset")["columns"]["text"]
     assert facts["variants"]["fp32"]["probability_difference"] < 1e-3
     assert facts["variants"]["int8"]["accuracy_drop"] <= 0.005
     assert facts["variants"]["int8"]["bytes"] < 0.5 * facts["variants"]["fp32"]["bytes"]
