@@ -135,8 +135,7 @@ def run_command(command: type[Command], words: Sequence[str] | None = None, *, p
     given = parse(command, words, prog=prog)
     try:
         status = given.run()
-        if sys.stdout is not None:  # as after `>&-`
-            sys.stdout.flush()  # here, where a reader that has left can be met
+        print(end="", flush=True)  # here, where a reader that has left can be met
     except UserError as error:
         fail(prog, error)
     except BrokenPipeError:
@@ -179,11 +178,9 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
 
     try:
         source = CliSettingsSource[Any](
-            settings,
-            cli_prog_name=prog,
-            add_argument_method=add_argument,
+            settings, cli_prog_name=prog, add_argument_method=add_argument,
             parse_args_method=ArgumentParser.parse_intermixed_args,  # words may follow a flag
-        )
+        )  # fmt: skip
         flagged = source(args=args)()
         file = read_file(Path(flagged["config"])) if "config" in flagged else {}
         given = {**file, **flagged}
@@ -191,11 +188,8 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
     except SettingsError as error:
         fail(prog, UserError(explain_flags(str(error), flags)), status=2)
     except ValidationError as error:
-        place = (
-            f"--config {given['config']}: "
-            if "config" in given and error.errors()[0]["type"] == "extra_forbidden"
-            else ""
-        )
+        in_file = "config" in given and error.errors()[0]["type"] == "extra_forbidden"
+        place = f"--config {given['config']}: " if in_file else ""
         fail(prog, UserError(place + _explain(settings, error, given)), status=2)
     except UserError as error:
         fail(prog, error, status=2)
