@@ -182,8 +182,7 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
             parse_args_method=ArgumentParser.parse_intermixed_args,  # words may follow a flag
         )  # fmt: skip
         flagged = source(args=args)()
-        file = read_file(Path(flagged["config"])) if "config" in flagged else {}
-        given = {**file, **flagged}
+        given = {**(file := read_file(Path(flagged["config"])) if "config" in flagged else {}), **flagged}
         return CliApp.run(settings, args, source, **file)
     except SettingsError as error:
         fail(prog, UserError(explain_flags(str(error), flags)), status=2)
