@@ -1,5 +1,7 @@
 """Settings of a training job on a cluster, with meaning, unit and range."""
 
+import re
+from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -11,9 +13,9 @@ from server.cli import Environment, Names, Settings
 Object = dict[str, Any]
 
 
-def _pairs(value: object) -> object:
+def _pairs(value: object, *, separator: str = ",") -> object:
     if isinstance(value, str):
-        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        pairs = [pair.rstrip(", ").partition("=") for pair in re.split(separator, value) if pair.strip(", ")]
         if bad := [name for name, sign, _ in pairs if not (name.strip() and sign)]:
             raise ValueError(f"{bad[0]!r} is no name=value; write name=value,other=value")
         return {name.strip(): text.strip() for name, _, text in pairs}
@@ -34,6 +36,8 @@ def _toleration(text: str) -> Object:
 
 
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
+Variables = Annotated[dict[str, str], NoDecode, BeforeValidator(partial(_pairs, separator=r",(?=[^,=]*=)"))]
+"""Pairs whose values may have commas: only one with NAME= after it begins a new pair."""
 Tolerations = Annotated[tuple[Object, ...], NoDecode, BeforeValidator(_tolerations)]
 
 
@@ -88,8 +92,8 @@ class JobConfig(Settings):
     tolerations: Tolerations = ()
     """Taints that a node may have, as key:effect or key=value:effect with commas between them."""
 
-    env: Pairs = Field(default_factory=dict)
-    """Environment of the processes, as NAME=value with commas between them; no secrets, which anyone who sees the job could read."""
+    env: Variables = Field(default_factory=dict)
+    """Environment of the processes, as NAME=value with commas between them; a value may have commas too; no secrets, which anyone who sees the job could read."""
 
     backoff_limit: int | None = Field(default=None, ge=0)
     """Restarts of all containers together after which the job has failed. By default as in manifests/."""

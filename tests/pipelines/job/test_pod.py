@@ -12,6 +12,7 @@ from pipelines.job.backends import backend, manifest_of_run
 from pipelines.job.lint import lint
 from pipelines.job.pod import TaskOverrides, passed_through
 from pipelines.job.settings import JobConfig
+from server.cli import parse
 from server.errors import UserError
 from tests.support.api_server import Object
 from tests.support.tools import kubectl
@@ -128,12 +129,29 @@ def test_spot_and_gpu_tolerations_are_joined() -> None:
     assert {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= keys
 
 
+def test_lists_and_pairs_given_twice_count_together_and_a_variable_may_have_commas() -> None:
+    flags = [
+        "--env=A=x",
+        "--env",
+        "B=y, C=mlx5_0,mlx5_1,",
+        "--node-selector=pool=gpu",
+        "--node-selector=zone=a",
+        "--tolerations=t",
+        "--tolerations=u:NoSchedule",
+    ]
+    job = parse(JobConfig, flags, prog="job")
+    assert job.env == {"A": "x", "B": "y", "C": "mlx5_0,mlx5_1"}
+    assert job.node_selector == {"pool": "gpu", "zone": "a"}
+    assert [toleration["key"] for toleration in job.tolerations] == ["t", "u"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"gpus": 2, "processes": 2}, "contradicts gpus"),
         ({"image": "trainer"}, "names no version"),
-        ({"env": "A"}, "is no name=value"),
+        ({"env": "A,B=x"}, "'A' is no name=value"),
+        ({"node_selector": "pool=gpu,zone"}, "'zone' is no name=value"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
