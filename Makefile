@@ -8,9 +8,15 @@ help: ## list the targets
 
 venv: .venv/installed ## set up .venv with the locked versions
 
+# A .venv whose folder was copied or moved runs the code of the first folder, or nothing: it is set up anew.
+ifeq ($(shell grep -sF '$(CURDIR)/.venv/bin/python' .venv/bin/distrinews),)
+.PHONY: .venv/installed
+CLEAR := --clear
+endif
+
 .venv/installed: pyproject.toml images/constraints.txt
 	@echo "setting up .venv (about a minute; needs a package index)"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(CLEAR) .venv
 	$(BIN)/python -m pip install --quiet --constraint images/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 

@@ -11,13 +11,12 @@ from pydantic import Field, model_validator
 
 from pipelines.deploy.settings import DeployConfig
 from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name
-from server.cli import Command
+from server.cli import INTERRUPTED, Command
 from trainer.config import PreprocessConfig, RunConfig, part
 from trainer.data.sources import find_data
 
 _PROGRAM = "distrinews run"
 _TERMINATED_SAFELY = os.EX_TEMPFAIL  # 75: nothing is wrong, the run can be resumed
-_INTERRUPTED = 130
 
 
 class Run(RunConfig, Command):
@@ -75,7 +74,7 @@ def run_here(
         end = run_pipeline(settings, folder, from_step=from_step, earlier=earlier)
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped by the keyboard; {_how_to_resume(folder)}", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     if end.succeeded:
         _print_result(folder, time.monotonic() - started)
         if serve:

@@ -135,6 +135,8 @@ def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_i
     run = RunFolder(folder)
     steps: dict[str, Any] = {}
     if (folder / "run.json").is_file():
+        if run_id and run.facts["run_id"] == run_id:
+            return run  # this step was started again
         if not from_step:
             raise UserError(
                 f"--name {folder.name}: {folder} is there already; give another name, or resume it with --from STEP"
@@ -200,11 +202,11 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of our own source tree, with + where it was changed since; None where we are installed from a package."""
-    source = Path(__file__).parent
+    """Returns the commit of our own repository, with + where it was changed since; None where we are a package, even inside another repository."""
+    root = Path(__file__).parents[1]
     try:
         described = subprocess.run(
-            ["git", "-C", str(source), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607 - git is found on PATH
+            ["git", f"--git-dir={root}/.git", f"--work-tree={root}", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607 - git is found on PATH
             check=False, capture_output=True, text=True,
         )  # fmt: skip
     except FileNotFoundError:

@@ -53,6 +53,8 @@ from server.files import read_file
 
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", bound="Settings")
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of a shell."""
 _POSITIONAL = get_args(CliPositionalArg[str])[1]
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -143,7 +145,7 @@ def run_command(command: type[Command], words: Sequence[str] | None = None, *, p
             raise
         status = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        status = 130
+        status = INTERRUPTED
     if status:
         raise SystemExit(status)
 

@@ -142,3 +142,16 @@ def test_nothing_that_runs_unpickles() -> None:
         for path in (ROOT / package).glob("**/*.py"):
             source = path.read_text(encoding="utf-8")
             assert not re.search(r"torch\.load\(|import pickle|allow_pickle=True|import joblib", source), path
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_make_sets_a_copied_or_moved_environment_up_anew(moved: bool, tmp_path: Path) -> None:
+    project = tmp_path / "my project"
+    for name in ("Makefile", "pyproject.toml", "images/constraints.txt", ".venv/bin/distrinews", ".venv/installed"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes((ROOT / name).read_bytes() if name == "Makefile" else b"")
+    interpreter = (tmp_path / "first" if moved else project) / ".venv/bin/python"
+    (project / ".venv/bin/distrinews").write_text(f'#!/bin/sh\n\'exec\' "{interpreter}" "$0"\n', encoding="utf-8")
+    done = subprocess.run(["make", "-n", "run"], cwd=project, capture_output=True, text=True, check=True)
+    assert ("-m venv --clear .venv" in done.stdout) is moved
+    assert done.stdout.endswith(".venv/bin/distrinews run --data sample\n")

@@ -6,9 +6,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from hashlib import sha256
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ class PipelinesClient:
         from kfp.client import Client
 
         self._where, self._namespace, self._poll_seconds = access.host or "the cluster", namespace, poll_seconds
-        with self._api_errors(), warnings.catch_warnings():
+        with self._api_errors(), warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints about kubeconfig
             warnings.simplefilter("ignore", FutureWarning)  # of which servers the client supports
             self._client = Client(
                 host=access.host or None,
@@ -92,10 +93,21 @@ class PipelinesClient:
     def schedule(
         self, ids: tuple[str, str], name: str, parameters: Mapping[str, Any], *, experiment: str, cron: str
     ) -> str:
-        """Schedules a run at each time of a cron expression of six fields, seconds first; never two at once."""
+        """Schedules a run at each time of a cron expression of six fields, seconds first; never two at once.
+
+        UserError when the experiment has a schedule of this name.
+        """
         with self._api_errors():
+            place = self._experiment(experiment)
+            listed = self._client.list_recurring_runs(page_size=100, experiment_id=place, filter=_named(name))
+            same = [one.recurring_run_id for one in listed.recurring_runs or () if one.display_name == name]
+            if same:
+                raise UserError(
+                    f"--schedule: {experiment} has a schedule called {name!r} already: delete it first, with kfp recurring-run delete {same[0]}, "
+                    "or give another --experiment"
+                )
             scheduled = self._client.create_recurring_run(
-                self._experiment(experiment), name, cron_expression=cron, max_concurrency=1, no_catchup=True,
+                place, name, cron_expression=cron, max_concurrency=1, no_catchup=True,
                 params=dict(parameters), pipeline_id=ids[0], version_id=ids[1],
             )  # fmt: skip
         return str(scheduled.recurring_run_id)
@@ -143,7 +155,8 @@ class PipelinesClient:
         import urllib3
 
         try:
-            with quiet_logs(level=logging.CRITICAL):  # the client logs each failure with its traceback
+            # The client logs each failure with its traceback, and what it tries again.
+            with quiet_logs(level=logging.CRITICAL), quiet_logs("urllib3"):
                 yield
         except kfp_server_api.ApiException as error:
             raise UserError(f"{self._where} answers {error.status} {error.reason}: {_message(error)}") from error

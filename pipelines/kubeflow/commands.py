@@ -1,5 +1,7 @@
 """The commands `distrinews submit` and `distrinews compile`."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Self
 
@@ -8,14 +10,18 @@ from pydantic_settings import CliPositionalArg
 
 from pipelines.kubeflow.parameters import to_parameters
 from pipelines.run_folder import RunSettings, Step
-from server.cli import Command
+from server.cli import INTERRUPTED, Command
+from server.errors import UserError
+
+_NOT_FOLLOWED = 3
+_MOST_BYTES = 100_000  # of one argument the kernel takes 131,072, with the quotes of JSON in JSON
 
 
 class Compile(Command):
     """Write the pipeline as a file for the Kubeflow UI, or for GitOps."""
 
     output: CliPositionalArg[Path]
-    """File to write, such as distrinews.yaml."""
+    """File to write, such as distrinews.yaml; its folder is made."""
 
     manifests: str | None = None
     """Namespace for which to write the resources Pipeline and PipelineVersion instead, for kubectl apply and GitOps."""
@@ -42,7 +48,8 @@ class Submit(RunSettings, Command):
     """Run the whole pipeline on a cluster, through Kubeflow Pipelines.
 
     The environment names the endpoint: KFP_HOST, and KFP_TOKEN or KFP_COOKIES where it asks for credentials, KFP_CA_FILE where
-    an authority of your own signed its certificate.
+    an authority of your own signed its certificate. The status is 0 when the run has succeeded, 1 when not, and 3 when it continues but
+    cannot be followed to its end, as with a token that has expired.
     """
 
     config: Path | None = None
@@ -99,6 +106,11 @@ class Submit(RunSettings, Command):
             "pipelines_image": self.pipelines_image, "step_cpu": self.step_cpu, "step_memory": self.step_memory,
         }  # fmt: skip
         parameters = to_parameters(self) | {name: value for name, value in placed.items() if value}
+        if (size := len(json.dumps(parameters))) > _MOST_BYTES:
+            raise UserError(
+                f"the settings are {size:,} bytes long, and a pod's command takes {_MOST_BYTES:,}: copy the file of --config to the volume, and "
+                'start the run in the Kubeflow UI with settings {"config": "/workspace/FILE"}'
+            )
         client = PipelinesClient(Access(), namespace=self.namespace)
         ids = client.upload()
         name = self.name or f"distrinews on {Path(self.data).name}"
@@ -107,8 +119,12 @@ class Submit(RunSettings, Command):
             print(f"distrinews submit: scheduled as {recurring}", flush=True)
             return 0
         run_id = client.run(ids, name, parameters, experiment=self.experiment)
+        continues = f"run {run_id} continues: follow it by the link above, or with kfp run get {run_id}"
         try:
             return 0 if not self.follow or client.follow(run_id) == "SUCCEEDED" else 1
+        except UserError as error:
+            print(f"distrinews submit: {error}; {continues}", file=sys.stderr, flush=True)
+            return _NOT_FOLLOWED
         except KeyboardInterrupt:
-            print("distrinews submit: the run continues; its link is above", flush=True)
-            return 1
+            print(f"distrinews submit: {continues}", file=sys.stderr, flush=True)
+            return INTERRUPTED

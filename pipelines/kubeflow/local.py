@@ -25,6 +25,7 @@ from pipelines.kubeflow.parameters import to_parameters
 from pipelines.kubeflow.pipeline import distrinews
 from pipelines.run_folder import STEPS, RunSettings
 from pipelines.signals import TERMINATED
+from server.files import write_json
 from trainer.monitoring.console import TERMINAL_VARIABLE
 
 _ERROR = re.compile(rf"({'|'.join(('start', *STEPS))}): error: ")  # printed at the end, where people look
@@ -45,6 +46,8 @@ def run_pipeline(settings: RunSettings, folder: Path, *, from_step: str, earlier
     folder.parent.mkdir(parents=True, exist_ok=True)
     steps, reason = _StepProcesses(), ""
     with tempfile.TemporaryDirectory(prefix="distrinews-") as scratch:
+        write_json(file := Path(scratch, "settings.json"), parameters["settings"])
+        parameters["settings"] = {"config": str(file)}  # thousands of class names are too long for a command
         with (
             _environment(settings, earlier or settings, workspace=folder.parent, scratch=scratch),
             _quiet(Path(scratch, "kfp.log")) as output,

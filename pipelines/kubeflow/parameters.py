@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pipelines.run_folder import RunFolder, RunSettings, start_run
 from server.cli import build, fail
 from server.errors import UserError
+from server.files import read_file
 
 WORKSPACE = "/workspace"
 """Mount path of the shared volume in the pods of the steps."""
@@ -48,8 +49,13 @@ def to_parameters(settings: RunSettings) -> dict[str, Any]:
 
 
 def from_parameters(given: Mapping[str, Any], *, earlier: Mapping[str, Any] | None = None) -> RunSettings:
-    """Returns the settings of a run: those of the run that is resumed, then `settings`, then the fields that were changed."""
+    """Returns the settings of a run: those of the run that is resumed, then `settings`, then the fields that were changed.
+
+    `config` in `settings` is a file with more of them, for what is too long for a command.
+    """
     wanted = dict(given["settings"])
+    if file := wanted.pop("config", None):
+        wanted = _merged(read_file(Path(file)), wanted)
     for name, path in _PATHS.items():
         default = _default(path)
         if given[name] == default or (default in (None, ()) and not given[name]):

@@ -210,17 +210,6 @@ def test_a_run_without_usable_data_makes_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_start_that_fails_before_run_json_shows_its_reason(tmp_path: Path) -> None:
-    names = ",".join(f"class-{number}" for number in range(20_000))
-    file, data = tmp_path / "settings.yaml", write(tmp_path / "a.csv", "text,label\n")
-    file.write_text(f"data: {data}\nclass_names: '{names}'\n", encoding="utf-8")
-    done = distrinews("run", "--runs-dir", str(tmp_path / "runs"), "--name", "a", "--config", str(file))
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("distrinews run: error: OSError: [Errno 7] Argument list too long")
-    assert "Traceback" not in done.stdout + done.stderr
-    assert not (tmp_path / "runs" / "a").exists()
-
-
 def test_sigterm_to_the_command_reaches_the_step_which_saves(tmp_path: Path) -> None:
     command = [str(DISTRINEWS), "run", "--data", "sample:1500", "--epochs", "500", "--ranks", "1", "--runs-dir", str(tmp_path), "--name", "a"]  # fmt: skip
     scratch = tmp_path / "tmp"

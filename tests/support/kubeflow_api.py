@@ -20,6 +20,7 @@ class Kubeflow:
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
+    schedules: list[dict[str, Any]] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
     outages: list[int] = field(default_factory=list)
     """Statuses with which the next requests for a run are refused."""
@@ -40,7 +41,8 @@ class Kubeflow:
             ("GET", "/experiments"): lambda: {"experiments": []},
             ("POST", "/experiments"): lambda: {"experiment_id": "e1", **given},
             ("POST", "/runs"): lambda: {"run_id": "r1", **given},
-            ("POST", "/recurringruns"): lambda: {"recurring_run_id": "s1", **given},
+            ("GET", "/recurringruns"): lambda: {"recurringRuns": self.schedules},
+            ("POST", "/recurringruns"): lambda: _added(self.schedules, recurring_run_id="s1", **given),
             ("GET", "/runs/r1"): lambda: self.states.pop(0) if len(self.states) > 1 else self.states[0],
         }
         found = answers.get((method, path.removeprefix("/apis/v2beta1")))
@@ -82,7 +84,7 @@ def serving(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         kubeflow.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield kubeflow

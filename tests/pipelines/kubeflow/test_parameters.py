@@ -14,7 +14,7 @@ from pipelines.kubeflow.pipeline import distrinews, start
 from pipelines.run_folder import RunFolder, RunSettings
 from pipelines.steps import run_step
 from server.errors import UserError
-from server.files import read_file
+from server.files import write_json
 from tests.support.parameters import parameters
 
 
@@ -120,10 +120,13 @@ def test_a_run_of_an_earlier_version_is_not_resumed_with_half_of_its_settings(tm
         _ = RunFolder(tmp_path).settings
 
 
-def test_a_file_of_settings_has_the_shape_of_the_parameter(tmp_path: Path) -> None:
-    file = tmp_path / "settings.yaml"
-    file.write_text("epochs: 2\njob:\n  nodes: 4\n", encoding="utf-8")
-    assert from_parameters(parameters(settings=read_file(file))).job.nodes == 4
+def test_settings_too_long_for_a_command_come_from_a_file_and_others_win(tmp_path: Path) -> None:
+    names = [f"class-{number}" for number in range(20_000)]
+    write_json(tmp_path / "settings.json", {"data": "my.csv", "class_names": names, "epochs": 2, "job": {"nodes": 4}})
+    settings = {"config": str(tmp_path / "settings.json"), "job": {"cpu": "2"}, "epochs": 9}
+    found = from_parameters(parameters(settings=settings))
+    assert found.class_names == tuple(names)
+    assert (found.data, found.epochs, found.job.nodes, found.job.cpu) == ("my.csv", 9, 4, "2")
 
 
 def test_the_deploy_step_is_a_helm_release_unless_it_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

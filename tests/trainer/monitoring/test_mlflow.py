@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackingServer]:
     with TrackingServer(tmp_path / "files") as there:
-        threading.Thread(target=there.serve_forever, daemon=True).start()
+        threading.Thread(target=there.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:geheim@127.0.0.1:{there.server_port}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         monkeypatch.setattr("trainer.monitoring.mlflow._PAUSE_SECONDS", 0.1)
