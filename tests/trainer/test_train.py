@@ -1,5 +1,6 @@
 """Training: the same for any number of processes, resumed as if never stopped, and readable by `transformers`."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -124,6 +125,10 @@ def test_resuming_with_other_settings_is_refused_with_both_values(
     train(QUICK, dataset, tmp_path, process)
     with pytest.raises(UserError, match=r"made with epochs = 2, now it is 3.*--resume never"):
         train(QUICK.model_copy(update={"epochs": 3}), dataset, tmp_path, process)
+    split_anew = copy.copy(dataset)
+    split_anew.fingerprint = "another"
+    with pytest.raises(UserError, match=r"made with dataset = \w+, now it is another \(other rows.*: --resume never"):
+        train(QUICK, split_anew, tmp_path, process)
     train(QUICK.model_copy(update={"epochs": 3, "resume": "never"}), dataset, tmp_path, process)
     assert list(tmp_path.glob("before-*/checkpoints/epoch-0002/model.safetensors")), "the earlier checkpoints are kept"
     assert len(losses(tmp_path)) == 3 * len(losses(next(tmp_path.glob("before-*")))) // 2

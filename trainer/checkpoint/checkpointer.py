@@ -139,8 +139,9 @@ class Checkpointer:
                 continue
             again = f"give {then} again to resume, " if name in defaults else ""
             other = "--allow-changed-world to resume with the rows that are left, " if name in _WORLD else ""
+            rows = " (other rows, or split otherwise, as by another version)" if name == "dataset" else ""
             raise UserError(
-                f"{checkpoint} was made with {name} = {then}, now it is {now}: "
+                f"{checkpoint} was made with {name} = {then}, now it is {now}{rows}: "
                 f"{again}{other}{'or ' if again or other else ''}--resume never to start over and keep the earlier checkpoints aside"
             )
 

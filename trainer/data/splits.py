@@ -190,7 +190,7 @@ def _hashes(texts: Iterable[bytes]) -> Keys:
 def read_keys(folder: Path) -> Keys:
     """Returns the hash of the text of each row in a dataset folder."""
     found = [np.empty(0, dtype=np.uint64)]
-    with Progress(f"reading the texts of {folder}", None, "rows") as progress:
+    with Progress("comparing texts", None, "rows") as progress:
         for _, texts in read_texts(folder):
             found.append(keys_of(texts))
             progress.advance(len(texts))
