@@ -132,16 +132,15 @@ def _csv_layout(path: Path, columns: Columns, *, class_first: bool) -> Layout:
 
 
 def _separator(path: Path, fits: Callable[[list[str]], bool]) -> str:
-    """Returns the first separator by which the first line that is not blank fits, or else the usual one."""
+    """Returns the first separator by which the first line that is not blank fits, or else the first that is in it."""
     if table_format(path) == ".tsv":
         return "\t"
     with open_text(path) as file:
         line = next((line for line in file if line.strip()), "")
-    for separator in SEPARATORS:
-        _, fields = next(csv_records([line], separator), (1, BadRow("empty file", "", 1)))
-        if not isinstance(fields, BadRow) and fits([field.strip() for field in fields]):
-            return separator
-    return ","
+    records = {separator: next(csv_records([line], separator), (1, []))[1] for separator in SEPARATORS}
+    lists = {separator: fields for separator, fields in records.items() if not isinstance(fields, BadRow)}
+    fitting = (separator for separator, fields in lists.items() if fits([field.strip() for field in fields]))
+    return next(fitting, next((separator for separator, fields in lists.items() if len(fields) > 1), ","))
 
 
 def _header(path: Path, records: Iterator[_Fields]) -> list[str]:

@@ -125,6 +125,11 @@ def test_a_bad_row_of_json_lines_has_its_line_and_reason(
             "text,kind\na,x\n",
             ": which column is the class? Name it with --label-column; its columns are text, kind",
         ),
+        (
+            "rows.csv",
+            "body;kind\na;x\n",
+            ": which column is the text? Name it with --text-column; its columns are body, kind. If this is",
+        ),
         ("rows.jsonl", '\n{"text": "a"}\n', ": which column is the class? Name it with --label-column"),
         ("rows.csv", "text,label,text\n", ": 2 columns are called 'text'; rename all but one"),
         ("rows.csv", '\n"text"s,label\n', ", line 2: broken quotes: "),
