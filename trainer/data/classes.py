@@ -14,15 +14,20 @@ _WHOLE = re.compile(r"(-?\d{1,18})\.0+")
 
 @lru_cache(maxsize=10_000)
 def class_name(written: str) -> str:
-    """Returns the one spelling of a class: composed (NFC), nothing invisible around it, a whole number without decimals."""
+    """Returns the one spelling of a class in rows: its trimmed name, a whole number without decimals."""
+    name = trimmed(written)
+    return str(int(whole[1])) if (whole := _WHOLE.fullmatch(name)) else name
+
+
+def trimmed(written: str) -> str:
+    """Returns a name in composed form (NFC), with nothing invisible around it."""
     name = unicodedata.normalize("NFC", written)
     start, end = 0, len(name)
     while start < end and _is_invisible(name[start]):
         start += 1
     while start < end and _is_invisible(name[end - 1]):
         end -= 1
-    name = name[start:end]
-    return str(int(whole[1])) if (whole := _WHOLE.fullmatch(name)) else name
+    return name[start:end]
 
 
 def class_numbers(source: str, names: Sequence[str], *, numbered_from: int | None) -> dict[str, int]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from server.errors import UserError
 from trainer.config import PreprocessConfig
 from trainer.data import sample
-from trainer.data.classes import class_numbers
+from trainer.data.classes import class_numbers, trimmed
 from trainer.data.columns import BadRow, Columns, Layout, Row, Table, find_layout
-from trainer.data.tables import column_names, find_columns, read_table, table_format
+from trainer.data.tables import JSON_ENDINGS, column_names, find_columns, read_table, table_format
 
 if TYPE_CHECKING:
     import datasets
@@ -172,7 +172,7 @@ def _files(
     layout = find_columns(train, columns, class_first=ag_news or bool(named))
     for path in (*train, *test):
         _check_columns(path, layout, config, train)
-    classes = config.class_names or layout.classes or (named if layout.width else ())
+    classes = tuple(map(trimmed, config.class_names or layout.classes or (named if layout.width else ())))
     numbers = class_numbers(
         "--class-names" if config.class_names else title,
         classes,
@@ -205,6 +205,8 @@ def _check_columns(path: Path, layout: Layout, config: PreprocessConfig, train: 
     names = column_names(path, layout)
     if layout.width:
         return
+    if table_format(path) in JSON_ENDINGS and layout.label in names and any(name in names for name in layout.text):
+        return  # a key that all its records lack is empty
     here = {name.lower() for name in names}
     if path not in train and layout.label.lower() not in here >= {name.lower() for name in layout.text}:
         away = "leave --test-data out" if config.test_data else f"move it elsewhere or pass --data {train[0]}"
@@ -278,7 +280,7 @@ def hub_data(splits: "datasets.DatasetDict", config: PreprocessConfig) -> Data:
     used = [name for name in ("train", "test") if name in splits]
     sources = {split: Source(f"{config.data} {split}", partial(read, split)) for split in used}
     facts = (*used, *(splits[name]._fingerprint for name in used), str(layout))  # noqa: SLF001 - the library has no public name for its digest
-    classes = config.class_names or layout.classes
+    classes = tuple(map(trimmed, config.class_names or layout.classes))
     numbers = class_numbers(
         "--class-names" if config.class_names else config.data, classes, numbered_from=None if layout.classes else 0
     )

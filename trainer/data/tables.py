@@ -21,6 +21,7 @@ from trainer.monitoring.console import Progress
 _COMPRESSED: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".xz": lzma.open}
 SEPARATORS = (",", ";", "\t", "|")
 _ROWS_TO_JUDGE_BY = 10_000
+_CSV_ENDINGS, JSON_ENDINGS = (".csv", ".tsv"), (".jsonl", ".json")
 
 Rows = Iterator[Row | BadRow]
 _Fields = tuple[int, list[str] | BadRow]  # the line of a record, and its fields or the fault in its quotes
@@ -236,7 +237,8 @@ def _read_parquet(path: Path, layout: Layout) -> Rows:
             yield table.row(record, line)
 
 
-_CSV_ENDINGS = (".csv", ".tsv")
 _READERS: dict[str, Callable[[Path, Layout], Rows]] = {
-    ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet
-}  # fmt: skip
+    **dict.fromkeys(_CSV_ENDINGS, _read_csv),
+    **dict.fromkeys(JSON_ENDINGS, _read_json_lines),
+    ".parquet": _read_parquet,
+}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv, write_json_lines, write_parquet
+from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv, write_json_lines
 from tests.support.sources import files, find, refusal, rows
 from tests.support.tables import write_table
 from trainer.data import sources
@@ -30,15 +30,7 @@ def test_a_folder_gives_its_train_and_test_files(folder: Path) -> None:
     assert (data.title, data.classes, data.remarks) == ("news", (), ())
     assert rows(data.train) == labelled(20)
     assert rows(data.test) == labelled(6, classes=("good", "bad"))
-    assert next(data.train.read()) == (str(folder / "train.csv"), Row(*labelled(1)[0], line=2))
-
-
-def test_rows_can_be_read_again(folder: Path) -> None:
-    data = find(folder)
-    assert list(data.train.read()) == list(data.train.read())
-
-
-def test_a_folder_without_test_rows_gives_none(folder: Path) -> None:
+    assert next(data.train.read()) == (str(folder / "train.csv"), Row(*labelled(1)[0], line=2)), "it can be read again"
     (folder / "test.csv").unlink()
     assert find(folder).test is None
 
@@ -47,6 +39,9 @@ def test_test_rows_may_be_in_a_file_elsewhere(folder: Path, tmp_path: Path) -> N
     other = write_json_lines(tmp_path / "other.jsonl", [{"text": "t", "label": "good"}])
     assert rows(find(folder, test_data=str(other)).test) == [("t", "good")]
     assert rows(find(folder / "train.csv", test_data=str(other)).test) == [("t", "good")]
+    train = write_csv(tmp_path / "two.csv", [("a", "b", "x")], header=("title", "text", "label"))
+    data = find(train, text_column=("title", "text"), test_data=str(other))
+    assert rows(data.test) == [("t", "good")], "a key that no record has is empty"
 
 
 def test_a_single_file_is_all_rows_even_with_others_beside_it(folder: Path) -> None:
@@ -82,7 +77,9 @@ def test_of_two_candidates_none_is_chosen(folder: Path, second: str) -> None:
     assert refusal(folder) == f"{folder}: which are the train rows? Leave one of {names}, or name one with --data"
 
 
-def test_two_candidates_for_test_rows_are_refused_too(folder: Path) -> None:
+def test_a_second_candidate_for_test_rows_is_refused_unless_it_is_a_folder(folder: Path) -> None:
+    (folder / "test.jsonl").mkdir()
+    assert files(find(folder).test) == ["test.csv"]
     write_csv(folder / "test.csv.xz", labelled(3))
     assert f"{folder}: which are the test rows?" in refusal(folder)
 
@@ -108,16 +105,6 @@ def test_a_folder_without_training_rows_is_refused_with_its_content(
     )
 
 
-def test_a_folder_called_like_a_split_is_no_file_of_it(folder: Path) -> None:
-    (folder / "test.jsonl").mkdir()
-    assert files(find(folder).test) == ["test.csv"]
-
-
-def test_a_test_file_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
-    absent = tmp_path / "absent.csv"
-    assert refusal(folder, test_data=str(absent)) == f"--test-data {absent}: no such file"
-
-
 @pytest.mark.parametrize("flag", ["--data", "--test-data"])
 def test_a_pipe_is_refused_with_what_to_do(folder: Path, tmp_path: Path, flag: str) -> None:
     pipe = tmp_path / "rows.csv"
@@ -134,7 +121,9 @@ def test_a_file_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pytest
     assert refusal("a" * 300).endswith(": cannot be read: File name too long")
 
 
-def test_a_file_of_an_unknown_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_or_of_an_unknown_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.csv"
+    assert refusal(folder, test_data=str(absent)) == f"--test-data {absent}: no such file"
     sheet = write(tmp_path / "rows.xlsx", b"PK")
     assert "rows.xlsx: unknown kind of file; known are .csv, " in refusal(sheet)
     assert "rows.xlsx: unknown kind of file" in refusal(folder, test_data=str(sheet))
@@ -189,15 +178,13 @@ def test_class_names_mean_the_same_in_every_format(
         write_table(path, columns)
     flags = {"label_column": "1", "text_column": "2"} if headerless else {}
     data = find(path, class_names=names, **flags)
-    assert data.classes == names
+    assert data.classes == tuple(name.replace("e\u0301", "\u00e9") for name in names)
     assert [data.numbers[label] for _, label in rows(data.train)] == places * 3
 
 
 def test_two_names_of_one_class_are_refused(folder: Path) -> None:
-    assert (
-        refusal(folder, class_names=("1", "2", "1.0"))
-        == "--class-names: '1' and '1.0' are the same class; leave one out"
-    )
+    expected = "--class-names: '1' and '1.0' are the same class; leave one out"
+    assert refusal(folder, class_names=("1", "2", "1.0")) == expected
 
 
 def test_test_rows_have_the_columns_of_the_training_rows(folder: Path) -> None:
@@ -213,18 +200,14 @@ def test_test_rows_have_the_columns_of_the_training_rows(folder: Path) -> None:
 
 
 @needs_ag_news
-def test_the_real_folder_has_train_and_test_rows_of_its_four_classes() -> None:
+def test_the_real_folder_has_train_and_test_rows_of_its_four_classes(tmp_path: Path) -> None:
     data = find(AG_NEWS)
     assert (data.title, data.classes, data.remarks) == (AG_NEWS.name, AG_NEWS_CLASSES, ())
     assert files(data.test) == ["test.csv"]
     assert not isinstance(next(data.train.read())[1], BadRow)
-
-
-@needs_ag_news
-def test_a_published_file_of_ag_news_is_known_by_its_digest(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.symlink_to(AG_NEWS / "test.csv")
-    assert find(path).ag_news
+    assert find(path).ag_news, "a published file is known by its digest"
 
 
 @pytest.mark.parametrize(
@@ -316,10 +299,3 @@ def test_the_sample_depends_on_its_seed_and_size() -> None:
 def test_a_size_that_the_sample_cannot_have_is_refused(count: str) -> None:
     output = refusal(f"sample:{count}")
     assert output == f"--data sample:{count}: sample:ROWS takes a number of rows from 100 to 100,000,000"
-
-
-def test_a_parquet_file_may_be_packed_and_split(tmp_path: Path) -> None:
-    for part in range(2):
-        columns = {"text": [f"text {part}"], "label": [part]}
-        write_parquet(tmp_path / f"train-{part}-of-2.parquet.xz", columns)
-    assert rows(find(tmp_path).train) == [("text 0", "0"), ("text 1", "1")]
