@@ -64,13 +64,13 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
 
 
 def gate(run: RunFolder) -> dict[str, Any]:
-    import numpy as np
-
     from trainer.data.dataset import Dataset
     from trainer.evaluation.gate import gate as work
+    from trainer.evaluation.predict import read_predictions
 
-    probabilities = np.load(run.folder / "predictions.npy")
-    return dict(work(part(run.settings, GateConfig), probabilities, Dataset(run.dataset), served=run.served))
+    dataset = Dataset(run.dataset)
+    probabilities = read_predictions(run.folder / "predictions.npy", dataset)
+    return dict(work(part(run.settings, GateConfig), probabilities, dataset, served=run.served))
 
 
 def export(run: RunFolder) -> dict[str, Any]:

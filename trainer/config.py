@@ -193,8 +193,8 @@ class EvaluateConfig(Settings):
 class ExportConfig(Settings):
     """Settings of the export step."""
 
-    check_rows: int = Field(default=1000, ge=10)
-    """Test rows at most on which an exported model is compared with the trained one, alone and in batches."""
+    check_rows: int = Field(default=1000, ge=500)
+    """Test rows at most on which an exported model is compared with the trained one, alone and in batches; all where there are fewer."""
 
 
 class GateConfig(Settings):

@@ -20,7 +20,7 @@ from trainer.distributed.launch import worker
 from trainer.distributed.process_group import Process, process_group, versions
 from trainer.evaluation.metrics import Temperature, fit_temperature, measure, measure_confidence
 from trainer.evaluation.predict import Probabilities, predict
-from trainer.evaluation.report import Curves, Mistake, TrainingPoint, ValidationPoint, write_report
+from trainer.evaluation.report import Curves, Mistake, TrainingPoint, ValidationPoint, describe_classes, write_report
 from trainer.model.classifier import load_model
 from trainer.monitoring.console import print0
 from trainer.monitoring.mlflow import MlflowTracker, read_provenance
@@ -110,7 +110,7 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
         low, high = metrics["accuracy_interval"]
         print0(
             f"evaluate: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {metrics['rows']:,} test rows, "
-            f"macro F1 {metrics['macro_f1']:.4f}, calibration error {metrics['expected_calibration_error']:.4f}; "
+            f"macro F1 {metrics['macro_f1']:.4f} (mean over {describe_classes(metrics)}), calibration error {metrics['expected_calibration_error']:.4f}; "
             f"see {output / 'report.html'}"
         )
         print0(f"evaluate: {_effect(temperature, metrics)}")

@@ -54,6 +54,8 @@ def gate(
     print0(
         f"{passed}; on the {compared['compared_rows']:,} rows compared it has {ours:.4f}, the model now served {theirs:.4f}"
     )
+    if theirs < 0.5 / len(dataset.classes):
+        print0("gate: the model now served is worse than chance on these rows: were names of classes exchanged?")
     return found | compared
 
 

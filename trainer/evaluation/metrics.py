@@ -29,7 +29,7 @@ class Temperature:
 
 
 def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes: list[str]) -> dict[str, Any]:
-    """Computes all metrics of predictions [rows, classes]; a class that no row has counts as 0 in macro F1."""
+    """Computes all metrics of predictions [rows, classes]; macro F1 is the mean over the classes that have rows."""
     predicted, numbers = probabilities.argmax(axis=1), np.arange(len(classes))
     precision, recall, f1, rows = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
     found = score(probabilities, labels)
@@ -38,7 +38,7 @@ def measure(probabilities: Probabilities, labels: npt.NDArray[np.int32], classes
         "rows": found.rows,
         "accuracy": found.accuracy,
         "accuracy_interval": wilson_interval(found.accuracy, found.rows),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[rows > 0].mean()),
         "classes": classes,
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from server.errors import UserError
 from server.inference.encoder import Encoder, softmax
 from server.inference.hardware import available_cpus
 from trainer.data.batches import collate, evaluation_shares
@@ -75,6 +77,18 @@ def predict_texts(encoder: Encoder, texts: Sequence[str], *, batch_size: int, wh
             found.append(probabilities)
             progress.advance(len(probabilities))
     return np.concatenate(found)
+
+
+def read_predictions(file: Path, dataset: Dataset) -> Probabilities:
+    """Reads the probabilities [test rows, classes] that evaluate wrote; UserError when they are not those of this dataset."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing: run the evaluate step first")
+    found: Probabilities = np.load(file)
+    if found.shape != (len(dataset.test), len(dataset.classes)):
+        raise UserError(
+            f"{file} has {len(found):,} rows, the test split of {dataset.folder} has {len(dataset.test):,}: run the evaluate step again"
+        )
+    return found
 
 
 def validate(model: PreTrainedModel, dataset: Dataset, process: Process, *after_batch: Callable[[], object]) -> Score:

@@ -51,6 +51,15 @@ class Mistake(TypedDict):
     confidence: float
 
 
+def describe_classes(metrics: Mapping[str, Any]) -> str:
+    """Describes the classes over which macro F1 is the mean."""
+    classes = len(metrics["classes"])
+    with_rows = sum(one["rows"] > 0 for one in metrics["per_class"].values())
+    return (
+        f"{classes:,} classes" if with_rows == classes else f"the {with_rows:,} of {classes:,} classes that have rows"
+    )
+
+
 def write_report(
     path: Path,
     *,
@@ -67,6 +76,7 @@ def write_report(
         .get_template("report.html.j2")
         .render(
             metrics=metrics,
+            classes_with_rows=describe_classes(metrics),
             mistakes=mistakes,
             facts=facts,
             loss_chart=_loss_chart(curves),

@@ -28,6 +28,7 @@ from trainer.evaluation.metrics import (
     wilson_interval,
 )
 from trainer.evaluation.predict import Logits, score
+from trainer.evaluation.report import describe_classes
 from trainer.export import export
 
 Labels = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -51,8 +52,10 @@ def test_metrics_are_those_that_a_person_counts_by_hand() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_a_class_without_rows_is_measured_as_nothing_and_not_as_an_error() -> None:
+def test_a_class_without_rows_is_measured_as_nothing_and_left_out_of_macro_f1() -> None:
     found = measure(PROBABILITIES[:5], LABELS[:5], CLASSES)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert describe_classes(found) == "the 2 of 3 classes that have rows"
     assert found["per_class"]["eel"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "rows": 0}
 
 
