@@ -77,13 +77,11 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
     model = load_model(output / "model", device=process.device)
     trained = _trained(output / "model" / "train_config.json")
     _check_classes(model, trained["settings"].get("dataset"), dataset)
-    logits = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="evaluate: test rows")
+    logits = predict(model, dataset.test, process, padding=dataset.padding, what="evaluate: test rows")
     probabilities = softmax(logits).astype(np.float32)
     title = f"{Path(trained['settings']['model']).name} on {dataset.info['title']}"
     metrics = {"title": title, **measure(probabilities, dataset.test.labels, dataset.classes)}
-    validation = predict(
-        model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="evaluate: validation rows"
-    )
+    validation = predict(model, dataset.validation, process, padding=dataset.padding, what="evaluate: validation rows")
     temperature = fit_temperature(validation, dataset.validation.labels)
     calibrated = softmax(logits, temperature=temperature.value)
     metrics["calibrated"] = {

@@ -71,6 +71,7 @@ def export(config: ExportConfig, dataset: Dataset, output: Path) -> dict[str, An
         model_json = ModelJson(
             labels=dataset.classes,
             max_length=dataset.max_length,
+            padding=dataset.padding,
             temperature=temperature,
             text_columns=dataset.info["columns"]["text"] or [],
             variants={"fp32": _described("fp32", folder)},

@@ -29,7 +29,8 @@ from trainer.data.splits import (
     split_rows,
     test_digest,
 )
-from trainer.data.tokenizer import check_model, load_tokenizer, tokenizer_digest, train_tokenizer
+from trainer.data.tokenizer import check_model, load_tokenizer, padding_of, tokenizer_digest, train_tokenizer
+from trainer.model.pretrained import check_encoder
 from trainer.monitoring.console import print0
 
 _TINY_TRAINING_TEXTS = 100_000
@@ -55,6 +56,8 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
     for remark in (*([data.layout.described()] if data.layout else []), *data.remarks):
         print0(f"preprocess: {remark}")
     tokenizer = None if config.model == "tiny" else load_tokenizer(config.model)
+    if tokenizer:
+        check_encoder(config.model, tokenizer, max_length=config.max_length)
     fingerprint = _fingerprint(config, data, tokenizer)
     for folder in (output, *earlier):
         if (folder / "dataset.json").is_file() and read_info(folder).get("fingerprint") == fingerprint:
@@ -75,6 +78,8 @@ def _fingerprint(config: PreprocessConfig, data: Data, tokenizer: PreTrainedToke
     made_by = tokenizer_digest(tokenizer) if tokenizer else "tiny"
     settings = config.model_dump(mode="json", exclude={"data", "test_data", "model"})
     facts = {"format": FORMAT, "title": data.title, "data": data.digest, "tokenizer": made_by, "settings": settings}
+    if tokenizer:
+        facts["padding"] = padding_of(tokenizer).model_dump()
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -99,7 +104,7 @@ def _write(
         "columns": data.layout.named if data.layout else {"text": None, "label": None},
         "classes": list(rows.classes),
         "max_length": config.max_length,
-        "pad_token_id": tokenizer.pad_token_id,
+        "padding": padding_of(tokenizer).model_dump(),
         "vocabulary_size": len(tokenizer),
         "tokenizer": tokenizer_digest(tokenizer),
         "token_dtype": str(token_dtype(tokenizer)),

@@ -38,7 +38,7 @@ from trainer.monitoring.monitor import Monitor
 def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainState:
     """Trains and writes <output>/model with the weights of the best epoch; resumes from the newest undamaged checkpoint."""
     check_ranks_agree(config, dataset)
-    raw_model = build_trainable(config, dataset, process.device)
+    raw_model = build_trainable(config, dataset, process.device, try_export=process.is_main)
     model = parallelize(raw_model, config, process)
     optimizer = make_optimizer(model, config)
     sampler = BatchSampler(dataset.train.lengths, config, process.rank, process.world_size, packed=is_packed(raw_model))
@@ -100,7 +100,7 @@ def forward_backward(
     total = torch.zeros((), device=process.device)
     for number, rows in enumerate(step.micro_batches, start=1):
         with record_function("load"):
-            batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id, packed=step.packed)
+            batch = collate(dataset.train, rows, padding=dataset.padding, packed=step.packed)
             batch = batch.to(process.device)
         with gradient_sync(model, when=number == len(step.micro_batches)):
             with (

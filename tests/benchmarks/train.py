@@ -182,7 +182,7 @@ class Runner:
     def _run(self, steps: list[Step]) -> float:
         if self.variant.reference:
             rows = np.concatenate([part for step in steps for part in step.micro_batches])
-            data = PaddedTexts(self.dataset.train, rows, pad_token_id=self.dataset.pad_token_id)
+            data = PaddedTexts(self.dataset.train, rows, pad_token_id=self.dataset.padding.token_id)
             size = self.variant.batch_size
             found = list(train_reference(self.raw_model, data, batch_size=size, learning_rate=_LEARNING_RATE))
             return sum(step.loss for step in found) / len(found)

@@ -49,7 +49,7 @@ def main() -> None:
             for name, losses in found.items():
                 model = build_model("tiny", dataset, seed=seed, device=process.device)
                 if name == "the reference":
-                    data = PaddedTexts(dataset.train, range(args.rows), pad_token_id=dataset.pad_token_id)
+                    data = PaddedTexts(dataset.train, range(args.rows), pad_token_id=dataset.padding.token_id)
                     for _ in train_reference(
                         model, data, batch_size=_BATCH_ROWS, learning_rate=_LEARNING_RATE, seed=seed
                     ):
@@ -59,7 +59,7 @@ def main() -> None:
                         {"precision": name.split()[-1], "learning_rate": _LEARNING_RATE, "seed": seed}
                     )
                     train_ours(model, config, dataset, process, rows=args.rows, packed=not name.startswith(_PADDED))
-                logits = predict(model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what=name)
+                logits = predict(model, dataset.validation, process, padding=dataset.padding, what=name)
                 losses.append(score(softmax(logits), dataset.validation.labels).loss)
                 print(f"seed {seed}: {name}: {losses[-1]:.4f}", flush=True)
     rows = [_row(name, losses, found["the reference"]) for name, losses in found.items()]

@@ -143,7 +143,7 @@ def description(steps: int) -> list[str]:
 
 
 def loss_of(step: Step, dataset: Dataset) -> Callable[[PreTrainedModel], torch.Tensor]:
-    batch = collate(dataset.train, step.micro_batches[0], pad_token_id=dataset.pad_token_id, packed=step.packed)
+    batch = collate(dataset.train, step.micro_batches[0], padding=dataset.padding, packed=step.packed)
 
     def loss(model: PreTrainedModel) -> torch.Tensor:
         logits = model(**batch.inputs).logits

@@ -49,7 +49,7 @@ def test_one_and_three_processes_measure_the_same_on_every_row(
     assert len(dataset.test) % 3, "the rows must not divide evenly, which would hide rows counted twice"
     in_ranks(evaluate_with, "--dataset", str(dataset.folder), "--output", str(tmp_path), world_size=3)
     three = np.load(tmp_path / "predictions.npy")
-    one = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="test")
+    one = predict(model, dataset.test, process, padding=dataset.padding, what="test")
     np.testing.assert_allclose(three, softmax(one), atol=1e-6)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["rows"] == len(dataset.test)
@@ -86,7 +86,7 @@ def test_evaluate_before_train_is_one_line_that_names_the_step(
 
 def test_prediction_keeps_the_order_of_the_rows_and_the_mode_of_the_model(dataset: Dataset, process: Process) -> None:
     model = build_model("tiny", dataset, seed=0, device=torch.device("cpu")).train()
-    found = predict(model, dataset.test, process, pad_token_id=dataset.pad_token_id, what="test")
+    found = predict(model, dataset.test, process, padding=dataset.padding, what="test")
     assert model.training
     tokens = torch.from_numpy(dataset.test.tokens(7).astype(np.int64))[None]
     with torch.inference_mode():

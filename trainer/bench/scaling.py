@@ -14,7 +14,7 @@ from trainer.bench.report import Machine, most_ranks, read, speedup_plot, table,
 from trainer.bench.settings import ScalingConfig, StepConfig, doubling
 from trainer.bench.step import Facts, Measured, StepArguments, StepPoint
 from trainer.data.dataset import FORMAT, SPLITS, RaggedWriter
-from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
+from trainer.data.tokenizer import load_tokenizer, padding_of, tokenizer_digest
 from trainer.distributed.launch import launch
 from trainer.monitoring.console import print0
 
@@ -78,7 +78,7 @@ def write_random_dataset(folder: Path, *, model: str, rows: int, seed: int) -> N
     np.full(rows, SPLITS.index("train"), dtype=np.uint8).tofile(folder / "splits.bin")
     info = {
         "format": FORMAT, "classes": _CLASSES, "fingerprint": f"random-{seed}", "max_length": _MAX_LENGTH,
-        "pad_token_id": tokenizer.pad_token_id if tokenizer else 0, "vocabulary_size": vocabulary, "token_dtype": "int32",
+        "padding": padding_of(tokenizer).model_dump() if tokenizer else {}, "vocabulary_size": vocabulary, "token_dtype": "int32",
         "tokenizer": tokenizer_digest(tokenizer) if tokenizer else None,
     }  # fmt: skip
     write_json(folder / "dataset.json", info)

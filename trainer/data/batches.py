@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from server.inference.encoder import pad
+from server.model_folder import Padding
 from trainer.config import TrainConfig
 from trainer.data.dataset import Split
 
@@ -209,17 +211,14 @@ def evaluation_shares(lengths: npt.NDArray[np.int32], *, batch_size: int, rank: 
     return [own[start : start + batch_size] for start in range(0, most, batch_size)]
 
 
-def collate(split: Split, rows: Rows, *, pad_token_id: int, packed: bool = False) -> Batch:
+def collate(split: Split, rows: Rows, *, padding: Padding, packed: bool = False) -> Batch:
     """Makes a batch of rows, packed or padded to the longest; of no rows one of padding, since every process must take part."""
-    texts = [split.tokens(int(row)) for row in rows] or [np.full(2, pad_token_id)]
+    texts = [split.tokens(int(row)) for row in rows] or [np.full(2, padding.token_id)]
     lengths = [len(text) for text in texts]
     labels = torch.from_numpy((split.labels[rows] if len(rows) else np.zeros(1)).astype(np.int64))
     tokens, weight = int(split.lengths[rows].sum()), float(len(rows) > 0)
     if packed:
         ids = torch.from_numpy(np.concatenate(texts).astype(np.int64))[None]
         return Batch(ids, labels, tokens, sequences=PackedSequences.of(lengths), weight=weight)
-    padded = np.full((len(texts), max(lengths)), pad_token_id, dtype=np.int64)
-    for place, text in enumerate(texts):
-        padded[place, : len(text)] = text
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    return Batch(torch.from_numpy(padded), labels, tokens, attention_mask=torch.from_numpy(mask), weight=weight)
+    padded, mask = (torch.from_numpy(array) for array in pad(texts, max(lengths), padding))
+    return Batch(padded, labels, tokens, attention_mask=mask, weight=weight)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from server.errors import UserError
 from server.files import recover_directory
+from server.model_folder import Padding
 
 FORMAT = 3
 """Raise it when the same settings would write another dataset."""
@@ -100,7 +101,7 @@ class Dataset:
         self.classes: list[str] = self.info["classes"]
         self.fingerprint: str = self.info["fingerprint"]
         self.max_length: int = self.info["max_length"]
-        self.pad_token_id: int = self.info["pad_token_id"]
+        self.padding = Padding(**self.info["padding"])
         self.vocabulary_size: int = self.info["vocabulary_size"]
         self.tokenizer_folder = folder / "tokenizer"
         splits = np.fromfile(folder / "splits.bin", dtype=np.uint8)

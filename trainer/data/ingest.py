@@ -125,7 +125,8 @@ def tokenise(
     use_all_cores()
     fast = tokenizer.backend_tokenizer
     fast.no_padding()
-    fast.enable_truncation(max_length)
+    fast.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    no_tokens = [tokenizer.pad_token_id]  # what the server computes for a text of which nothing is left
     counts = [_Counts(max_length, len(rows.classes)) for _ in SPLITS]
     with (
         Progress("preprocess: tokenising", len(splits), "rows") as progress,
@@ -137,7 +138,7 @@ def tokenise(
             tokens: list[list[int]] = [[] for _ in texts]
             truncated = np.zeros(len(texts), dtype=bool)
             for row, encoding in zip(used, encodings, strict=True):
-                tokens[row], truncated[row] = encoding.ids, bool(encoding.overflowing)
+                tokens[row], truncated[row] = encoding.ids or no_tokens, bool(encoding.overflowing)
             writer.append(tokens)
             lengths = np.array([len(row) for row in tokens])
             for number, count in enumerate(counts):

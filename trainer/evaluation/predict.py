@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from server.errors import UserError
 from server.inference.encoder import Encoder, softmax
 from server.inference.hardware import available_cpus
+from server.model_folder import Padding
 from trainer.data.batches import collate, evaluation_shares
 from trainer.data.dataset import Dataset, Split
 from trainer.distributed.process_group import Process
@@ -38,7 +39,7 @@ def predict(
     split: Split,
     process: Process,
     *,
-    pad_token_id: int,
+    padding: Padding,
     what: str,
     after_batch: Sequence[Callable[[], object]] = (),
 ) -> Logits:
@@ -55,7 +56,7 @@ def predict(
     )  # the last column counts
     with Progress(what, len(split), "rows", shown=process.is_main) as progress:
         for rows in shares:
-            batch = collate(split, rows, pad_token_id=pad_token_id).to(process.device)
+            batch = collate(split, rows, padding=padding).to(process.device)
             logits = model(**batch.inputs).logits
             found[torch.from_numpy(rows).to(process.device), :-1] = logits.float()
             found[torch.from_numpy(rows).to(process.device), -1] = 1
@@ -94,7 +95,7 @@ def read_predictions(file: Path, dataset: Dataset) -> Probabilities:
 def validate(model: PreTrainedModel, dataset: Dataset, process: Process, *after_batch: Callable[[], object]) -> Score:
     """Computes loss and accuracy on the validation rows, by all processes together."""
     logits = predict(
-        model, dataset.validation, process, pad_token_id=dataset.pad_token_id, what="train: validation", after_batch=after_batch
+        model, dataset.validation, process, padding=dataset.padding, what="train: validation", after_batch=after_batch
     )  # fmt: skip
     return score(softmax(logits), dataset.validation.labels)
 

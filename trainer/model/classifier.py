@@ -4,26 +4,31 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from server.errors import UserError
 from server.files import disk_errors, recover_directory
+from server.inference.encoder import pad
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
+from trainer.model.exporters import check_export
 from trainer.model.packing import enable_packing
+from trainer.model.pretrained import check_encoder, check_padding, load_encoder
 from trainer.monitoring.console import print0
 
-transformers_logging.set_verbosity_error()  # it warns of the fresh head, which is what fine-tuning starts with
-transformers_logging.disable_progress_bar()
 
-
-def build_trainable(config: TrainConfig, dataset: Dataset, device: torch.device) -> PreTrainedModel:
+def build_trainable(
+    config: TrainConfig, dataset: Dataset, device: torch.device, *, try_export: bool = False
+) -> PreTrainedModel:
     """Builds the model to train: on packed texts where it can, and with what the classes do not depend on frozen."""
     model = build_model(config.model, dataset, seed=config.seed, device=device)
     if not enable_packing(model):
+        if try_export:
+            check_export(config.model, model.config)
         print0("train: this architecture cannot read packed texts: those of similar length are padded together")
     if unused := freeze_unused(model):
         print0(f"train: {len(unused)} parameters that the classes do not depend on are frozen: {', '.join(unused[:4])}")
@@ -37,29 +42,24 @@ def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device
     labels: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     if model == "tiny":
         config = DistilBertConfig(
-            vocab_size=dataset.vocabulary_size, dim=128, hidden_dim=256, n_layers=2, n_heads=4, pad_token_id=dataset.pad_token_id,
+            vocab_size=dataset.vocabulary_size, dim=128, hidden_dim=256, n_layers=2, n_heads=4, pad_token_id=dataset.padding.token_id,
             max_position_embeddings=max(dataset.max_length, 512), **labels,
         )  # fmt: skip
         return cast("PreTrainedModel", AutoModelForSequenceClassification.from_config(config).to(device))
-    if tokenizer_digest(load_tokenizer(model)) != dataset.info["tokenizer"]:
+    tokenizer = load_tokenizer(model)
+    if tokenizer_digest(tokenizer) != dataset.info["tokenizer"]:
         raise UserError(
             f"--model {model}: {dataset.folder} was made with another tokenizer; preprocess with this model first"
         )
-    try:
-        built = AutoModelForSequenceClassification.from_pretrained(
-            model,
-            local_files_only=Path(model).is_dir(),
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            **labels,
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    positions = getattr(built.config, "max_position_embeddings", dataset.max_length)
-    if positions < dataset.max_length:
-        raise UserError(f"--max-length {dataset.max_length}: {model} takes texts of {positions} tokens at most")
-    return cast("PreTrainedModel", built.to(device).train())  # as loaded, it would leave dropout out
+    check_encoder(model, tokenizer, max_length=dataset.max_length)
+    built = load_encoder(model, pad_token_id=dataset.padding.token_id, labels=labels)
+    nn.Module.to(built, device)
+    text = dataset.train.tokens(int(dataset.train.lengths.argmax()))[:32].astype(np.int64)
+    ids, mask = pad([text, text[: len(text) // 2]], len(text), dataset.padding)
+    inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+    check_padding(built, inputs, name=model)
+    built.train()  # as loaded, it would leave dropout out
+    return built
 
 
 def freeze_unused(model: PreTrainedModel) -> list[str]:

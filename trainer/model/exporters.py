@@ -1,11 +1,13 @@
 """Writes the model files of a model folder: ONNX in fp32 and int8, and OpenVINO in static int8."""
 
+import copy
 import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +15,15 @@ import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
+from server.errors import UserError
 from trainer.data.dataset import Split
 from trainer.model.cls_only import enable_cls_only
 from trainer.monitoring.console import print0, quiet_logs
 
 _CALIBRATION_TEXTS = 300
+_TRIAL_LAYERS, _TRIAL_TOKENS = 2, 64
 
 
 class _Logits(nn.Module):
@@ -39,16 +43,47 @@ def write_fp32(model: PreTrainedModel, path: Path) -> None:
         print0(f"export: {model.config.model_type}: the whole last layer is exported, it may read more than [CLS]")
     rows, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     example = torch.full((2, 16), 5)
-    with quiet_logs("torch.onnx"), warnings.catch_warnings():  # it logs packages that this model does not need
-        warnings.simplefilter("ignore")  # PyTorch's exporter warns of its own internals
-        torch.onnx.export(
-            _Logits(model).eval(), (example, torch.ones_like(example)), str(path), dynamo=True, external_data=False, verbose=False,
-            input_names=["input_ids", "attention_mask"], output_names=["logits"], optimize=True,
-            dynamic_shapes={"input_ids": {0: rows, 1: length}, "attention_mask": {0: rows, 1: length}},
-        )  # fmt: skip
+    # It logs packages that this model does not need, warns of its own internals, and prints a graph that it fails on.
+    with quiet_logs("torch"), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                _Logits(model).eval(), (example, torch.ones_like(example)), str(path), dynamo=True, external_data=False,
+                verbose=False, input_names=["input_ids", "attention_mask"], output_names=["logits"], optimize=True,
+                dynamic_shapes={"input_ids": {0: rows, 1: length}, "attention_mask": {0: rows, 1: length}},
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            reason = next(iter(str(error.__cause__ or error).strip().splitlines()), "")[:200]
+            raise UserError(f"{model.config.model_type}: cannot be exported as ONNX ({reason})") from error
     exported = onnx.load(str(path))
     exported.graph.ClearField("value_info")  # its shapes of transposed weights are wrong, and quantising reads them
     onnx.save(exported, str(path))
+
+
+def check_export(name: str, config: PreTrainedConfig) -> None:
+    """Raises UserError when a model of this configuration cannot be exported; tries one with few layers and tokens.
+
+    Training takes hours, and a model that cannot be exported is of no use afterwards.
+    """
+    print0("train: trying whether this architecture can be exported")
+    model = AutoModelForSequenceClassification.from_config(_small(config))  # type: ignore[no-untyped-call]
+    with TemporaryDirectory() as folder:
+        try:
+            write_fp32(model, Path(folder) / "model.onnx")
+        except UserError as error:
+            raise UserError(f"--model {name}: {error}; choose another encoder") from error
+
+
+def _small(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Returns a configuration of the same architecture with two layers and a small vocabulary."""
+    small, layers = copy.deepcopy(config), config.num_hidden_layers
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == layers:
+            setattr(small, name, value[:_TRIAL_LAYERS])
+        if name.endswith("token_id") and isinstance(value, int):
+            setattr(small, name, min(value, _TRIAL_TOKENS - 1))
+    small.num_hidden_layers, small.vocab_size = min(layers, _TRIAL_LAYERS), _TRIAL_TOKENS
+    return small
 
 
 def write_int8(source: Path, target: Path) -> None:

@@ -118,18 +118,18 @@ def test_evaluation_shares_hold_every_row_exactly_once() -> None:
 
 def test_collating_pads_to_the_longest_row_and_masks_the_padding(dataset: Dataset) -> None:
     rows = np.array([0, 1, 2])
-    batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id)
+    batch = collate(dataset.train, rows, padding=dataset.padding)
     assert batch.input_ids.shape[1] == dataset.train.lengths[rows].max()
     assert batch.attention_mask is not None
     assert batch.attention_mask.sum(dim=1).tolist() == dataset.train.lengths[rows].tolist()
     assert batch.tokens == int(dataset.train.lengths[rows].sum())
     assert batch.input_ids[1, : dataset.train.lengths[1]].tolist() == dataset.train.tokens(1).tolist()
-    assert (batch.input_ids[batch.attention_mask == 0] == dataset.pad_token_id).all()
+    assert (batch.input_ids[batch.attention_mask == 0] == dataset.padding.token_id).all()
 
 
 def test_collating_packs_texts_one_after_the_other(dataset: Dataset) -> None:
     rows = np.array([2, 0, 1])
-    batch = collate(dataset.train, rows, pad_token_id=dataset.pad_token_id, packed=True)
+    batch = collate(dataset.train, rows, padding=dataset.padding, packed=True)
     texts = [dataset.train.tokens(row).tolist() for row in rows]
     assert batch.input_ids.tolist() == [[token for text in texts for token in text]]
     assert batch.inputs["position_ids"].tolist() == [[place for text in texts for place in range(len(text))]]
@@ -140,6 +140,6 @@ def test_collating_packs_texts_one_after_the_other(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_process_without_rows_computes_one_that_weighs_nothing(dataset: Dataset, packed: bool) -> None:
-    batch = collate(dataset.train, np.array([], dtype=np.int64), pad_token_id=dataset.pad_token_id, packed=packed)
-    assert (batch.input_ids.tolist(), batch.weight, batch.tokens) == ([[dataset.pad_token_id] * 2], 0.0, 0)
+    batch = collate(dataset.train, np.array([], dtype=np.int64), padding=dataset.padding, packed=packed)
+    assert (batch.input_ids.tolist(), batch.weight, batch.tokens) == ([[dataset.padding.token_id] * 2], 0.0, 0)
     assert batch.labels.tolist() == [0]

@@ -3,25 +3,52 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
+import httpx2
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from server.errors import UserError
+from server.model_folder import Padding
 from tests.support.data import AG_NEWS, labelled, needs_ag_news, write, write_csv
 from tests.support.datasets import make, refusal
 from trainer.data.dataset import SPLITS
-from trainer.data.tokenizer import check_model, load_tokenizer, train_tokenizer
+from trainer.data.tokenizer import check_model, is_local, load_tokenizer, train_tokenizer
 
 ENCODER = os.environ.get("PRETRAINED_ENCODER", "")
 """Folder of a pretrained encoder with the uncased vocabulary, where there is one."""
 
 
-def test_tokens_equal_those_of_transformers(tmp_path: Path, encoder: Path) -> None:
+@pytest.fixture
+def left(tmp_path: Path, encoder: Path) -> Path:
+    """An encoder whose tokenizer.json pads to a fixed length and truncates, both on the left."""
+    folder = shutil.copytree(encoder, tmp_path / "left")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=60, direction="left", pad_id=1, pad_token="[UNK]")  # noqa: S106 - a token of a vocabulary
+    tokenizer.enable_truncation(4, direction="left")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write(folder / "tokenizer_config.json", json.dumps(config | {"pad_token": "[UNK]"}))
+    return folder
+
+
+def test_a_tokenizer_pads_and_truncates_on_its_side_but_to_no_length_of_its_own(tmp_path: Path, left: Path) -> None:
+    dataset = make("sample:100", tmp_path / "dataset", model=str(left), max_length=24)
+    assert dataset.padding == Padding(token_id=1, side="left", truncation_side="left")
+    kept = json.loads((dataset.tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert (kept["padding"], kept["truncation"]) == (None, None)
+
+
+def test_tokens_equal_those_of_transformers(tmp_path: Path, encoder: Path, left: Path) -> None:
     came_in = [(f"{text} {'again ' * (number % 40)}", label) for number, (text, label) in enumerate(labelled(200))]
     path = write_csv(tmp_path / "rows.csv", [*came_in, ("Ünknown 世界 🌍!", "good"), ("ENDS[SEP]here", "bad")])
-    for model in ("tiny", str(encoder)):
+    for model in ("tiny", str(encoder), str(left)):
         dataset = make(path, tmp_path / f"dataset of {Path(model).name}", model=model, max_length=24)
         tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer_folder)
         truncated = 0
@@ -34,7 +61,7 @@ def test_tokens_equal_those_of_transformers(tmp_path: Path, encoder: Path) -> No
         assert truncated > 20
         assert sum(dataset.info["splits"][name]["truncated"] for name in SPLITS) == truncated
         assert dataset.vocabulary_size == len(tokenizer)
-        assert dataset.pad_token_id == tokenizer.pad_token_id
+        assert dataset.padding.token_id == tokenizer.pad_token_id
 
 
 def test_the_tokenizer_of_tiny_learns_from_training_rows_alone(tmp_path: Path) -> None:
@@ -79,9 +106,31 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
     assert "holds no config.json, so it is no encoder" in refusal("sample", tmp_path / "dataset", model=str(tmp_path))
 
 
-def test_an_encoder_may_be_named_by_its_id() -> None:
-    check_model("someone/encoder")
-    check_model("tiny")
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (None, ""),
+        (HfHubHTTPError("mirror", response=httpx2.Response(500, request=httpx2.Request("GET", "http://hub"))), ""),
+        (HFValidationError("name"), "neither a folder here nor a model of https://huggingface.co: give a folder with"),
+        (OfflineModeIsEnabled("set"), r"no such folder, and https://huggingface.co cannot be reached \(OfflineModeI"),
+    ],
+)
+def test_an_encoder_may_be_named_by_its_id_which_the_hub_is_asked_for_once(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, refused: str
+) -> None:
+    asked = Mock(side_effect=error)
+    monkeypatch.setattr(HfApi, "model_info", asked)
+    is_local.cache_clear()
+    with pytest.raises(UserError, match=f"^--model nomodel: {refused}") if refused else nullcontext():
+        check_model("nomodel")
+    asked.assert_called_once()
+    is_local.cache_clear()
+
+
+def test_an_encoder_in_the_cache_is_used_where_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HfApi, "model_info", Mock(side_effect=OfflineModeIsEnabled("set")))
+    monkeypatch.setattr("trainer.data.tokenizer.try_to_load_from_cache", lambda *_: "/cache/config.json")
+    assert is_local.__wrapped__("someone/encoder")
 
 
 def test_an_encoder_without_its_vocabulary_is_refused(tmp_path: Path) -> None:

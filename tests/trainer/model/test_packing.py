@@ -115,10 +115,16 @@ def test_another_architecture_is_left_as_it_is() -> None:
 
 
 def test_it_is_trained_on_padded_texts_of_similar_length_and_that_is_reported(
-    dataset: Dataset, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
+    dataset: Dataset,
+    tmp_path: Path,
+    process: Process,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr("trainer.model.classifier.check_export", lambda name, _: tried.append(name))
     sizes = RobertaConfig(
-        vocab_size=dataset.vocabulary_size, max_position_embeddings=80, pad_token_id=dataset.pad_token_id,
+        vocab_size=dataset.vocabulary_size, max_position_embeddings=80, pad_token_id=dataset.padding.token_id,
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
     )  # fmt: skip
     RobertaForSequenceClassification(sizes).save_pretrained(tmp_path / "encoder")
@@ -131,6 +137,7 @@ def test_it_is_trained_on_padded_texts_of_similar_length_and_that_is_reported(
         "precision": "fp32",
     }
     state = train(TrainConfig.model_validate(settings), dataset, tmp_path, process)
+    assert tried == [settings["model"]], "the export is tried before training"
     assert "cannot read packed texts: those of similar length are padded together" in capsys.readouterr().out
     assert state.validation[-1]["accuracy"] > 0.5
     assert state.validation[-1]["loss"] < state.validation[0]["loss"]
