@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MARK = {"succeeded": "✓", "failed": "✗", "running": "stopped"}
 _LONGEST_VALUE = 200
+_MOST_CLASSES = 25  # in the matrix of the UI and in the table of classes, which are not readable with more
 
 
 def log_artifacts(
@@ -30,12 +31,27 @@ def log_artifacts(
     metrics.log_metric("temperature", found["calibrated"]["temperature"])
     for name in ("loss", "expected_calibration_error"):
         metrics.log_metric(f"calibrated_{name}", found["calibrated"][name])
-    confusion_matrix.log_confusion_matrix(found["classes"], found["confusion_matrix"])
+    confusion_matrix.log_confusion_matrix(*most_confused(found["classes"], found["confusion_matrix"]))
     roc = found["roc"]
     confusion_matrix.log_roc_curve(roc["false_positive_rate"], roc["true_positive_rate"], roc["threshold"])
     metrics.log_metric("roc_area", roc["area"])
     Path(summary.path).write_text(describe_metrics(found), encoding="utf-8")
     shutil.copyfile(folder / "report.html", report.path)
+
+
+def most_confused(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> tuple[list[str], list[list[int]]]:
+    """Returns a confusion matrix of few classes: those with the most mistakes, and all others as one."""
+    if len(classes) <= _MOST_CLASSES:
+        return list(classes), [list(row) for row in matrix]
+    predicted = [sum(column) for column in zip(*matrix, strict=True)]
+    mistakes = [sum(row) + predicted[place] - 2 * row[place] for place, row in enumerate(matrix)]
+    kept = sorted(sorted(range(len(classes)), key=lambda place: -mistakes[place])[: _MOST_CLASSES - 1])
+    places = {old: new for new, old in enumerate(kept)}
+    reduced = [[0] * _MOST_CLASSES for _ in range(_MOST_CLASSES)]
+    for true, row in enumerate(matrix):
+        for guess, rows in enumerate(row):
+            reduced[places.get(true, -1)][places.get(guess, -1)] += rows
+    return [*(classes[place] for place in kept), f"{len(classes) - len(kept):,} other classes"], reduced
 
 
 def write_summary(folder: Path, *, run_id: str, state: str, message: str | None, shown: Path) -> None:
@@ -85,10 +101,15 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
         f"as served, with temperature {calibrated['temperature']:.3f}",
         "Test rows": f"{metrics['rows']:,}",
     }
+    shown = list(metrics["per_class"].items())
+    if len(shown) > _MOST_CLASSES:
+        shown = sorted(shown, key=lambda item: (item[1]["rows"] == 0, item[1]["f1"]))[:_MOST_CLASSES]
     classes = [
         f"| {_cell(name)} | {one['precision']:.4f} | {one['recall']:.4f} | {one['f1']:.4f} | {one['rows']:,} |"
-        for name, one in metrics["per_class"].items()
+        for name, one in shown
     ]
+    if more := len(metrics["per_class"]) - len(shown):
+        classes.append(f"\nThese are the {len(shown)} weakest; metrics.json has the other {more:,}.")
     head = ["| Class | Precision | Recall | F1 | Rows |", "| --- | ---: | ---: | ---: | ---: |"]
     return "\n\n".join(
         [f"## {_cell(metrics['title'])}", _table(("Measure", "Value"), numbers), "\n".join([*head, *classes])]

@@ -23,6 +23,8 @@ from trainer.evaluation.charts import (
 
 MOST_NUMBERED_CLASSES = 12
 """Classes up to which the confusion matrix is a table of numbers; beyond, it is a picture."""
+MOST_DRAWN_CLASSES = 100
+"""Classes up to which there is a picture, and a line for each class in the table of classes."""
 
 
 class TrainingPoint(TypedDict):
@@ -69,8 +71,10 @@ def write_report(
     facts: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write the report of one evaluation; `metrics` is metrics.json, `facts` maps headings to names and values."""
-    matrix = _cells(metrics["confusion_matrix"])
+    classes = metrics["classes"]
+    matrix = _cells(metrics["confusion_matrix"], empty=len(classes) <= MOST_NUMBERED_CLASSES)
     cells = [cell for row in matrix for cell in row if cell.rows]
+    weakest_first = sorted(metrics["per_class"].items(), key=lambda item: (item[1]["rows"] == 0, item[1]["f1"]))
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -81,9 +85,10 @@ def write_report(
             facts=facts,
             loss_chart=_loss_chart(curves),
             accuracy_chart=_accuracy_chart(curves),
-            per_class=sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"]),
+            per_class=weakest_first[:MOST_DRAWN_CLASSES],
             matrix=matrix,
-            matrix_chart=_matrix_chart(metrics["classes"], cells),
+            has_matrix=len(classes) <= MOST_DRAWN_CLASSES,
+            matrix_chart=_matrix_chart(classes, cells),
             confusions=sorted((cell for cell in cells if cell.kind == "wrong"), key=lambda cell: -cell.rows),
             reliability_chart=_reliability_chart(metrics),
             mean_confidences=[_mean_confidence(metrics), _mean_confidence(metrics["calibrated"])],
@@ -152,16 +157,17 @@ def _course(name: str, points: Sequence[Point]) -> str:
     return f"{name} goes from {points[0][1]:.3g} to {points[-1][1]:.3g}. " if points else ""
 
 
-def _cells(matrix: Sequence[Sequence[int]]) -> list[list[Cell]]:
+def _cells(matrix: Sequence[Sequence[int]], *, empty: bool) -> list[list[Cell]]:
+    """Returns the cells of each row, `empty` ones too."""
     return [
-        [Cell(true, predicted, rows, rows / total) for predicted, rows in enumerate(row)]
+        [Cell(true, predicted, rows, rows / total) for predicted, rows in enumerate(row) if rows or empty]
         for true, row in enumerate(matrix)
         for total in [max(1, sum(row))]
     ]
 
 
 def _matrix_chart(classes: Sequence[str], cells: Sequence[Cell]) -> Markup | None:
-    if len(classes) <= MOST_NUMBERED_CLASSES:
+    if not MOST_NUMBERED_CLASSES < len(classes) <= MOST_DRAWN_CLASSES:
         return None
     label = f"Confusion matrix of {len(classes)} classes; the most frequent confusions are in the table that follows."
     return matrix_chart(classes, cells, label=label)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from jinja2 import UndefinedError
 
+from pipelines.kubeflow.summary import describe_metrics, most_confused
 from trainer.evaluation.charts import thin, ticks
 from trainer.evaluation.report import Curves, Mistake, write_report
 
@@ -116,7 +117,7 @@ def names(count: int) -> list[str]:
     return [f"class {index}" for index in range(count)]
 
 
-@pytest.mark.parametrize("count", [2, 12, 13, 100])
+@pytest.mark.parametrize("count", [2, 12, 13, 100, 101])
 def test_a_report_of_any_number_of_classes_needs_nothing_from_outside(tmp_path: Path, count: int) -> None:
     html = report(tmp_path, metrics=metrics_of(names(count)))
     page = Page(html)
@@ -183,6 +184,28 @@ def test_a_large_report_stays_under_a_megabyte(tmp_path: Path) -> None:
     long = mistakes_of("長い文章" * 1000, 200)
     report(tmp_path, metrics=metrics, curves=curves_of(50_000), mistakes=long)
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+def test_a_thousand_classes_are_shown_by_the_weakest_and_the_most_confused_pairs(tmp_path: Path) -> None:
+    count = 1000
+    matrix = [[95 if row == column else 0 for column in range(count)] for row in range(count)]
+    matrix[4][7] = 5
+    metrics = metrics_of(names(count), matrix)
+    metrics["per_class"]["class 900"] |= {"f1": 0.1}
+    metrics["per_class"]["class 3"] |= {"f1": 0.0, "rows": 0}
+    page = Page(report(tmp_path, metrics=metrics))
+    assert ["class 4", "class 7", "5", "5.0%"] in page.rows
+    assert len(page.rows) < 300
+    assert page.rows[page.rows.index(["Class", "Precision", "Recall", "F1", "Rows"]) + 1][0] == "class 900"
+    assert "These are 100 of 1,000 classes" in page.text
+    assert (tmp_path / "report.html").stat().st_size < 200_000
+    text = describe_metrics(metrics | {"roc": {"area": 0.99}})
+    assert len(text.splitlines()) < 50
+    shown, reduced = most_confused(metrics["classes"], matrix)
+    assert (shown[0], shown[-1], len(shown)) == ("class 0", "976 other classes", 25)
+    place = {name: index for index, name in enumerate(shown)}
+    assert reduced[place["class 4"]][place["class 7"]] == 5
+    assert sum(map(sum, reduced)) == 95 * count + 5
 
 
 def test_a_thinned_curve_keeps_its_course() -> None:
