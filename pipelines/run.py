@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from pipelines.deploy.settings import DeployConfig
 from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name
-from server.cli import INTERRUPTED, Command
+from server.cli import Command
+from server.errors import INTERRUPTED
 from trainer.config import PreprocessConfig, RunConfig, part
 from trainer.data.sources import find_data
 

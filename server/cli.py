@@ -48,13 +48,11 @@ from pydantic_settings import (
 )  # fmt: skip
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
-from server.errors import UserError
+from server.errors import INTERRUPTED, UserError
 from server.files import read_file
 
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", bound="Settings")
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of a shell."""
 _POSITIONAL = get_args(CliPositionalArg[str])[1]
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -197,7 +195,7 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
 
 
 def _fields(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """The fields of settings and of the groups in them, by their flags without the dashes."""
+    """Yields the fields of settings and of the groups in them, by their flags without the dashes."""
     for name, field in settings.model_fields.items():
         alias = field.validation_alias
         flag = str(alias.choices[0]) if isinstance(alias, AliasChoices) else field.alias or name
@@ -207,7 +205,7 @@ def _fields(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _heading(settings: type[BaseModel], name: str) -> str:
-    """The heading of a field in --help: the docstring of the class that settings have it from."""
+    """Returns the heading of a field in --help: the docstring of the class that settings have it from."""
     owners = [kind for kind in settings.__mro__[1:] if name in vars(kind).get("__annotations__", {})]
     return (owners[-1].__doc__ or "").rstrip(".") if owners else ""
 
@@ -250,7 +248,7 @@ def build(settings: type[M], values: Mapping[str, Any]) -> M:
 
 
 def _explain(settings: type[BaseModel], error: ValidationError, given: Mapping[str, Any]) -> str:
-    """The first fault: its flag or variable, its value, and what would be right."""
+    """Explains the first fault: its flag or variable, its value, and what would be right."""
     first, fields = error.errors()[0], dict(_fields(settings))
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":

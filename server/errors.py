@@ -1,5 +1,7 @@
 """Errors that more than one room raises or catches."""
 
+INTERRUPTED = 130  # the exit status after Ctrl-C, as of a shell
+
 
 class UserError(ValueError):
     """A fault that the user can fix: the message names the value, the place and what would be right, on one line."""

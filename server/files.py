@@ -63,7 +63,7 @@ def _replace(path: Path, new: Path) -> None:
 
 
 def _replaced(path: Path) -> list[Path]:
-    """Former contents of a folder that were not removed, the newest last."""
+    """Returns the former contents of a folder that were not removed, the newest last."""
     if not path.parent.is_dir():
         return []
     start, end = f".{path.name}.", ".old"

@@ -84,7 +84,7 @@ def _traces(settings: Serve) -> Iterator[list[Callable[[RequestRecord], None]]]:
         try:
             make_spans = stack.enter_context(traced())
         except ValueError as error:
-            fail(PROGRAM, UserError(f"--traces cannot be set up as the OTEL_ variables say: {error}"), status=2)
+            fail(PROGRAM, UserError(f"--traces cannot be set up as the OTEL_ variables require: {error}"), status=2)
         yield [make_spans]
 
 

@@ -172,14 +172,14 @@ class Manifest:
             raise ModelFolderError(f"{self._folder / name} is not in {_MANIFEST}: {_FIX}")
         if size != self._files[name].bytes:
             raise ModelFolderError(
-                f"{self._folder / name} has {size:,} bytes, {_MANIFEST} says {self._files[name].bytes:,}: {_COPY}"
+                f"{self._folder / name} has {size:,} bytes, {_MANIFEST} lists {self._files[name].bytes:,}: {_COPY}"
             )
         return self._files[name]
 
     def _compare(self, name: str, found: str, listed: str) -> None:
         if found != listed:
             raise ModelFolderError(
-                f"{self._folder / name} is not the file that was exported: its sha256 is {found[:12]}…, {_MANIFEST} says {listed[:12]}…; {_COPY}"
+                f"{self._folder / name} is not the file that was exported: its sha256 is {found[:12]}…, {_MANIFEST} lists {listed[:12]}…; {_COPY}"
             )
 
 

@@ -275,6 +275,12 @@ class Settings(cli.Settings):
         return self
 
     @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port and self.port == self.metrics_port:
+            raise ValueError(f"--port and --metrics-port are both {self.port}: choose two, or --metrics-port off")
+        return self
+
+    @model_validator(mode="after")
     def _traces_can_be_made(self) -> Self:
         if self.traces and not _installed("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
             raise ValueError("--traces needs packages that are not installed: pip install 'distrinews[telemetry]'")

@@ -199,7 +199,7 @@ class JobPods:
 
     @property
     def running(self) -> int:
-        """The number of pods that run or have succeeded."""
+        """Counts the pods that run or have succeeded."""
         return sum(status.running or status.succeeded for status in self.by_name.values())
 
     @property

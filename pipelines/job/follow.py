@@ -36,7 +36,7 @@ _HINTS = (
     (r"violates PodSecurity",
      "Pod Security refuses the pods: under `restricted` use --elastic, whose pods get no init container"),
     (r"Preempt|preempted|Evicted|DeletionByTaintManager|EvictionByEvictionAPI|TerminationByKubelet|NodeLost|Shutdown",
-     "pods were preempted or evicted: start again, training goes on from its last checkpoint; a --priority-class makes it rarer"),
+     "pods were preempted or evicted: start again, training resumes from its last checkpoint; a --priority-class makes it rarer"),
     (r"(?i)nccl.*(timeout|timed out|abort|error)|Watchdog caught collective|ncclSystemError|ncclRemoteError",
      "the GPUs lost each other (NCCL): see which rank ended first; check that a network policy lets the pods of a job talk on all ports, and NCCL_SOCKET_IFNAME"),
     (r"(?i)gloo.*(timed? ?out|connect|closed)|Connection closed by peer|Connection reset by peer",

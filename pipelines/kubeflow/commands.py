@@ -10,8 +10,8 @@ from pydantic_settings import CliPositionalArg
 
 from pipelines.kubeflow.parameters import to_parameters
 from pipelines.run_folder import RunSettings, Step
-from server.cli import INTERRUPTED, Command
-from server.errors import UserError
+from server.cli import Command
+from server.errors import INTERRUPTED, UserError
 
 _NOT_FOLLOWED = 3
 _MOST_BYTES = 100_000  # of one argument the kernel takes 131,072, with the quotes of JSON in JSON

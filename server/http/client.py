@@ -116,7 +116,7 @@ class Client:
 
     @cached_property
     def health(self) -> Health:
-        """The server's model and limits, as of the first time; UserError when this is no server of ours."""
+        """Returns the server's model and limits, as of the first time; UserError when this is no server of ours."""
         return self._read(_HEALTH, self._request("GET", "/health"))
 
     def wait_for_model(self, sha256: str, *, timeout_seconds: float) -> Health:
@@ -159,7 +159,7 @@ class Client:
         return [faults.get(number) or next(answers) for number in range(len(texts))]
 
     def _faults(self, response: httpx.Response, texts: int) -> dict[int, str]:
-        """The faults that a refusal names, by the number of the text; UserError when it names none."""
+        """Returns the faults that a refusal names, by the number of the text; UserError when it names none."""
         try:
             named = {str(fault["place"]): str(fault["detail"]) for fault in response.json()["errors"]}
         except (ValueError, KeyError, TypeError):
@@ -224,7 +224,7 @@ class Client:
 
 
 def _reason(response: httpx.Response) -> str:
-    """The answer in one line: its status, and the server's own words."""
+    """Returns the answer in one line: its status, and the server's own words."""
     try:
         detail = str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

@@ -40,7 +40,7 @@ GAUGES = {
     "workers": ("Batches that can be computed at the same time.", ()),
     "workers_busy": ("Batches that are being computed.", ()),
     "ready": ("1 if the server takes requests, as /readyz reports, else 0.", ()),
-    "model_info": ("1; the labels say what is served.", ("version", "engine", "variant", "sha256")),
+    "model_info": ("1; the labels name what is served.", ("version", "engine", "variant", "sha256")),
 }
 
 _SECONDS = (.001, .002, .003, .005, .0075, .01, .015, .02, .03, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10)  # fmt: skip

@@ -74,7 +74,7 @@ def test_a_file_that_was_not_copied_to_its_end_is_refused_with_both_lengths(fold
     file = folder / "onnx" / "model_int8.onnx"
     whole = file.stat().st_size
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ModelFolderError, match=rf"model_int8\.onnx has 100 bytes, onnx/manifest\.json says {whole:,}"):
+    with pytest.raises(ModelFolderError, match=rf"model_int8\.onnx has 100 bytes, onnx/manifest\.json lists {whole:,}"):
         read(folder)
 
 

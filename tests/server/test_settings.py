@@ -109,6 +109,10 @@ def test_the_port_of_the_metrics_follows_the_port() -> None:
         (["folder", "--metrics-port", "on"], "--metrics-port 'on'"),
         (["folder", "--workers", "0"], "--workers '0'"),
         (["folder", "--max-text-characters", "many"], "--max-text-characters"),
+        (
+            ["folder", "--port", "9080", "--metrics-port", "9080"],
+            "--port and --metrics-port are both 9080: choose two, or --metrics-port off",
+        ),
     ],
 )
 def test_a_wrong_flag_is_named_with_a_fix(args: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

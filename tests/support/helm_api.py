@@ -1,12 +1,12 @@
 """The API server of the tests with discovery, updates and server-side apply, which Helm needs."""
 
 import base64
-import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
-from tests.support.api_server import Failure, Handler, Object, Server, Store
+from tests.support import api_server
+from tests.support.api_server import Failure, Handler
+from tests.support.store import Object
 
 _RESOURCES = {
     "v1": {
@@ -157,17 +157,5 @@ def _openapi(root: str) -> Object:
     return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "1"}, "paths": paths}
 
 
-@contextmanager
-def serving(store: Store) -> Iterator[int]:
-    """Runs the server on a free port; gives the port."""
-    server = Server(("127.0.0.1", 0), _Handler)
-    server.store = store
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        store.drop_connections()
-        thread.join()
+serving = partial(api_server.serving, handler=_Handler)
+"""Serves a store on a free port, which it yields."""

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 
-from tests.support.api_server import Log, Object, Store
+from tests.support.store import Log, Object, Store
 
 _START = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -12,9 +12,9 @@ from pipelines.cluster.client import Cluster, Polling
 from pipelines.job.launcher import Result, launch
 from pipelines.job.settings import Deadlines, JobConfig
 from server.errors import UserError
-from tests.support.api_server import Store
 from tests.support.jobs import leave_model
 from tests.support.operator import Operator
+from tests.support.store import Store
 from trainer.config import TrainConfig
 
 HURRY = Polling(

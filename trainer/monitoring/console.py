@@ -51,13 +51,13 @@ class Progress:
             self._terminal.close()
 
     def note(self, **facts: str) -> None:
-        """Show facts beside the count from now on, such as loss="0.31"."""
+        """Shows facts beside the count from now on, such as loss="0.31"."""
         self._facts.update(facts)
         if self._bar is not None:
             self._bar.set_postfix(self._facts, refresh=False)
 
     def advance(self, count: int = 1) -> None:
-        """Count finished units, up to the total: a process that counts for others may end up with a few too many."""
+        """Counts finished units, up to the total: a process that counts for others may end up with a few too many."""
         count = min(count, self._total - self._done) if self._total is not None else count
         self._done += count
         if self._bar is not None:
@@ -106,7 +106,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def quiet_logs(logger: str = "", level: int = logging.ERROR) -> Iterator[None]:
-    """Let a library's logger, by default all, log only records of at least this level while the block runs."""
+    """Lets a library's logger, by default all, log only records of at least this level while the block runs."""
     found = logging.getLogger(logger)
     before = found.level
     found.setLevel(level)

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.cluster.client import ApiError, Cluster, Polling
 from server.errors import UserError
-from tests.support.api_server import Store, serving
+from tests.support.api_server import serving
+from tests.support.store import Store
 
 POLLING = Polling(interval_seconds=0.02, max_interval_seconds=0.1, read_timeout_seconds=2, timeout_seconds=0.5)
 

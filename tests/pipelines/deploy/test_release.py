@@ -28,10 +28,10 @@ from pipelines.deploy.settings import DeployConfig, model_values
 from pipelines.run_folder import RunFolder
 from server.errors import UserError
 from tests.support import helm_api as helm_server
-from tests.support.api_server import Log, Object, Store
 from tests.support.charts import VALUE_SETS, only, rights, template
 from tests.support.model_folder import write_into
 from tests.support.servers import serving as serving_model
+from tests.support.store import Log, Object, Store
 from tests.support.tools import helm
 
 pytestmark = pytest.mark.slow

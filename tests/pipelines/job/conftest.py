@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.api_server import Store, serving
+from tests.support.api_server import serving
 from tests.support.stage import Output, Stage
+from tests.support.store import Store
 
 
 @pytest.fixture

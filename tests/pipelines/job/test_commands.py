@@ -20,10 +20,11 @@ from pipelines.job.settings import JobConfig
 from pipelines.kubeflow.parameters import start_from_parameters
 from pipelines.run_folder import RunFolder
 from pipelines.steps import run_step
-from tests.support.api_server import Object, Store, serving
+from tests.support.api_server import serving
 from tests.support.jobs import leave_model
 from tests.support.operator import Operator
 from tests.support.parameters import parameters
+from tests.support.store import Object, Store
 from trainer.config import TrainConfig
 
 pytestmark = pytest.mark.slow  # the module takes seconds

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.job.follow import hints
-from tests.support.api_server import Store, serving
+from tests.support.api_server import serving
 from tests.support.stage import HURRY, NO_END, SECOND, TRAIN, Output, Stage, failure_of
+from tests.support.store import Store
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 

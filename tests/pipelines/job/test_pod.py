@@ -14,7 +14,7 @@ from pipelines.job.pod import TaskOverrides, passed_through
 from pipelines.job.settings import JobConfig
 from server.cli import parse
 from server.errors import UserError
-from tests.support.api_server import Object
+from tests.support.store import Object
 from tests.support.tools import kubectl
 from trainer.config import TrainConfig
 

@@ -162,7 +162,7 @@ def test_a_variable_that_the_library_refuses_is_an_error_of_one_line(
         pass
     assert stop.value.code == 2
     output = capsys.readouterr().err
-    assert (output.count("\n"), "OTEL_ variables say: max_queue_size must be" in output) == (1, True)
+    assert (output.count("\n"), "OTEL_ variables require: max_queue_size must be" in output) == (1, True)
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"])
