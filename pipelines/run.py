@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -71,11 +72,7 @@ def run_here(
     from pipelines.kubeflow.local import run_pipeline  # half a second of kfp, which --help does without
 
     started, run_id = time.monotonic(), _run_id(folder)
-    try:
-        end = run_pipeline(settings, folder, from_step=from_step, earlier=earlier)
-    except KeyboardInterrupt:
-        print(f"{_PROGRAM}: stopped by the keyboard; {_how_to_resume(folder)}", file=sys.stderr)
-        return INTERRUPTED
+    end = run_pipeline(settings, folder, from_step=from_step, earlier=earlier)
     if end.succeeded:
         _print_result(folder, time.monotonic() - started)
         if serve:
@@ -89,12 +86,14 @@ def run_here(
     else:
         step, error = _failed_step(folder)
         # SIGTERM between two steps: the last line of output is of the step before.
-        reason = "it was terminated by SIGTERM" if end.terminated else end.reason
+        reason = f"it was terminated by {end.terminated.name}" if end.terminated else end.reason
         print(
             f"\n{_how_to_resume(folder)}  once the cause is gone (all output: {folder / 'pipeline.log'})",
             file=sys.stderr,
         )
         print(f"{_PROGRAM}: step {step} failed: {error or reason}", file=sys.stderr)
+    if end.terminated is signal.SIGINT:
+        return INTERRUPTED
     return _TERMINATED_SAFELY if end.terminated else 1
 
 

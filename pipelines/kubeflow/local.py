@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple, TextIO
 from unittest import mock
 
@@ -36,7 +37,7 @@ class Ending(NamedTuple):
     """The end of a pipeline: `reason` is its last line of output, or the fault of kfp."""
 
     succeeded: bool
-    terminated: bool
+    terminated: signal.Signals | None
     reason: str
 
 
@@ -51,7 +52,7 @@ def run_pipeline(settings: RunSettings, folder: Path, *, from_step: str, earlier
         with (
             _environment(settings, earlier or settings, workspace=folder.parent, scratch=scratch),
             _quiet(Path(scratch, "kfp.log")) as output,
-            steps.receiving_sigterm(),
+            steps.receiving_signals(),
             # kfp 2.17 replaces "python3" in the values of parameters too, such as a path below lib/python3.11.
             mock.patch.object(subprocess_task_handler, "replace_python_executable", lambda command, _: command),
             mock.patch.object(subprocess_task_handler, "run_local_subprocess", steps.run),
@@ -90,10 +91,10 @@ def _without_retries() -> dsl.graph_component.GraphComponent:
 
 
 class _StepProcesses:
-    """Runs the processes of the steps for kfp.local, one after the other, and passes SIGTERM on to the one that runs."""
+    """Runs the processes of the steps for kfp.local, one after the other, and passes signals on to the one that runs."""
 
     def __init__(self) -> None:
-        self.terminated = False
+        self.terminated: signal.Signals | None = None
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
@@ -115,27 +116,25 @@ class _StepProcesses:
         ) as self._process:
             if self.terminated and not finishing:
                 self._process.terminate()
-            try:
-                for line in self._process.stdout or ():
-                    print(line, end="")
-            except KeyboardInterrupt:
-                self._process.terminate()
-                self._process.wait()
-                raise
+            for line in self._process.stdout or ():
+                print(line, end="")
             return self._process.wait()
 
     @contextlib.contextmanager
-    def receiving_sigterm(self) -> Iterator[None]:
-        def terminate(*_: object) -> None:
-            self.terminated = True
+    def receiving_signals(self) -> Iterator[None]:
+        """Passes SIGTERM on, and SIGINT as SIGTERM, upon which training saves."""
+
+        def terminate(number: int, _frame: FrameType | None) -> None:
+            self.terminated = signal.Signals(number)
             if self._process is not None:
                 self._process.terminate()
 
-        before = signal.signal(signal.SIGTERM, terminate)
+        before = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

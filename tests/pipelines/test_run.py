@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -210,28 +211,32 @@ def test_a_run_without_usable_data_makes_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_sigterm_to_the_command_reaches_the_step_which_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_to_the_command_and_its_steps_has_training_save(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
     command = [str(DISTRINEWS), "run", "--data", "sample:1500", "--epochs", "500", "--ranks", "1", "--runs-dir", str(tmp_path), "--name", "a"]  # fmt: skip
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
-    ) as process:
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)},
+        process_group=0,
+    ) as process:  # fmt: skip
         assert process.stdout
         assert process.stderr
         for line in process.stdout:
-            if line.startswith("train: epoch 1: "):
-                process.terminate()  # the command alone, as a supervisor of processes does
+            if line.startswith("train: epoch 1/"):
+                os.killpg(process.pid, number)  # as a terminal and `timeout` do: the step gets it, and ours again
                 break
         printed, errors = process.stdout.read(), process.stderr.read().splitlines()
-    assert process.returncode == 75
-    assert "SIGTERM" in printed
+    assert process.returncode == status
+    assert "is saved; start again to resume" in printed
     assert "Traceback" not in printed
     assert errors[-1].startswith("distrinews run: step train failed: ")
     assert f"resume with: distrinews run --runs-dir {tmp_path} --name a --from train" in errors[-2]
     assert facts(tmp_path / "a")["steps"]["train"]["status"] == "failed"
     assert (tmp_path / "a" / "summary.md").is_file(), "the last step has run"
-    assert list((tmp_path / "a" / "checkpoints").glob("epoch-*"))
+    assert list((tmp_path / "a" / "checkpoints").glob("epoch-0000-step-*"))
     assert list(scratch.iterdir()) == [], "nothing is left in the folder for temporary files"
 
 
@@ -242,7 +247,7 @@ def test_sigterm_between_two_steps_is_the_reason_that_is_shown(
         run = start_run(settings, folder, run_id="a")
         for step in STEPS[:-1]:
             run.update_step(step, status="succeeded")
-        return Ending(succeeded=False, terminated=True, reason="export: shipped fp32")
+        return Ending(succeeded=False, terminated=signal.SIGTERM, reason="export: shipped fp32")
 
     monkeypatch.setattr("pipelines.kubeflow.local.run_pipeline", terminated)
     assert run_here(RunSettings(), tmp_path / "a") == 75

@@ -28,6 +28,7 @@ from trainer.monitoring.console import print0
 from trainer.monitoring.monitor import Monitor
 
 _WORLD = ("world_size", "batch_size", "accumulation_steps")  # may change with --allow-changed-world
+_NUMERICS = ("device", "threads", "instructions")  # the order of sums follows them
 _LONG_SECONDS = 1.0  # a wait for the disk that is logged
 _WARN_SECONDS = 10.0  # a wait for the disk that is a warning
 _FULL = StateDictOptions(full_state_dict=True)  # the same files, however processes share the model
@@ -37,7 +38,8 @@ _FULL_ON_RANK0 = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def describe(config: TrainConfig, dataset: Dataset, sampler: BatchSampler, process: Process) -> dict[str, Any]:
     """Returns the provenance of a model: its settings, its data, and the processes that train it."""
     facts = {"dataset": dataset.fingerprint, "world_size": process.world_size, "packed": sampler.packed}
-    return config.model_dump(mode="json") | facts
+    numerics = (process.device.type, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    return config.model_dump(mode="json") | facts | dict(zip(_NUMERICS, numerics, strict=True))
 
 
 class Checkpointer:
@@ -133,6 +135,10 @@ class Checkpointer:
         for name, now in self._provenance.items():
             then = saved.get(name, defaults.get(name, now))
             if now == then or name in NOT_OF_THE_MODEL or (name in CHOSEN and now is None):
+                continue
+            if name in _NUMERICS:
+                why = f"{checkpoint} was made with {name} = {then}, now it is {now}"
+                print0(f"train: warning: {why}: training resumes, but not bit for bit as it would have been")
                 continue
             if name in _WORLD and self._config.allow_changed_world:
                 print0(f"train: {name} was {then}, now it is {now}: resuming with the rows that this epoch has left")

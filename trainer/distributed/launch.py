@@ -6,9 +6,12 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
@@ -22,6 +25,7 @@ from trainer.distributed.preemption import PREEMPTED
 from trainer.monitoring.console import print0
 
 _THREADS = "OMP_NUM_THREADS"  # threads of one process, which torch reads when it starts
+_SAVE_SECONDS = 120  # from SIGTERM until a process is killed, which may be saving to a slow disk
 
 
 def default_ranks() -> int:
@@ -43,13 +47,11 @@ def launch(
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a failure is one line of ours
     for start in range(max_restarts + 1):
         try:
-            with _threads(ranks):
+            with _threads(ranks), _one_signal():
                 _start(module, args, ranks)
         except SignalException as error:
-            if error.sigval != signal.SIGTERM:
-                raise KeyboardInterrupt from error
             raise UserError(
-                f"{module} was terminated by SIGTERM; what it has saved is kept, start it again to resume"
+                f"{module} was terminated by {error}; what it has saved is kept, start it again to resume"
             ) from error
         except ChildFailedError as error:
             why = _explain(module, error)
@@ -73,12 +75,33 @@ def _threads(ranks: int) -> Iterator[None]:
         del os.environ[_THREADS]
 
 
+@contextmanager
+def _one_signal() -> Iterator[None]:
+    """Ends training on the first SIGTERM or SIGINT in the block, both as SIGTERM for its processes; ignores any other, so that they can save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python has signals in the main thread alone
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        for each in before:
+            signal.signal(each, lambda *_: None)
+        raise SignalException(signal.Signals(number).name, signal.SIGTERM)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _start(module: str, args: Sequence[str], ranks: int) -> None:
     # torch's own restarts would repeat a user's error, and restart what SIGTERM has stopped.
     with tempfile.TemporaryDirectory(prefix="distrinews-") as logs:
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", rdzv_configs={"is_host": True}, max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=logs), local_addr="localhost",
+            rdzv_endpoint="localhost:0", rdzv_configs={"is_host": True}, max_restarts=0, signals_to_handle="SIGHUP,SIGQUIT",
+            shutdown_timeout=_SAVE_SECONDS, logs_specs=DefaultLogsSpecs(log_dir=logs), local_addr="localhost",
         )  # fmt: skip
         elastic_launch(config, sys.executable)("-m", module, *args)
 

@@ -29,23 +29,23 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Remembers SIGTERM; ends this process if training could not reach a checkpoint in time."""
+    """Remembers SIGTERM or SIGINT; ends this process if training could not reach a checkpoint in time."""
 
     def __init__(self) -> None:
         self.requested = False
         self._timer: threading.Timer | None = None
-        self._before: signal._HANDLER = signal.SIG_DFL
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._remember)
+            self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.saving()
-        if threading.current_thread() is threading.main_thread():
+        for number, handler in self._before.items():
             # Once one process has left, torchrun sends SIGTERM to the others, which are leaving: their status is their own.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if kind is Preempted else self._before)
+            signal.signal(number, signal.SIG_IGN if kind is Preempted else handler)
 
     def saving(self) -> None:
         """Stops the clock: all ranks agree on the step, and a checkpoint takes as long as the disk needs."""

@@ -208,16 +208,18 @@ def edit_state(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> 
     (checkpoint / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_a_setting_that_an_older_version_did_not_save_had_its_default(
-    dataset: Dataset, stopped: Path, tmp_path: Path, process: Process
+def test_a_setting_that_was_not_saved_had_its_default_and_another_number_of_threads_is_a_warning(
+    dataset: Dataset, stopped: Path, tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     newest = run / "checkpoints" / names(run / "checkpoints")[0]
     edit_state(newest, lambda state: state["provenance"].pop("gradient_compression"))
+    edit_state(newest, lambda state: state["provenance"].update(threads=99))
     fp16 = QUICK.model_copy(update={"gradient_compression": "fp16"})
     with pytest.raises(UserError, match=r"gradient_compression = none, now it is fp16: give none again"):
         train(fp16, dataset, run, process)
     assert train(QUICK, dataset, run, process).epoch == 2
+    assert "threads = 99, now it is" in capsys.readouterr().out
 
 
 def test_without_the_checkpoint_of_the_best_epoch_no_step_is_trained_and_no_model_written(
