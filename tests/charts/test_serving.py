@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +49,23 @@ def refused(*sets: str, values: str = "default-values.yaml", release: Release = 
     return str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "path", "name"),
-    [
-        ("replica=3", "", "replica"),
-        ('autoscaling={"min": 1}', "autoscaling", "min"),
-        ('settings={"max_batch_text": 1}', "settings", "max_batch_text"),
-        ('canary={"model": {"url": "s3://a/b"}}', "canary[./]model", "url"),
-        ('startupProbe={"httpget": {}}', "startupProbe", "httpget"),
-        ('settings={"workers": 0}', "settings[./]workers", "1"),
-        ('settings={"port": 80}', "settings", "port"),
-        ('model={"uri": "s3:/a/b"}', "model[./]uri", "pattern"),
-        ('model={"sha256": "abc"}', "model[./]sha256", "pattern"),
-        ('autoscaling={"kind": "vpa"}', "autoscaling[./]kind", "hpa"),
-    ],
-)
-@pytest.mark.parametrize("release", RELEASES)
-def test_a_wrong_value_is_refused_with_its_path(wrong: str, path: str, name: str, release: Release) -> None:
+WRONG = [
+    ("replica=3", "", "replica"),
+    ('autoscaling={"min": 1}', "autoscaling", "min"),
+    ('settings={"max_batch_text": 1}', "settings", "max_batch_text"),
+    ('canary={"model": {"url": "s3://a/b"}}', "canary[./]model", "url"),
+    ('startupProbe={"httpget": {}}', "startupProbe", "httpget"),
+    ('settings={"workers": 0}', "settings[./]workers", "1"),
+    ('settings={"port": 80}', "settings", "port"),
+    ('model={"uri": "s3:/a/b"}', "model[./]uri", "pattern"),
+    ('model={"sha256": "abc"}', "model[./]sha256", "pattern"),
+    ('autoscaling={"kind": "vpa"}', "autoscaling[./]kind", "hpa"),
+]
+
+
+@pytest.mark.parametrize(("fault", "release"), list(zip(WRONG, cycle(RELEASES), strict=False)))
+def test_a_wrong_value_is_refused_with_its_path(fault: tuple[str, str, str], release: Release) -> None:
+    wrong, path, name = fault
     with pytest.raises(HelmError, match=rf"(?s){path}.*{name}"):
         template("serving", "default-values.yaml", wrong, release=release)
 
@@ -115,15 +116,9 @@ def test_pods_can_be_scaled_by_the_queue() -> None:
 
 def test_settings_reach_the_server_as_they_were_written(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {
-        "max_queued_tokens": 2_000_000,
-        "max_text_characters": 1_000_000,
-        "timeout_seconds": 0.25,
-        "drain_seconds": 0,
-        "engine": "onnx",
-        "log_level": "info",
-        "cors_origins": ["https://news.example", "https://other.example"],
-        "oidc_issuer": None,
-    }
+        "max_queued_tokens": 2_000_000, "max_text_characters": 1_000_000, "timeout_seconds": 0.25, "drain_seconds": 0, "engine": "onnx",
+        "log_level": "info", "cors_origins": ["https://news.example", "https://other.example"], "oidc_issuer": None,
+    }  # fmt: skip
     for name, value in environment(pod(f"settings={json.dumps(wanted)}")).items():
         assert "e+" not in value
         monkeypatch.setenv(name, value)
