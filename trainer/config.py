@@ -120,7 +120,7 @@ class TrainConfig(ModelConfig):
     """With ddp, compression of gradients for a slow network: half the bits (bf16 needs NCCL), or PowerSGD of rank 4. PowerSGD's error feedback is not saved: a run that is resumed with it is not bit for bit the same."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better validation accuracy after which training ends. By default a third of the epochs where these are chosen by the data and more than 3; else it never ends early."""
+    """Epochs without a better validation accuracy after which training ends. By default half of the epochs where these are chosen by the data and more than 3; else it never ends early."""
 
     resume: Literal["auto", "never"] = "auto"
     """Resume from the last checkpoint of this run (auto), or move it aside and start over (never)."""

@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 -m trainer.evaluate --dataset runs/x/dataset --outpu
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,8 @@ from trainer.monitoring.mlflow import MlflowTracker, read_provenance
 from trainer.monitoring.training_log import read_log
 
 _TIMEOUT_MINUTES = 10
+_FALL = 0.1  # of the mean training loss in one epoch; with a settled model it is below 0.07
+_LOW_TEMPERATURE = 0.5
 
 
 class EvaluateArguments(EvaluateConfig):
@@ -69,6 +72,20 @@ def learning_curves(logs: Path, best_epoch: int) -> Curves:
     )
 
 
+def find_undertraining(curves: Curves, temperature: float) -> str:
+    """Returns why more epochs would help; empty where the loss has settled and confidence is as it should be."""
+    ends = [0, *(point["step"] for point in curves["validation"])]
+    means = [
+        np.mean([point["loss"] for point in curves["train"] if start < point["step"] <= end] or [np.nan])
+        for start, end in pairwise(ends)
+    ]
+    if len(means) > 1 and (fall := means[-2] - means[-1]) > _FALL:
+        return f"undertrained: more epochs would help: the training loss still fell by {fall:.2f} in the last epoch"
+    if temperature < _LOW_TEMPERATURE:
+        return f"undertrained: more epochs would help: the fitted temperature is {temperature:.2f}, far below 1"
+    return ""
+
+
 def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Process) -> dict[str, Any]:
     """Measures <output>/model on the test rows, with a temperature fitted on the validation rows.
 
@@ -92,12 +109,14 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
     }
     metrics["repeats"] = dataset.info["repeats"]
     if process.is_main:
+        curves = learning_curves(output / "logs", trained["best_epoch"])
+        metrics["undertrained"] = find_undertraining(curves, temperature.value)
         np.save(output / "predictions.npy", probabilities)
         write_json(output / "metrics.json", metrics)
         write_report(
             output / "report.html",
             metrics=metrics,
-            curves=learning_curves(output / "logs", trained["best_epoch"]),
+            curves=curves,
             mistakes=worst_mistakes(calibrated, dataset.test, dataset.classes, count=config.mistakes_shown),
             facts={
                 "Settings": trained["settings"],
@@ -112,6 +131,8 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
             f"see {output / 'report.html'}"
         )
         print0(f"evaluate: {_effect(temperature, metrics)}")
+        if metrics["undertrained"]:
+            print0(f"evaluate: warning: {metrics['undertrained']}")
     return metrics
 
 

@@ -14,8 +14,9 @@ from tests.support.ranks import in_ranks
 from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset
 from trainer.distributed.process_group import Process
-from trainer.evaluate import evaluate, learning_curves, main, worst_mistakes
+from trainer.evaluate import evaluate, find_undertraining, learning_curves, main, worst_mistakes
 from trainer.evaluation.predict import predict, score
+from trainer.evaluation.report import Curves
 from trainer.model.classifier import build_model, save_model
 from trainer.monitoring.training_log import TrainingLog
 
@@ -104,3 +105,20 @@ def test_a_step_logged_twice_counts_once_in_the_curves(tmp_path: Path) -> None:
     curves = learning_curves(tmp_path, best_epoch=1)
     assert [(point["step"], point["loss"]) for point in curves["train"]] == [(10, 2.0), (20, 1.0)]
     assert curves["validation"] == [{"epoch": 1, "step": 20, "loss": 1.5, "accuracy": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("losses", "temperature", "expected"),
+    [([3.9, 3.2, 2.8], 0.9, "still fell by 0.40"), ([0.8, 0.11, 0.05], 1.0, ""), ([0.8, 0.7, 0.69], 0.24, "temperature is 0.24"), ([2.0], 1.3, "")],
+)  # fmt: skip
+def test_a_run_whose_loss_still_fell_fast_or_whose_temperature_is_low_is_undertrained(
+    losses: list[float], temperature: float, expected: str
+) -> None:
+    curves = Curves(
+        train=[{"step": number, "loss": loss, "learning_rate": 1e-4} for number, loss in enumerate(losses, start=1)],
+        validation=[{"epoch": number, "step": number, "loss": 1, "accuracy": 0.5} for number in range(1, len(losses) + 1)],
+        best_epoch=1,
+    )  # fmt: skip
+    found = find_undertraining(curves, temperature)
+    assert expected in found
+    assert bool(found) == bool(expected)

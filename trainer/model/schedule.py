@@ -49,7 +49,7 @@ def make_plan(
     stops = "epochs" not in given and epochs > _FEWEST_EPOCHS
     chosen = {
         "epochs": epochs, "learning_rate": rate, "warmup_fraction": warmup,
-        "early_stopping_patience": max(2, epochs // 3) if stops else None,
+        "early_stopping_patience": max(2, epochs // 2) if stops else None,
     }  # fmt: skip
     plan = TrainPlan.model_construct(**config.model_dump() | chosen | given)
     why = {"epochs": why_epochs, "learning_rate": why_rate, "warmup_fraction": f"of {steps:,} steps"}
