@@ -57,7 +57,9 @@ def test_packed_and_padded_texts_have_the_loss_and_gradients_of_the_plain_model(
     expected_loss, expected = learned(plain, padded_batch(lengths), len(lengths))
     for batch in (packed_batch(lengths), padded_batch(lengths)):
         loss, found = learned(changed, batch, len(lengths))
-        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        assert loss == pytest.approx(
+            expected_loss, rel=1e-5
+        )  # some hundred roundings of 6e-8, in another order of sums
         assert list(found) == list(expected)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
