@@ -1,6 +1,5 @@
 """The command `distrinews run`."""
 
-import json
 import os
 import signal
 import sys
@@ -11,9 +10,10 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from pipelines.deploy.settings import DeployConfig
-from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name
+from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name, make_folder
 from server.cli import Command
 from server.errors import INTERRUPTED
+from server.files import read_json
 from trainer.config import PreprocessConfig, RunConfig, part
 from trainer.data.sources import find_data
 
@@ -52,12 +52,13 @@ class Run(RunConfig, Command):
         return self
 
     def run(self) -> int:
-        folder = self.runs_dir.absolute() / (self.name or time.strftime("%Y%m%d-%H%M%S"))
+        folder = self.runs_dir.absolute() / self.name
         earlier = RunFolder(folder).settings if self.from_step else None
         given = self.model_dump(exclude_unset=True, include=set(RunConfig.model_fields))
         settings = RunSettings(**given, backend="local", deploy=DeployConfig(backend="local"))
         if not self.from_step:
             find_data(part(settings, PreprocessConfig))  # before there is a folder of a run that cannot start
+            folder = make_folder(self.runs_dir.absolute(), self.name)
         return run_here(settings, folder, from_step=self.from_step or "", earlier=earlier, serve=self.serve)
 
 
@@ -82,6 +83,8 @@ def run_here(
             run_command(Serve, [str(folder / "model")], prog=PROGRAM)
         return 0
     if _run_id(folder) == run_id:  # the run did not start, and run.json is of none or of another
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
         print(f"{_PROGRAM}: error: {end.reason.removeprefix('start: error: ')}", file=sys.stderr)
     else:
         step, error = _failed_step(folder)
@@ -102,7 +105,7 @@ def _run_id(folder: Path) -> str | None:
 
 
 def _print_result(folder: Path, seconds: float) -> None:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics.json", fix="resume with --from evaluate")
     low, high = metrics["accuracy_interval"]
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     print(f"""

@@ -1,11 +1,11 @@
 """The folder of a run and its run.json: settings, versions, what each step did and how long it took."""
 
 import importlib.metadata
-import json
 import platform
 import re
 import subprocess
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from pipelines.deploy.settings import DeployConfig
 from pipelines.job.settings import Deadlines, JobConfig
 from server.cli import Settings, build
 from server.errors import UserError
-from server.files import write_json
+from server.files import read_json, write_json
 from trainer.checkpoint.lock import check_free
 from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, TrainConfig
 
@@ -81,7 +81,7 @@ class RunFolder:
     @property
     def facts(self) -> dict[str, Any]:
         try:
-            facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            facts = read_json(self.folder / "run.json", fix="bring it back from a copy, or start a new run")
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder}: is no run, it has no run.json; the runs in {self.workspace} are {_runs(self.workspace)}"
@@ -101,14 +101,11 @@ class RunFolder:
         """Reads the record of the model now served, of whichever run of this folder; empty where none is."""
         file = self.workspace / "served.json"
         try:
-            served: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return read_json(
+                file, fix="the model now served is not known; delete it to serve the next one without comparing"
+            )
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise UserError(
-                f"{file}: is damaged ({error}), so the model now served is not known; delete it to serve the next model without comparing"
-            ) from error
-        return served
 
     def is_kept(self, step: str) -> bool:
         """Returns True if a step is not run again, because the run resumes from a later one."""
@@ -125,6 +122,27 @@ def check_name(name: str, *, flag: str = "--name") -> None:
     """Raises UserError when a run cannot have this name, such as one that leads out of the folder of runs."""
     if not _NAME.fullmatch(name):
         raise UserError(f"{flag} {name!r}: a run is named by 1 to 63 letters, digits, dots, dashes and underscores")
+
+
+def make_folder(workspace: Path, name: str) -> Path:
+    """Makes the folder of a new run; of runs that begin in one second without a name, each gets its own."""
+    stem = name or time.strftime("%Y%m%d-%H%M%S")
+    for number in count(1):
+        folder = workspace / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if name and folder.is_dir():
+                break  # start_run refuses one with a run in it
+            if not folder.is_dir():
+                raise UserError(f"--runs-dir {workspace}: cannot be written: {folder} is a file") from None
+        except OSError as error:
+            raise UserError(
+                f"--runs-dir {workspace}: cannot be written: {error.strerror}; give a folder that can"
+            ) from error
+        else:
+            break
+    return folder
 
 
 def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_id: str = "") -> RunFolder:

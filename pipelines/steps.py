@@ -1,6 +1,5 @@
 """The steps of the pipeline, each of which works in the run folder; components and tests call run_step."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.signals import TERMINATED, exit_on_sigterm
 from server.cli import as_flags, fail
 from server.errors import UserError
+from server.files import read_json
 from trainer.config import CHOSEN, EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, TrainConfig, part
 from trainer.monitoring.console import print0
 
@@ -38,7 +38,7 @@ def train(run: RunFolder, *, task_config: object | None = None) -> dict[str, Any
             run_folder=run.folder, task_config=task_config, deadlines=run.settings.deadlines,
         )  # fmt: skip
         outcome = {"job": done.job, "how": done.how, "pods": done.pods, "restarts": done.restarts}
-    trained = json.loads((run.model / "train_config.json").read_text(encoding="utf-8"))
+    trained = read_json(run.model / "train_config.json", fix="resume with --from train")
     chosen = {name: trained["settings"].get(name) for name in (*CHOSEN, "chosen")}
     return outcome | {"best_epoch": trained["best_epoch"], "epochs": trained["epochs"], "schedule": chosen}
 
@@ -59,7 +59,7 @@ def _start_over(run: RunFolder) -> None:
 
 def evaluate(run: RunFolder) -> dict[str, Any]:
     _launch(run, "trainer.evaluate", as_flags(part(run.settings, EvaluateConfig)))
-    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(run.folder / "metrics.json", fix="resume with --from evaluate")
     return {name: metrics[name] for name in ("rows", "accuracy", "macro_f1", "expected_calibration_error")}
 
 

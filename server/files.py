@@ -82,9 +82,15 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON may hold anything
-    """Reads a JSON file in UTF-8."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, *, fix: str) -> dict[str, Any]:
+    """Reads a JSON object; UserError with how to fix it for a file that is torn, as a full disk or a stopped copy leaves it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged, it is no JSON ({error}): {fix}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is damaged, it holds no object: {fix}")
+    return found
 
 
 @contextmanager

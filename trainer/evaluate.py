@@ -3,7 +3,6 @@
 torchrun --nproc-per-node 2 -m trainer.evaluate --dataset runs/x/dataset --output runs/x
 """
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from server.cli import parse
 from server.errors import UserError
-from server.files import write_json
+from server.files import read_json, write_json
 from server.inference.encoder import softmax
 from trainer.config import EvaluateConfig
 from trainer.data.dataset import Dataset, Split
@@ -139,8 +138,7 @@ def evaluate(config: EvaluateConfig, dataset: Dataset, output: Path, process: Pr
 def _trained(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file} is missing: run the train step first")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return read_json(file, fix="run the train step again")
 
 
 def _check_classes(model: PreTrainedModel, trained_on: str | None, dataset: Dataset) -> None:

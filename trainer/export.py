@@ -3,7 +3,6 @@
 python -m trainer.export --dataset runs/x/dataset --output runs/x
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,7 @@ import numpy as np
 
 from server.cli import Command, run_command
 from server.errors import ModelFolderError, UserError
-from server.files import atomic_directory
+from server.files import atomic_directory, read_json
 from server.inference.backends import load_backend
 from server.inference.encoder import Encoder
 from server.inference.hardware import available_cpus
@@ -105,7 +104,7 @@ def _write(model_json: ModelJson, folder: Path) -> None:
 def _temperature(metrics: Path) -> float:
     if not metrics.is_file():
         raise UserError(f"{metrics} is missing: run the evaluate step first")
-    measured = json.loads(metrics.read_text(encoding="utf-8"))
+    measured = read_json(metrics, fix="run the evaluate step again")
     if "calibrated" not in measured:
         raise UserError(f"{metrics} has no temperature: run the evaluate step again, which fits one")
     return float(measured["calibrated"]["temperature"])

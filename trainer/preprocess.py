@@ -15,6 +15,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from server.cli import Command, run_command
+from server.errors import UserError
 from server.files import atomic_directory, link_folder, write_json
 from trainer.config import PreprocessConfig, part
 from trainer.data.dataset import FORMAT, SPLITS, UNUSED, read_info, read_texts
@@ -60,7 +61,7 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
         check_encoder(config.model, tokenizer, max_length=config.max_length)
     fingerprint = _fingerprint(config, data, tokenizer)
     for folder in (output, *earlier):
-        if (folder / "dataset.json").is_file() and read_info(folder).get("fingerprint") == fingerprint:
+        if _fingerprint_of(folder) == fingerprint:
             if folder != output:
                 link_folder(folder, output)
             print0(
@@ -72,6 +73,15 @@ def preprocess(config: PreprocessConfig, output: Path, *, earlier: tuple[Path, .
         write_json(folder / "dataset.json", info)
     _describe(info)
     return info
+
+
+def _fingerprint_of(folder: Path) -> str | None:
+    """Reads the fingerprint of a dataset folder that may be of another run; a damaged one is passed over with a line."""
+    try:
+        return read_info(folder).get("fingerprint") if (folder / "dataset.json").is_file() else None
+    except UserError as error:
+        print0(f"preprocess: warning: {error}; it is passed over")
+        return None
 
 
 def _fingerprint(config: PreprocessConfig, data: Data, tokenizer: PreTrainedTokenizerFast | None) -> str:

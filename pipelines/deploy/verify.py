@@ -1,13 +1,12 @@
 """The check of a new server: its labels for test texts against those of evaluate; and the record of what is served."""
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.run_folder import RunFolder
 from server.errors import UserError
-from server.files import write_json
+from server.files import read_json, write_json
 from server.http.client import Client
 from trainer.data.dataset import Dataset
 
@@ -48,7 +47,7 @@ def verify(client: Client, expected: Expected, *, min_agreement: float) -> dict[
 def record_served(run: RunFolder, **deployment: Any) -> None:  # noqa: ANN401 - whatever JSON takes
     """Records the model of a run as the one now served, with which the gate compares the next one."""
     dataset = Dataset(run.dataset)
-    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(run.folder / "metrics.json", fix="resume with --from evaluate")
     served = {
         "run": run.name,
         "model": str(run.model.resolve()),

@@ -74,7 +74,7 @@ def run_pipeline(settings: RunSettings, folder: Path, *, from_step: str, earlier
                     if isinstance(error, RuntimeError) and output.last_line
                     else f"{type(error).__name__}: {error}"
                 )
-        if folder.is_dir():
+        if (folder / "run.json").is_file():
             with (folder / "pipeline.log").open("ab") as log, Path(scratch, "kfp.log").open("rb") as written:
                 shutil.copyfileobj(written, log)
     return Ending(not reason, steps.terminated, reason)

@@ -1,12 +1,12 @@
 """The summary of a run in Markdown, for the Kubeflow UI and the run folder, and the artifacts of evaluate."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.run_folder import STEPS, RunFolder, RunSettings
+from server.files import read_json
 
 if TYPE_CHECKING:
     from kfp import dsl
@@ -25,7 +25,7 @@ def log_artifacts(
 ) -> None:
     """Fills the artifacts with the results of evaluate; rows of the confusion matrix are the true classes."""
     folder = Path(run_folder)
-    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "metrics.json", fix="resume with --from evaluate")
     for name in ("accuracy", "macro_f1", "loss", "expected_calibration_error", "rows"):
         metrics.log_metric(name, found[name])
     metrics.log_metric("temperature", found["calibrated"]["temperature"])
@@ -81,7 +81,7 @@ def describe_run(run: RunFolder, *, state: str, message: str | None = None) -> s
         parts.append(f"To resume it, start it again with run_name `{run.name}` and from_step set.")
     parts.append(_steps_table(steps))
     if steps.get("evaluate", {}).get("status") == "succeeded":
-        parts.append(describe_metrics(json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))))
+        parts.append(describe_metrics(read_json(run.folder / "metrics.json", fix="resume with --from evaluate")))
     changed = _changed(facts["settings"], RunSettings().model_dump(mode="json"))
     parts.append("## Settings\n\n" + (_table(("Setting", "Value"), changed) if changed else "All have their defaults."))
     versions = {name: value for name, value in facts["versions"].items() if value}

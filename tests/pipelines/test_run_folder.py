@@ -1,13 +1,16 @@
-"""The folder of a run: started again for the same run, and with the commit of our own repository."""
+"""The folder of a run: made once, started again for the same run, read with care, with the commit of our own repository."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipelines import run_folder
-from pipelines.run_folder import RunSettings, start_run
+from pipelines.run_folder import RunSettings, make_folder, start_run
 from server.errors import UserError
+from trainer.config import PreprocessConfig
+from trainer.preprocess import preprocess
 
 
 def test_a_start_tried_again_for_the_same_run_succeeds_and_another_run_is_refused(tmp_path: Path) -> None:
@@ -32,3 +35,37 @@ def test_the_commit_is_that_of_our_own_repository_and_of_no_other(
     for place, commit in (("pipelines", git("rev-parse", "HEAD")), (".venv/lib/site-packages/pipelines", None)):
         monkeypatch.setattr(run_folder, "__file__", str(tmp_path / place / "run_folder.py"))
         assert start_run(RunSettings(), tmp_path / ("ours" if commit else "installed")).facts["git_commit"] == commit
+
+
+def test_runs_without_a_name_that_begin_in_one_second_have_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-120000")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: make_folder(tmp_path / "runs", "").name, range(8)))
+    assert sorted(made) == ["20260101-120000", *(f"20260101-120000-{number}" for number in range(2, 9))]
+
+
+@pytest.mark.parametrize("name", ["", "a"])
+def test_a_folder_of_runs_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--runs-dir .*file/runs: cannot be written: Not a directory"):
+        make_folder(tmp_path / "file" / "runs", name)
+    (tmp_path / "a").touch()
+    with pytest.raises(UserError, match=r"cannot be written: .*/a is a file"):
+        make_folder(tmp_path, "a")
+    assert make_folder(tmp_path, "b") == make_folder(tmp_path, "b"), "start_run refuses a run that is there"
+
+
+def test_torn_state_of_a_run_is_named_and_that_of_another_run_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start_run(RunSettings(), tmp_path / "a")
+    (run.folder / "run.json").write_text('{"name": "ne', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a/run.json: is damaged, .*: bring it back from a copy, or start a new run"):
+        _ = run.settings
+    (tmp_path / "old" / "dataset").mkdir(parents=True)
+    (tmp_path / "old" / "dataset" / "dataset.json").touch()
+    preprocess(PreprocessConfig(data="sample:200"), tmp_path / "new", earlier=(tmp_path / "old" / "dataset",))
+    assert "warning: " in (printed := capsys.readouterr().out)
+    assert "old/dataset/dataset.json: is damaged" in printed

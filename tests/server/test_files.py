@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from server.errors import UserError
 from server.files import atomic_directory, link_folder, read_json, recover_directory, write_json
 
 KILLED_BETWEEN_THE_RENAMES = """
@@ -104,5 +105,12 @@ def test_linked_folders_share_their_files(tmp_path: Path) -> None:
 
 def test_json_is_written_and_read_the_same(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Zürich", "rows": [1, 2.5, None]})
-    assert read_json(tmp_path / "a.json") == {"name": "Zürich", "rows": [1, 2.5, None]}
+    assert read_json(tmp_path / "a.json", fix="none") == {"name": "Zürich", "rows": [1, 2.5, None]}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "ne', "[]", "null"])
+def test_a_torn_json_file_is_named_with_how_to_fix_it(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.json: is damaged, it .*: start a new run$"):
+        read_json(tmp_path / "run.json", fix="start a new run")

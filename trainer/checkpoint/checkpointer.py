@@ -220,7 +220,11 @@ class Checkpointer:
         except OSError as error:
             raise UserError(
                 f"{self._folder}: a checkpoint cannot be written: {error.strerror or error}; "
-                "earlier ones are complete, training resumes from them when it is started again"
+                + (
+                    "earlier ones are complete, training resumes from them when it is started again"
+                    if store.names(self._folder)
+                    else "there is none yet: make room, training then starts from its beginning"
+                )
             ) from error
         self._writing = None
         if (seconds := time.monotonic() - started) > _WARN_SECONDS:

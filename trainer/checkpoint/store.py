@@ -24,6 +24,7 @@ from trainer.monitoring.console import print0
 FORMAT = 3
 """Number of this layout. Format 1, which named no number, had the optimizer's tensors by number; format 2 did not name the chosen schedule."""
 MANIFEST = "manifest.json"
+_FIX = "bring the checkpoint back from a copy, or start over with --resume never"
 _NAME = re.compile(r"epoch-\d{4,}(-step-\d{8,})?")
 _UNFINISHED = re.compile(rf"\.({_NAME.pattern})\.\d+\.(tmp|old|removed)")
 
@@ -66,7 +67,7 @@ def write(folder: Path, snapshot: Snapshot, *, keep_last: int) -> None:
 def _best_epoch(checkpoint: Path) -> int:
     """Returns the epoch whose weights a training that resumes from here may need; 0 where none has ended."""
     try:
-        return int(read_json(checkpoint / "state.json")["state"]["best_epoch"])
+        return int(read_json(checkpoint / "state.json", fix=_FIX)["state"]["best_epoch"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # a damaged one, which a resume passes over
 
@@ -97,7 +98,7 @@ def names(folder: Path) -> list[str]:
 def find_damage(checkpoint: Path) -> str:
     """Describes what is torn or changed in a checkpoint; returns "" when each file is the one that was written."""
     try:
-        for name, entry in read_json(checkpoint / MANIFEST)["files"].items():
+        for name, entry in read_json(checkpoint / MANIFEST, fix=_FIX)["files"].items():
             size = (checkpoint / name).stat().st_size
             if size != entry["bytes"]:
                 return f"{name} has {size:,} bytes, not {entry['bytes']:,}"
@@ -119,7 +120,7 @@ def check_best(checkpoint: Path) -> None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Reads state, provenance and param_groups; UserError for a checkpoint of another format."""
-    saved: dict[str, Any] = read_json(checkpoint / "state.json")
+    saved = read_json(checkpoint / "state.json", fix=_FIX)
     if (found := saved.get("format", 1)) != FORMAT:
         raise UserError(
             f"{checkpoint}: has format {found}, and this version resumes format {FORMAT}: "

@@ -7,7 +7,6 @@ tokens.bin     their token ids; unused rows have none                     tokens
 labels.bin     int32          lines.bin   int64: line in the source       splits.bin   uint8: place in SPLITS, or UNUSED
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.errors import UserError
-from server.files import recover_directory
+from server.files import read_json, recover_directory
 from server.model_folder import Padding
 
 FORMAT = 3
@@ -114,12 +113,11 @@ class Dataset:
 def read_info(folder: Path) -> dict[str, Any]:
     """Reads dataset.json; UserError where there is none."""
     try:
-        info: dict[str, Any] = json.loads((recover_directory(folder) / "dataset.json").read_text(encoding="utf-8"))
+        return read_json(recover_directory(folder) / "dataset.json", fix="preprocess again")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: is no dataset folder, it has no dataset.json; write one with the preprocess step"
         ) from error
-    return info
 
 
 def read_texts(folder: Path) -> Iterator[tuple[slice, list[str]]]:

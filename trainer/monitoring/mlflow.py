@@ -4,7 +4,6 @@ logs/mlflow.json keeps how much of the log MLflow has, so that training waits fo
 sends what is missing. (MLflow's own asynchronous log drops lines once its retries are used up.)
 """
 
-import json
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from server.errors import UserError
+from server.files import read_json
 from trainer.distributed.preemption import Preempted
 from trainer.distributed.process_group import Process, versions
 from trainer.monitoring.console import print0
@@ -132,5 +132,4 @@ class MlflowTracker:
 def read_provenance(output: Path) -> dict[str, Any]:
     """Reads the settings that the model in a run's folder was trained with; none where there is no model."""
     path = output / "model" / "train_config.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
-    return found
+    return dict(read_json(path, fix="run the train step again")["settings"]) if path.is_file() else {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic_settings import SettingsConfigDict
 
 from server.cli import Environment
-from server.files import write_json
+from server.files import read_json, write_json
 from trainer.monitoring.console import print0
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class Journal:
         """Reads the journal of a run's folder; an empty one where nothing was tracked yet."""
         folder = output / "logs"
         path = folder / "mlflow.json"
-        return cls(folder, **(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}))
+        return cls(
+            folder, **(read_json(path, fix="remove it, and a new MLflow run is begun") if path.is_file() else {})
+        )
 
     def save(self, **values: Any) -> None:  # noqa: ANN401 - any of the fields
         """Changes these fields, on the disk, too."""

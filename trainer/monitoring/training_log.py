@@ -21,7 +21,7 @@ class TrainingLog:
             folder.mkdir(parents=True, exist_ok=True)
             end_torn_line(folder / "train.jsonl")
             self._lines = (folder / "train.jsonl").open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder), purge_step=step or None)
+            self._board = SummaryWriter(str(folder), purge_step=step + 1)  # the first step that is trained again
 
     def __enter__(self) -> Self:
         return self
