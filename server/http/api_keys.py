@@ -28,9 +28,15 @@ class ApiKeysError(UserError):
     """The keys cannot be read; the message names the place and never their content."""
 
 
+class NoKeysError(ApiKeysError):
+    """There is no key, so that nobody may be let in with one."""
+
+
 def read_api_keys(file: Path) -> Keys:
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise NoKeysError(f"{file}: cannot be read: {error.strerror}") from error
     except OSError as error:
         raise ApiKeysError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
@@ -52,7 +58,7 @@ def parse_api_keys(text: str, *, where: str) -> Keys:
             raise ApiKeysError(f"{where}, line {number}: this key has a line already, for {keys[digest]}")
         keys[digest] = match[1]
     if not keys:
-        raise ApiKeysError(f"{where}: has no key; add a line, as distrinews key NAME prints it")
+        raise NoKeysError(f"{where}: has no key; add a line, as distrinews key NAME prints it")
     return keys
 
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import IssuerUnavailableError
-from server.http.api_keys import ApiKeysError, Keys, parse_api_keys, read_api_keys
+from server.http.api_keys import ApiKeysError, Keys, NoKeysError, parse_api_keys, read_api_keys
 from server.http.problems import problem
 from server.observability.logs import CURRENT
 from server.settings import RATE_UNITS, Settings
@@ -116,10 +116,12 @@ class Authentication:
     async def _caller(self, headers: Headers) -> tuple[str, str] | None:
         """Returns the kind of credential that is valid, and the name of its owner."""
         keys, tokens = self._auth.keys, self._auth.tokens
-        if keys and (key := headers.get("x-api-key")) and (name := keys.name_of(key.encode("latin-1"))):
-            return "key", name
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        if tokens and scheme.lower() == "bearer" and (subject := await tokens.verify(token.strip())):
+        bearer = token.strip() if scheme.lower() == "bearer" else ""
+        for key in (headers.get("x-api-key", "").strip(), bearer):  # OpenAI's and other clients send keys as Bearer
+            if keys and key and (name := keys.name_of(key.encode("latin-1"))):
+                return "key", name
+        if tokens and bearer and (subject := await tokens.verify(bearer)):
             return "token", subject
         return None
 
@@ -169,7 +171,7 @@ class _Windows:
 
 
 class ApiKeys:
-    """Knows the owner of each key. A file is read again when it changes; if that fails, the keys stay and a warning is logged."""
+    """Knows the owner of each key. A file is read again when it changes; the keys stay if that fails, but not if it has none."""
 
     def __init__(self, keys: Keys, *, file: Path | None = None) -> None:
         self._keys, self._file = keys, file
@@ -199,6 +201,9 @@ class ApiKeys:
         self._version = version
         try:
             self._keys = read_api_keys(self._file)
+        except NoKeysError as error:  # the last key was taken away
+            self._keys = {}
+            _log.error("%s; no key is accepted until there is one", error)
         except ApiKeysError as error:
             _log.warning("%s; the keys read before stay", error)
         else:

@@ -79,7 +79,8 @@ def test_without_settings_there_is_no_authentication(classifier: Classifier) -> 
 def test_a_key_may_call_and_anything_else_gets_the_same_refusal(classifier: Classifier, key_file: Path) -> None:
     app = app_of(classifier, api_keys_file=key_file)
     assert request(app, X_API_Key=KEY).status_code == 200
-    assert request(app, X_API_Key=OTHER_KEY).status_code == 200
+    assert request(app, X_API_Key=f"{OTHER_KEY} ").status_code == 200
+    assert request(app, Authorization=f"bearer {KEY}").status_code == 200, "as clients of other services send keys"
     digest = sha256(KEY.encode()).hexdigest()
     refusals = [
         request(app),
@@ -88,7 +89,7 @@ def test_a_key_may_call_and_anything_else_gets_the_same_refusal(classifier: Clas
         request(app, X_API_Key="schlüssel"),
         request(app, X_API_Key="billing"),
         request(app, X_API_Key=digest),
-        request(app, Authorization=f"Bearer {KEY}"),
+        request(app, Authorization=f"Basic {KEY}"),
         request(app, "/nowhere"),
     ]
     assert {one.status_code for one in refusals} == {401}
@@ -174,13 +175,27 @@ def test_a_file_of_keys_is_read_again_when_it_changes_and_a_broken_one_is_not_ta
     monkeypatch.setattr("server.http.auth._CHECK_SECONDS", 0.0)
     keys._check_at = 0
     assert (keys.name_of(new.encode()), keys.name_of(KEY.encode())) == ("fresh", None)
-    for spoil in (lambda: key_file.write_text(f"fresh:{new}\n"), lambda: key_file.write_text(""), key_file.unlink):
-        spoil()
-        assert keys.name_of(new.encode()) == keys.name_of(new.encode()) == "fresh"
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 3, "one line for each change, not for each request"
-    assert all(line.startswith(str(key_file)) and line.endswith("; the keys read before stay") for line in messages)
+    key_file.write_text(f"fresh:{new}\n")
+    assert keys.name_of(new.encode()) == keys.name_of(new.encode()) == "fresh"
+    [message] = [record.getMessage() for record in caplog.records]  # one for the change, not for each request
+    assert message.startswith(str(key_file))
+    assert message.endswith("; the keys read before stay")
     assert new not in caplog.text
+
+
+@pytest.mark.parametrize("left", ["", "# billing:taken away\n", None])
+def test_the_last_key_that_is_taken_away_lets_nobody_in(
+    key_file: Path, left: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ApiKeys.from_file(key_file)
+    assert keys.name_of(KEY.encode())
+    if left is None:
+        key_file.unlink()
+    else:
+        key_file.write_text(left)
+    keys._check_at = 0
+    assert keys.name_of(KEY.encode()) is None
+    assert "no key is accepted until there is one" in caplog.text
 
 
 @pytest.mark.parametrize(
