@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import socket
 import time
@@ -62,12 +63,21 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,  # the logs are configured already, for uvicorn's records too
         access_log=False,
         proxy_headers=bool(settings.forwarded_allow_ips),
-        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        forwarded_allow_ips=[one for given in settings.forwarded_allow_ips for one in _both_forms(given)],
         headers=[("X-Content-Type-Options", "nosniff")],
         h11_max_incomplete_event_size=_HEAD_BYTES,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=_ANSWER_SECONDS,
     )
+
+
+def _both_forms(address: str) -> list[str]:
+    """Adds the form in which a dual-stack proxy names an IPv4 address or network, ::ffff:a.b.c.d, or the plain one to that."""
+    network = ipaddress.ip_network(address)
+    if isinstance(network, ipaddress.IPv4Network):
+        return [address, f"::ffff:{network.network_address}/{96 + network.prefixlen}"]
+    mapped = network.network_address.ipv4_mapped
+    return [address, f"{mapped}/{network.prefixlen - 96}"] if mapped and network.prefixlen >= 96 else [address]
 
 
 class _Server(uvicorn.Server):

@@ -417,6 +417,12 @@ def test_a_named_proxy_gives_the_address_of_the_client(folder: Path) -> None:
     with serving(folder, *flags) as (_, client):
         statuses = [
             client.post("/predict", json={"text": "goal"}, headers={"X-Forwarded-For": address}).status_code
-            for address in ("203.0.113.7", "203.0.113.8", "198.51.100.1, 203.0.113.7, 10.1.1.1")
+            for address in (
+                "203.0.113.7",
+                "203.0.113.8",
+                "198.51.100.1, 203.0.113.7, 10.1.1.1",
+                "203.0.113.9, ::ffff:10.1.1.1",
+                "::FFFF:cb00:7109, ::ffff:a01:101",
+            )
         ]
-    assert statuses == [200, 200, 429]
+    assert statuses == [200, 200, 429, 200, 429], "an IPv4 address is one, in whichever form a proxy writes it"
