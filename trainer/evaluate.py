@@ -72,13 +72,14 @@ def learning_curves(logs: Path, best_epoch: int) -> Curves:
 
 
 def find_undertraining(curves: Curves, temperature: float) -> str:
-    """Returns why more epochs would help; empty where the loss has settled and confidence is as it should be."""
+    """Returns why more epochs would help; empty where the loss has settled, on either rows, and confidence is as it should be."""
     ends = [0, *(point["step"] for point in curves["validation"])]
     means = [
         np.mean([point["loss"] for point in curves["train"] if start < point["step"] <= end] or [np.nan])
         for start, end in pairwise(ends)
     ]
-    if len(means) > 1 and (fall := means[-2] - means[-1]) > _FALL:
+    losses = [point["loss"] for point in curves["validation"]]
+    if len(means) > 1 and losses[-1] <= losses[-2] and (fall := means[-2] - means[-1]) > _FALL:
         return f"undertrained: more epochs would help: the training loss still fell by {fall:.2f} in the last epoch"
     if temperature < _LOW_TEMPERATURE:
         return f"undertrained: more epochs would help: the fitted temperature is {temperature:.2f}, far below 1"

@@ -24,7 +24,7 @@ from trainer.data.batches import BatchSampler, Step, collate
 from trainer.data.dataset import Dataset
 from trainer.distributed.launch import worker
 from trainer.distributed.parallel import gradient_norm, gradient_sync, parallelize
-from trainer.distributed.process_group import Process, check_ranks_agree, process_group, seed_step
+from trainer.distributed.process_group import Process, check_ranks_agree, on_main, process_group, seed_step
 from trainer.evaluation.predict import validate
 from trainer.model.classifier import build_trainable, save_model
 from trainer.model.optimizer import choose_precision, make_optimizer
@@ -38,7 +38,7 @@ from trainer.monitoring.monitor import Monitor
 def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process) -> TrainState:
     """Trains and writes <output>/model with the weights of the best epoch; resumes from the newest undamaged checkpoint."""
     check_ranks_agree(config, dataset)
-    raw_model = build_trainable(config, dataset, process.device, try_export=process.is_main)
+    raw_model = build_trainable(config, dataset, process, try_export=True)
     model = parallelize(raw_model, config, process)
     optimizer = make_optimizer(model, config)
     sampler = BatchSampler(dataset.train.lengths, config, process.rank, process.world_size, packed=is_packed(raw_model))
@@ -77,7 +77,8 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
             monitor.after_epoch()
             checkpointer.save()
         checkpointer.wait()
-        save_best(raw_model, dataset, output, state, provenance, process)
+        with monitor.paused():
+            on_main(process, lambda: save_best(raw_model, dataset, output, state, provenance))
         monitor.end()
     dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
     return state
@@ -131,11 +132,9 @@ def optimizer_step(model: nn.Module, optimizer: Optimizer, learning_rate: float,
 
 
 def save_best(
-    model: PreTrainedModel, dataset: Dataset, output: Path, state: TrainState, provenance: dict[str, Any], process: Process
-) -> None:  # fmt: skip
-    """The main process writes the model folder with the weights of the best epoch, and train_config.json with how it was trained."""
-    if not process.is_main:
-        return
+    model: PreTrainedModel, dataset: Dataset, output: Path, state: TrainState, provenance: dict[str, Any]
+) -> None:
+    """Writes the model folder with the weights of the best epoch, and train_config.json with how it was trained."""
     best = output / "checkpoints" / epoch_name(state.best_epoch)
     check_best(best)
     weights = read_weights(best)

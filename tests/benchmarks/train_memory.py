@@ -98,7 +98,7 @@ def in_ranks(dataset: Path, model: Path, precision: str, *, steps: int, folder: 
 def measure(dataset: Dataset, model: str, precision: str, *, steps: int, process: Process) -> dict[str, Any]:
     imported = memory("RssAnon")
     config = TrainConfig.model_validate({"model": model, "precision": precision})
-    raw_model = build_trainable(config, dataset, process.device)
+    raw_model = build_trainable(config, dataset, process)
     replica = parallelize(raw_model, config, process)
     optimizer = make_optimizer(replica, config)
     number_format, _ = choose_precision(precision, process.device)

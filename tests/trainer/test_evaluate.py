@@ -108,15 +108,18 @@ def test_a_step_logged_twice_counts_once_in_the_curves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "temperature", "expected"),
-    [([3.9, 3.2, 2.8], 0.9, "still fell by 0.40"), ([0.8, 0.11, 0.05], 1.0, ""), ([0.8, 0.7, 0.69], 0.24, "temperature is 0.24"), ([2.0], 1.3, "")],
+    ("losses", "validation", "temperature", "expected"),
+    [
+        ([3.9, 3.2, 2.8], 1.0, 0.9, "still fell by 0.40"), ([3.9, 3.2, 2.8], 1.1, 1.2, ""), ([0.8, 0.11, 0.05], 1.0, 1.0, ""),
+        ([0.8, 0.7, 0.69], 1.0, 0.24, "temperature is 0.24"), ([2.0], 1.0, 1.3, ""),
+    ],
 )  # fmt: skip
 def test_a_run_whose_loss_still_fell_fast_or_whose_temperature_is_low_is_undertrained(
-    losses: list[float], temperature: float, expected: str
+    losses: list[float], validation: float, temperature: float, expected: str
 ) -> None:
     curves = Curves(
         train=[{"step": number, "loss": loss, "learning_rate": 1e-4} for number, loss in enumerate(losses, start=1)],
-        validation=[{"epoch": number, "step": number, "loss": 1, "accuracy": 0.5} for number in range(1, len(losses) + 1)],
+        validation=[{"epoch": number, "step": number, "loss": validation**number, "accuracy": 0.5} for number in range(1, len(losses) + 1)],
         best_epoch=1,
     )  # fmt: skip
     found = find_undertraining(curves, temperature)

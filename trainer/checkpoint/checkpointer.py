@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.profiler import record_function
 from transformers import PreTrainedModel
@@ -23,7 +22,7 @@ from trainer.config import CHOSEN, NOT_OF_THE_MODEL, TrainConfig
 from trainer.data.batches import BatchSampler
 from trainer.data.dataset import Dataset
 from trainer.distributed.preemption import Consensus, Preempted, Preemption
-from trainer.distributed.process_group import Process
+from trainer.distributed.process_group import Process, on_main
 from trainer.monitoring.console import print0
 from trainer.monitoring.monitor import Monitor
 
@@ -78,21 +77,10 @@ class Checkpointer:
         UserError when it was made with other settings: the same command would have trained another model; or when another
         process trains this run.
         """
-        found: list[str | None] = [None, None]  # a checkpoint, and why there can be none
-        if self._process.is_main:
-            try:
-                self._lock.acquire()
-                found[0] = self._find()
-            except UserError as error:
-                self._lock.release()
-                found[1] = str(error)
-        dist.broadcast_object_list(found, src=0, device=self._process.device)
-        if found[1]:
-            raise UserError(found[1])
-        if found[0]:
-            self._load(Path(found[0]))
+        if found := on_main(self._process, self._lock_and_find):
+            self._load(Path(found))
             seen = f"{self.state.epoch} epochs, {self.state.step:,} steps, {self.state.samples:,} rows seen"
-            print0(f"train: resuming from {found[0]}: {seen}")
+            print0(f"train: resuming from {found}: {seen}")
         return self.state
 
     def _load(self, checkpoint: Path) -> None:
@@ -104,6 +92,14 @@ class Checkpointer:
         )  # fmt: skip
         self._optimizer.zero_grad(set_to_none=True)
         self.state, self.earlier = TrainState(**saved["state"]), saved["provenance"]
+
+    def _lock_and_find(self) -> str | None:
+        self._lock.acquire()
+        try:
+            return self._find()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _find(self) -> str | None:
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

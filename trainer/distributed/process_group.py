@@ -4,12 +4,12 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,8 @@ holds the interpreter's lock, for which one of them may wait: a deadlock."""
 
 _LIBRARIES = ("distrinews", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 _POLL_SECONDS = 0.01  # between two looks at the store of a rendezvous
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,26 @@ def meet(store: Store, *, rank: int, world_size: int, timeout: timedelta) -> Sto
             store.set(f"distrinews/{waiting}", own)
         time.sleep(_POLL_SECONDS)
     return PrefixStore(own, store)
+
+
+def on_main(process: Process, work: Callable[[], T]) -> T:
+    """Returns in all processes what the main one computes; an error that a user can fix ends all of them. A collective call.
+
+    Where the main process left alone, the others would wait for it until their timeout.
+    """
+    found: list[Any] = [None, None]  # the result, and why there is none
+    if process.is_main:
+        try:
+            found[0] = work()
+        except UserError as error:
+            found[1] = str(error)
+        except OSError as error:
+            found[1] = f"{error.filename or 'the disk'}: {error.strerror or error}"
+    dist.broadcast_object_list(found, src=0, device=process.device)
+    if found[1] is not None:
+        raise UserError(found[1])
+    result: T = found[0]
+    return result
 
 
 def versions() -> dict[str, str]:

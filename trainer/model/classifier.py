@@ -15,6 +15,7 @@ from server.inference.encoder import pad
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
+from trainer.distributed.process_group import Process, on_main
 from trainer.model.exporters import check_export
 from trainer.model.packing import enable_packing
 from trainer.model.pretrained import check_encoder, check_padding, load_encoder
@@ -22,13 +23,13 @@ from trainer.monitoring.console import print0
 
 
 def build_trainable(
-    config: TrainConfig, dataset: Dataset, device: torch.device, *, try_export: bool = False
+    config: TrainConfig, dataset: Dataset, process: Process, *, try_export: bool = False
 ) -> PreTrainedModel:
     """Builds the model to train: on packed texts where it can, and with what the classes do not depend on frozen."""
-    model = build_model(config.model, dataset, seed=config.seed, device=device)
+    model = build_model(config.model, dataset, seed=config.seed, device=process.device)
     if not enable_packing(model):
         if try_export:
-            check_export(config.model, model.config)
+            on_main(process, lambda: check_export(config.model, model.config))
         print0("train: this architecture cannot read packed texts: those of similar length are padded together")
     if unused := freeze_unused(model):
         print0(f"train: {len(unused)} parameters that the classes do not depend on are frozen: {', '.join(unused[:4])}")

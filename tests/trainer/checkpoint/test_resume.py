@@ -234,7 +234,7 @@ def test_without_the_checkpoint_of_the_best_epoch_no_step_is_trained_and_no_mode
         train(QUICK, dataset, run, process)
     model = build_model("tiny", dataset, seed=0, device=process.device)
     with pytest.raises(UserError, match=r"epoch-0001: the model is made of .* it is missing"):
-        save_best(model, dataset, run, TrainState(best_epoch=1), {}, process)
+        save_best(model, dataset, run, TrainState(best_epoch=1), {})
     assert not (run / "model").exists()
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from server.errors import UserError
-from tests.support.ranks import Ranks
+from tests.support.ranks import Ranks, in_ranks
 from trainer.data.dataset import Dataset
-from trainer.distributed.process_group import meet
+from trainer.distributed.process_group import meet, on_main, process_group
 
 SOON = timedelta(seconds=10)
 
@@ -37,6 +37,20 @@ def test_a_process_that_does_not_come_is_missed_in_time() -> None:
     store.set("distrinews/rank-1", "of one that has ended")
     with pytest.raises(TimeoutError, match=r"1 of 2 processes met within 0:00:00\.1"):
         meet(store, rank=0, world_size=2, timeout=timedelta(seconds=0.1))
+
+
+def fail_on_main(folder: Path) -> None:
+    with process_group(timeout_minutes=0.2) as process:
+        assert on_main(process, lambda: process.rank) == 0
+        with pytest.raises(UserError, match=r"run: File exists"):
+            on_main(process, (folder / "run").mkdir)
+        dist.barrier()
+
+
+@pytest.mark.slow
+def test_an_error_of_the_main_process_alone_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    in_ranks(fail_on_main, tmp_path, world_size=2)
 
 
 def refused_in_an_exchange(rank: int) -> None:

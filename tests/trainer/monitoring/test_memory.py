@@ -27,7 +27,7 @@ def learn_from_many_shapes(folder: Path) -> None:
     dataset = Dataset(folder)
     with process_group(timeout_minutes=1) as process:
         config = TrainConfig(precision="bf16")
-        model = build_trainable(config, dataset, process.device)
+        model = build_trainable(config, dataset, process)
         optimizer = make_optimizer(model, config)
         lengths, places = np.unique(dataset.train.lengths, return_index=True)
         assert len(lengths) > 20
