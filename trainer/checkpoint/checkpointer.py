@@ -186,12 +186,12 @@ class Checkpointer:
         )  # fmt: skip
 
     def _snapshot(self, weights: dict[str, Any], moments: dict[str, Any]) -> store.Snapshot:
-        state = self.state
+        state = store.copied(asdict(self.state))
         return store.Snapshot(
-            name=store.epoch_name(state.epoch) + (f"-step-{state.step:08}" if state.segments else ""),
-            state=store.copied(asdict(state)),
+            name=store.name_of(state),
+            state=state,
             provenance=self._provenance,
-            best=[store.epoch_name(epoch) for epoch in state.best_epochs(self._config.keep_best)],
+            best=[store.epoch_name(epoch) for epoch in self.state.best_epochs(self._config.keep_best)],
             model={name: self._copied(tensor) for name, tensor in weights.items()},
             optimizer={
                 f"{parameter}.{name}": self._copied(tensor)

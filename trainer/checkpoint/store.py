@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,22 @@ def _point(folder: Path, name: str) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """Lists the names of the checkpoints, the newest first; copies and notes of a user have other names."""
-    return sorted((path.name for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name)), reverse=True)
+    """Lists the names of the checkpoints, the newest first, without copies and notes of a user, under whatever name."""
+    found = (path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name))
+    return sorted((path.name for path in found if _name_in(path) in (path.name, "")), reverse=True)
+
+
+def name_of(state: Mapping[str, Any]) -> str:
+    """Names the checkpoint of a state of training."""
+    return epoch_name(state["epoch"]) + (f"-step-{state['step']:08}" if state["segments"] else "")
+
+
+def _name_in(checkpoint: Path) -> str:
+    """Returns the name under which a checkpoint was written; "" for a damaged one."""
+    try:
+        return name_of(read_json(checkpoint / "state.json", fix=_FIX)["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def find_damage(checkpoint: Path) -> str:
@@ -104,6 +119,8 @@ def find_damage(checkpoint: Path) -> str:
                 return f"{name} has {size:,} bytes, not {entry['bytes']:,}"
             if (found := _sha256(checkpoint / name)) != entry["sha256"]:
                 return f"{name} has the sha256 {found[:12]}…, not {entry['sha256'][:12]}…"
+        if (written := _name_in(checkpoint)) not in (checkpoint.name, ""):
+            return f"it is a copy of {written}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -16,7 +16,8 @@ from trainer.checkpoint.store import Snapshot, check_best, find_damage, names, r
 
 def save(folder: Path, name: str, *, best: int = 0, keep_last: int = 2) -> Path:
     tensors = {"weight": torch.arange(100.0)}
-    state = {"best_epoch": best}
+    epoch, _, step = name.removeprefix("epoch-").partition("-step-")
+    state = {"epoch": int(epoch), "step": int(step or 0), "segments": [[8, 1]] if step else [], "best_epoch": best}
     kept = [f"epoch-{best:04}"] if best else []
     snapshot = Snapshot(
         name=name, state=state, provenance={}, best=kept, model=tensors, optimizer=tensors, param_groups=[]
@@ -51,6 +52,8 @@ def test_a_user_s_copies_and_notes_are_no_checkpoints_and_stay(tmp_path: Path) -
         "epoch-0001.keep",
         "epoch-0001-before-the-drop",
         "epoch-0009-backup",
+        "epoch-0009",
+        "epoch-0009-step-00000009",
         "epoch-0001-notes",
         ".epoch-0001.keep",
     }
@@ -60,6 +63,8 @@ def test_a_user_s_copies_and_notes_are_no_checkpoints_and_stay(tmp_path: Path) -
         save(tmp_path, f"epoch-{epoch:04}", keep_last=1)
     remove_unfinished(tmp_path)
     assert names(tmp_path) == ["epoch-0003"]
+    with pytest.raises(UserError, match=r"epoch-0009: the model is made of .* but it is a copy of epoch-0001"):
+        check_best(tmp_path / "epoch-0009")
     assert {path.name for path in tmp_path.iterdir()} == {*users, "epoch-0003", "latest"}
 
 
