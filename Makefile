@@ -41,7 +41,7 @@ test-images: venv ## build the images for a CPU and run them with podman: two po
 test-cluster: venv ## the tests that need a cluster: dry runs on the one of kubeconfig's current context; they change nothing
 	$(BIN)/python -m pytest -rs -n0 -m cluster
 
-bench: venv ## measure: NAME=train, train_memory, seeds, serving.compare, serving.engines, serving.soak ... (docs/benchmarks)
+bench: venv ## measure: NAME=train, train_memory, serving.compare, serving.engines, serving.soak ... (docs/benchmarks)
 	$(BIN)/python -m tests.benchmarks.$(or $(NAME),$(error name a module of tests/benchmarks, such as NAME=train))
 
 charts: venv ## write what is generated in helm/: README tables, the schema of settings

@@ -50,31 +50,28 @@ class Trained:
 
 
 def train_reference(
-    model: PreTrainedModel, data: PaddedTexts, *, batch_size: int, learning_rate: float, epochs: int = 1, seed: int = 0
+    model: PreTrainedModel, data: PaddedTexts, *, batch_size: int, learning_rate: float
 ) -> Iterator[Trained]:
     """Yields one result after each step."""
-    sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[var-annotated]
+    sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True)  # type: ignore[var-annotated]
     loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    total = epochs * len(loader)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(loader))
     model.train()
     rows, started = 0, time.perf_counter()
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        for batch in loader:
-            on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            optimizer.zero_grad()
-            loss = model(**on_device).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            decay.step()
-            rows += len(batch["labels"])
-            value = loss.item()
-            now = time.perf_counter()
-            yield Trained(rows, value, now - started)
-            started = now
+    for batch in loader:
+        on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        optimizer.zero_grad()
+        loss = model(**on_device).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay.step()
+        rows += len(batch["labels"])
+        value = loss.item()
+        now = time.perf_counter()
+        yield Trained(rows, value, now - started)
+        started = now
 
 
 def write_inputs(folder: Path, *, data: str, tokenizer: str) -> None:

@@ -51,6 +51,7 @@ def test_the_digest_of_a_model_is_shown_and_changes_with_any_file_of_it(folder: 
     assert read(folder).sha256 != before
 
 
+@pytest.mark.slow
 def test_the_first_line_of_output_names_the_model(folder: Path) -> None:
     command = [sys.executable, "-m", "server.main", str(folder), "--port", "0", "--drain-seconds", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -146,6 +146,7 @@ def test_every_document_of_every_file_is_checked_and_other_kinds_are_left_alone(
     assert set(finding) == {"file", "line", "rule", "message", "fix"}
 
 
+@pytest.mark.slow
 def test_a_file_without_a_fault_ends_with_status_0_and_a_missing_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def test_another_architecture_is_left_as_it_is() -> None:
     assert "forward" not in vars(roberta.roberta.encoder.layer[-1])
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_padded_texts_of_similar_length_and_that_is_reported(
     dataset: Dataset,
     tmp_path: Path,
