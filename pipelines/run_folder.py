@@ -160,7 +160,7 @@ def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_i
                 f"--name {folder.name}: {folder} is there already; give another name, or resume it with --from STEP"
             )
         steps = _kept_steps(run, settings, from_step)
-        if from_step != "deploy" and run.served.get("model") == str(run.model.resolve()):
+        if from_step != "deploy" and run.served.get("run") == run.name:
             raise UserError(
                 f"--from {from_step}: {run.model} is the model now served, and would be written over; start a new run "
                 f"(its rows are not preprocessed again), or resume with --from deploy"

@@ -268,13 +268,13 @@ def test_a_served_model_is_never_written_over_by_resuming_its_run(tmp_path: Path
     for step in STEPS:
         run.update_step(step, status="succeeded")
     served = tmp_path / "served.json"
-    served.write_text(json.dumps({"model": str(run.model)}), encoding="utf-8")
+    served.write_text(json.dumps({"run": "a", "model": "/as/mounted/elsewhere/a/model"}), encoding="utf-8")
     for step in STEPS[:-1]:
         with pytest.raises(UserError, match=f"--from {step}: .*/a/model is the model now served, .* start a new run"):
             start_run(RunSettings(), tmp_path / "a", from_step=step)
     start_run(RunSettings(), tmp_path / "a", from_step="deploy")
     served.write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=r"served.json: is damaged .* delete it"):
+    with pytest.raises(UserError, match=r"served.json: is damaged, .* delete it"):
         start_run(RunSettings(), tmp_path / "a", from_step="train")
 
 

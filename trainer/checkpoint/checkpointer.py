@@ -140,6 +140,7 @@ class Checkpointer:
                 print0(f"train: {name} was {then}, now it is {now}: resuming with the rows that this epoch has left")
                 continue
             again = f"give {then} again to resume, " if name in defaults else ""
+            again = "leave it out to resume, " if name in CHOSEN else again
             other = "--allow-changed-world to resume with the rows that are left, " if name in _WORLD else ""
             rows = " (other rows, or split otherwise, as by another version)" if name == "dataset" else ""
             raise UserError(

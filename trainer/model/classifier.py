@@ -56,7 +56,7 @@ def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device
     built = load_encoder(model, pad_token_id=dataset.padding.token_id, labels=labels)
     nn.Module.to(built, device)
     text = dataset.train.tokens(int(dataset.train.lengths.argmax()))[:32].astype(np.int64)
-    ids, mask = pad([text, text[: len(text) // 2]], len(text), dataset.padding)
+    ids, mask = pad([text, text[: max(1, len(text) // 2)]], len(text), dataset.padding)
     inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
     check_padding(built, inputs, name=model)
     built.train()  # as loaded, it would leave dropout out

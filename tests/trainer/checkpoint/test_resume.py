@@ -218,6 +218,8 @@ def test_a_setting_that_was_not_saved_had_its_default_and_another_number_of_thre
     fp16 = QUICK.model_copy(update={"gradient_compression": "fp16"})
     with pytest.raises(UserError, match=r"gradient_compression = none, now it is fp16: give none again"):
         train(fp16, dataset, run, process)
+    with pytest.raises(UserError, match=r"early_stopping_patience = None, now it is 1: leave it out to resume"):
+        train(QUICK.model_copy(update={"early_stopping_patience": 1}), dataset, run, process)
     assert train(QUICK, dataset, run, process).epoch == 2
     assert "threads = 99, now it is" in capsys.readouterr().out
 
