@@ -63,21 +63,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
 
 
 def _run_first(runs: Path) -> None:
-    done = distrinews(
-        "run",
-        "--data",
-        "sample:1500",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "8",
-        "--ranks",
-        "2",
-        "--runs-dir",
-        str(runs),
-        "--name",
-        "first",
-    )
+    args = "run --data sample:1500 --epochs 2 --batch-size 8 --ranks 2 --name first"
+    done = distrinews(*args.split(), "--runs-dir", str(runs))
     assert done.returncode == 0, done.stdout + done.stderr
     (runs / "first" / "output.txt").write_text(done.stdout, encoding="utf-8")
 

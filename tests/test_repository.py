@@ -28,7 +28,7 @@ SHARED_BY_THE_SERVER = {"cli", "errors", "files", "model_folder", "inference"}
 STARTS = {
     "server.main, server.http.server": {"torch", "transformers", "trainer", "pipelines", "opentelemetry.sdk", "server.observability.tracing"},
     "server.model_folder, server.inference.hardware, server.settings, server.inference.classifier": {"fastapi", "starlette", "uvicorn", "torch"},
-    "pipelines.cli, pipelines.run, pipelines.status": {"kfp", "kubernetes", "torch", "fastapi"},
+    "pipelines.cli, pipelines.run, pipelines.status": {"kfp", "kubernetes", "torch", "transformers", "fastapi"},
     "pipelines.predict.command, pipelines.predict.models": {"kfp", "kubernetes", "torch", "fastapi"},
 }  # fmt: skip
 """Modules, with those that a fresh interpreter does not load when it imports them."""

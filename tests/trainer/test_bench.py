@@ -1,8 +1,6 @@
 """`distrinews bench`: measurements, fits and projections, and the refusal of wrong settings."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -218,21 +216,6 @@ def test_a_file_that_is_missing_or_another_is_named(measured: Path, tmp_path: Pa
         read(tmp_path / "none.json", ScalingResult)
     with pytest.raises(UserError, match=r"collectives\.json: is no result"):
         read(measured / "collectives.json", ScalingResult)
-
-
-@pytest.mark.slow
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from pipelines import cli\n"
-        "for command in ([], ['scaling'], ['collectives'], ['project']):\n"
-        "    try: cli.main(['bench', *command, '--help'])\n"
-        "    except SystemExit: pass\n"
-        "print(sorted({'torch', 'transformers', 'kfp', 'numpy', 'scipy'} & set(sys.modules)))"
-    )
-    help_text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert help_text.endswith("\n[]\n")
-    assert "--from" in help_text
 
 
 def test_random_rows_have_the_vocabulary_and_tokenizer_of_a_folder(dataset: Dataset, tmp_path: Path) -> None:
