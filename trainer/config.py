@@ -96,7 +96,7 @@ class TrainConfig(ModelConfig):
     """Forward passes per optimizer step."""
 
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Peak learning rate, after warm-up. By default chosen by the size of the encoder and the number of steps: 3e-4 for a small one, 4e-5 for BERT's size, 1e-3 for `tiny`."""
+    """Peak learning rate, after warm-up. By default chosen by the size of the encoder, up to 3e-4 for a small one, 4e-5 for BERT's, and by the rows of a class that it sees, down to 5e-5 for many; 1e-3 for `tiny`."""
 
     warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share of all steps in which the learning rate rises from 0; it falls to 0 over the others. By default 0.06, and up to 0.2 where that were fewer than 20 steps."""

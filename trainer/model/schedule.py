@@ -20,8 +20,8 @@ _WARMUP_STEPS = 20
 _TINY_RATE = 1e-3  # random weights have further to go
 _RATE, _SIZE = 3e-4, 6 * 384**2  # the highest rate, and layers × width² of an encoder that learns at it
 _LOWEST_RATE = 1e-5
+_USUAL_RATE = 5e-5  # below which many rows do not bring the rate
 _USUAL_ROWS = 32  # a step; Adam's rate goes with the root of its rows
-_LONG_STEPS = 3000  # from which on the rate falls with the root of the steps, to half
 
 
 class TrainPlan(TrainConfig):
@@ -44,7 +44,8 @@ def make_plan(
     steps_per_epoch = math.ceil(rows / step_rows)
     epochs, why_epochs = _choose_epochs(rows, classes, steps_per_epoch)
     steps = given.get("epochs", epochs) * steps_per_epoch
-    rate, why_rate = _choose_rate(config.model, encoder, steps, step_rows)
+    seen = given.get("epochs", epochs) * rows / classes
+    rate, why_rate = _choose_rate(config.model, encoder, seen, step_rows)
     warmup = max(_WARMUP_FRACTION, min(_MOST_WARMUP, round(_WARMUP_STEPS / steps, 2)))
     stops = "epochs" not in given and epochs > _FEWEST_EPOCHS
     chosen = {
@@ -71,13 +72,17 @@ def _choose_epochs(rows: int, classes: int, steps_per_epoch: int) -> tuple[int, 
     return (epochs, why) if epochs <= _MOST_EPOCHS else (_MOST_EPOCHS, f"{_MOST_EPOCHS} at most")
 
 
-def _choose_rate(model: str, encoder: PreTrainedConfig, steps: int, step_rows: int) -> tuple[float, str]:
-    layers, width = getattr(encoder, "num_hidden_layers", None) or 12, getattr(encoder, "hidden_size", None) or 768
-    rate, why = min(_RATE, max(_LOWEST_RATE, _RATE * _SIZE / (layers * width**2))), f"{layers} layers of width {width}"
+def _choose_rate(model: str, encoder: PreTrainedConfig, seen: float, step_rows: int) -> tuple[float, str]:
+    """Chooses the rate by the encoder's size; the more rows of a class are seen over all epochs, the lower, for they teach it more."""
     if model == "tiny":
         rate, why = _TINY_RATE, "random weights"
-    rate *= min(4.0, math.sqrt(step_rows / _USUAL_ROWS)) * max(0.5, min(1.0, math.sqrt(_LONG_STEPS / steps)))
-    return float(f"{rate:.2g}"), f"{why}, {steps:,} steps of {step_rows} rows"
+    else:
+        layers, width = getattr(encoder, "num_hidden_layers", None) or 12, getattr(encoder, "hidden_size", None) or 768
+        of_size = min(_RATE, max(_LOWEST_RATE, _RATE * _SIZE / (layers * width**2)))
+        rate = max(of_size * min(1.0, math.sqrt(_ROWS_A_CLASS / seen)), min(of_size, _USUAL_RATE))
+        why = f"{layers} layers of width {width}, {seen:,.0f} rows of a class seen"
+    rate *= min(4.0, math.sqrt(step_rows / _USUAL_ROWS))
+    return float(f"{rate:.2g}"), f"{why}, {step_rows} rows a step"
 
 
 def schedule(step: float, total_steps: float, plan: TrainPlan) -> float:
