@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NamedTuple, NoReturn
 
 
@@ -43,6 +44,8 @@ COMMANDS = {
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the command that the first words name; ends with status 2 when there is none."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of Latin-1 shows ? for ≥
     words = list(sys.argv[1:] if words is None else words)
     entry, prog = Entry(COMMANDS, "take a text classifier from a CSV file to a service"), "distrinews"
     if words == ["--version"]:

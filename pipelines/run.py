@@ -5,15 +5,16 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from pipelines.deploy.settings import DeployConfig
-from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name, make_folder
+from pipelines.run_folder import STEPS, RunFolder, RunSettings, Step, check_name, make_folder, reject_old_names
 from server.cli import Command
 from server.errors import INTERRUPTED
 from server.files import read_json
+from trainer.checkpoint.lock import OF_RUN, Lock
 from trainer.config import PreprocessConfig, RunConfig, part
 from trainer.data.sources import find_data
 
@@ -39,41 +40,41 @@ class Run(RunConfig, Command):
     serve: bool = False
     """Serve the model when the pipeline is done."""
 
-    @model_validator(mode="after")
-    def _names_the_run_to_resume(self) -> Self:
-        if self.from_step and not self.name:
-            raise ValueError(f"--from {self.from_step}: name the run with --name")
-        return self
-
-    @model_validator(mode="after")
-    def _names_a_folder_in_runs_dir(self) -> Self:
-        if self.name:
-            check_name(self.name)
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_settings_of_the_run_to_resume(cls, values: dict[str, Any]) -> dict[str, Any]:
+        reject_old_names(cls, values)
+        if name := values.get("name"):
+            check_name(str(name))
+        if not (step := values.get("from")):
+            return values
+        if not name:
+            raise ValueError(f"--from {step}: name the run with --name")
+        run = RunFolder(Path(values.get("runs_dir", "runs")).absolute() / str(name))
+        return run.settings.model_dump(mode="json", include=set(RunConfig.model_fields)) | values
 
     def run(self) -> int:
         folder = self.runs_dir.absolute() / self.name
-        earlier = RunFolder(folder).settings if self.from_step else None
         given = self.model_dump(exclude_unset=True, include=set(RunConfig.model_fields))
         settings = RunSettings(**given, backend="local", deploy=DeployConfig(backend="local"))
         if not self.from_step:
             find_data(part(settings, PreprocessConfig))  # before there is a folder of a run that cannot start
             folder = make_folder(self.runs_dir.absolute(), self.name)
-        return run_here(settings, folder, from_step=self.from_step or "", earlier=earlier, serve=self.serve)
+        return run_here(settings, folder, from_step=self.from_step or "", serve=self.serve)
 
 
-def run_here(
-    settings: RunSettings, folder: Path, *, from_step: str = "", earlier: RunSettings | None = None, serve: bool = False
-) -> int:
-    """Runs the pipeline in this folder, with `earlier` settings where others are not set, and prints its result.
-
-    Returns the exit status.
-    """
+def run_here(settings: RunSettings, folder: Path, *, from_step: str = "", serve: bool = False) -> int:
+    """Runs the pipeline in this folder and prints its result; returns the exit status."""
     print(f"{_PROGRAM}: {folder}", flush=True)
     from pipelines.kubeflow.local import run_pipeline  # half a second of kfp, which --help does without
 
     started, run_id = time.monotonic(), _run_id(folder)
-    end = run_pipeline(settings, folder, from_step=from_step, earlier=earlier)
+    lock = Lock(folder, OF_RUN)
+    lock.acquire()
+    try:
+        end = run_pipeline(settings, folder, from_step=from_step)
+    finally:
+        lock.release()
     if end.succeeded:
         _print_result(folder, time.monotonic() - started)
         if serve:

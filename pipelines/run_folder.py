@@ -50,10 +50,16 @@ class RunSettings(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _reject_old_names(cls, values: object) -> object:
-        for name in values if isinstance(values, dict) else ():
-            if name not in cls.model_fields and (new := _new_name(str(name))):
-                raise ValueError(f"{name} is now {new}")
+        if isinstance(values, dict):
+            reject_old_names(cls, values)
         return values
+
+
+def reject_old_names(settings: type[Settings], values: dict[str, Any]) -> None:
+    """Raises ValueError for a name that a setting had in an earlier version."""
+    for name in values:
+        if name not in settings.model_fields and (new := _new_name(str(name))):
+            raise ValueError(f"{name} is now {new}")
 
 
 _OLD_NAMES = {"run_launch": "backend", "run_deploy": "deploy.backend", "launch": "backend", "release": "deploy.release"}

@@ -10,6 +10,7 @@ from pydantic_settings import CliPositionalArg
 
 from server.cli import Command
 from server.errors import UserError
+from trainer.monitoring.console import counted
 from trainer.monitoring.training_log import read_log
 
 _EVENTS_SHOWN = 12
@@ -38,16 +39,17 @@ def read_status(run: Path, *, now: float) -> dict[str, Any]:
     starts = [line for line in lines if line["kind"] == "start"]
     if not starts:
         raise UserError(f"{run}: training has not begun there: it has no logs/train.jsonl with a start")
-    trained = [line for line in lines if line["kind"] == "train"]
-    last, total = (trained or starts)[-1], starts[-1]["total_samples"]
+    last = next((line for line in reversed(lines) if line["kind"] == "train"), starts[-1])
+    since = [line for line in lines[lines.index(starts[-1]) :] if "samples" in line]
+    done, total = max(since, key=lambda line: int(line["step"])), starts[-1]["total_samples"]
     speed = last.get("samples_per_second")
     state = _state([line for line in lines if line["kind"] != "mlflow"][-1], now)  # which may come after the end
     return {
-        "run": str(run), "state": state, "step": last["step"], "samples": last["samples"], "total_samples": total,
+        "run": str(run), "state": state, "step": done["step"], "samples": done["samples"], "total_samples": total,
         "epoch": sum(line["kind"] == "validation" for line in lines), "epochs": starts[-1]["epochs"],
         "world_size": starts[-1]["world_size"], "loss": last.get("loss"), "samples_per_second": speed,
         "tokens_per_second": last.get("tokens_per_second"),
-        "eta_seconds": (total - last["samples"]) / speed if speed and state == "running" else None,
+        "eta_seconds": (total - done["samples"]) / speed if speed and state == "running" else None,
         "validation": next((line for line in reversed(lines) if line["kind"] == "validation"), None),
         "checkpoint": next((line for line in reversed(lines) if line["kind"] == "checkpoint"), None),
         "skipped": sum(line["kind"] == "skipped" for line in lines),
@@ -74,7 +76,7 @@ def format_status(found: dict[str, Any], *, now: float) -> list[str]:
     ]
     if found["samples_per_second"]:
         lines.append(
-            f"speed       {found['samples_per_second']:,.0f} samples/s, {found['tokens_per_second']:,.0f} tokens/s, {found['world_size']} processes"
+            f"speed       {found['samples_per_second']:,.0f} samples/s, {found['tokens_per_second']:,.0f} tokens/s, {counted(found['world_size'], 'process')}"
         )
     if found["loss"] is not None:
         validation = found["validation"]
@@ -85,7 +87,8 @@ def format_status(found: dict[str, Any], *, now: float) -> list[str]:
             f"checkpoint  {saved['name']}, {_ago(now - saved['time'])}, written in {saved['write_seconds']:.1f} s"
         )
     versions = ", ".join(f"{name} {version}" for name, version in found["environment"].items())
-    lines += [f"with        {versions}", f"events      {found['starts']} starts, {found['skipped']} steps skipped"]
+    events = f"{counted(found['starts'], 'start')}, {counted(found['skipped'], 'step')} skipped"
+    lines += [f"with        {versions}", f"events      {events}"]
     return lines + [_event(event) for event in found["events"][-_EVENTS_SHOWN:]]
 
 

@@ -16,8 +16,7 @@
         def run(self) -> int | None:                             # UserError: one line and status 1; or returns a status
             from pipelines.job.lint import lint_files            # imports what is slow only here
 
-COMMANDS in pipelines/cli.py names the class. A module that is called by `python -m` ends with
-`run_command(Lint, prog="python -m …")`.
+COMMANDS in pipelines/cli.py names the class; `python -m` of a module needs `run_command(Lint, prog="python -m …")` at its end.
 '''
 
 import difflib
@@ -161,7 +160,7 @@ def _stdout_is_closed() -> bool:
 def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) -> S:
     """Reads settings from flags, over the file of --config, over what else their class reads; ends the program when one is wrong."""
     args, fields, flags = list(sys.argv[1:] if args is None else args), dict(_fields(settings)), list[str]()
-    groups, given = dict[str, Any](), dict[str, Any]()
+    groups, file, flagged = dict[str, Any](), dict[str, Any](), dict[str, Any]()
 
     def add_argument(parser: Any, *names: str, **options: Any) -> None:  # noqa: ANN401 - a parser or a group of one
         flags.extend(names)
@@ -182,14 +181,15 @@ def parse(settings: type[S], args: Sequence[str] | None = None, *, prog: str) ->
             parse_args_method=ArgumentParser.parse_intermixed_args,  # words may follow a flag
         )  # fmt: skip
         flagged = source(args=args)()
-        given = {**(file := read_file(Path(flagged["config"])) if "config" in flagged else {}), **flagged}
+        file = read_file(Path(flagged["config"])) if "config" in flagged else {}
         return CliApp.run(settings, args, source, **file)
     except SettingsError as error:
         fail(prog, UserError(explain_flags(str(error), flags)), status=2)
     except ValidationError as error:
-        in_file = "config" in given and error.errors()[0]["type"] == "extra_forbidden"
-        place = f"--config {given['config']}: " if in_file else ""
-        fail(prog, UserError(place + _explain(settings, error, given)), status=2)
+        first = error.errors()[0]
+        in_file = first["type"] == "extra_forbidden" or {*first["loc"][:1]} & (file.keys() - flagged.keys())
+        place = f"--config {flagged['config']}: " if file and in_file else ""
+        fail(prog, UserError(place + _explain(settings, error, file | flagged)), status=2)
     except UserError as error:
         fail(prog, error, status=2)
 

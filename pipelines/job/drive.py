@@ -12,6 +12,7 @@ from pipelines.job.follow import Follower
 from pipelines.job.reconcile import Jobs, check_ours, preflight, reconcile
 from pipelines.job.settings import Deadlines
 from server.errors import UserError
+from trainer.monitoring.console import counted
 
 _NO_DEADLINES = Deadlines(schedule_minutes=None, run_minutes=None, progress_minutes=None)
 
@@ -46,7 +47,8 @@ def status(jobs: Jobs, name: str | None) -> None:
         state = "running" if rank.running else "succeeded" if rank.succeeded else rank.waiting_reason
         node = pod["spec"].get("nodeName", "no node")
         print(
-            f"  {rank.name:12} {state}, on {node}, {rank.restarts} restarts" + "".join(f"; {end}" for end in ends[-1:])
+            f"  {rank.name:12} {state}, on {node}, {counted(rank.restarts, 'restart')}"
+            + "".join(f"; {end}" for end in ends[-1:])
         )
 
 
@@ -124,4 +126,6 @@ def _line(jobs: Jobs, job: Object) -> str:
     state = jobs.kind.state(job)
     why = f" ({state.reason})" if state.reason else " (suspended)" if state.suspended else ""
     made = job["metadata"].get("creationTimestamp", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    return f"{job['metadata']['name']}: {state.phase}{why}, {jobs.kind.pods(job).expected} pods, created {made}"
+    return (
+        f"{job['metadata']['name']}: {state.phase}{why}, {counted(jobs.kind.pods(job).expected, 'pod')}, created {made}"
+    )

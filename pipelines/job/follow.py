@@ -15,6 +15,7 @@ from pipelines.job.backends import State
 from pipelines.job.reconcile import Jobs
 from pipelines.job.settings import Deadlines
 from server.errors import UserError
+from trainer.monitoring.console import counted
 
 _DRAIN_INTERVALS = 6  # for logs and statuses that come after the end of the job
 _SHOWN_LINES, _SHOWN_EVENTS = 10, 5
@@ -252,7 +253,7 @@ class Follower:
             if not pod.failed:
                 continue
             ends = "; then ".join(dict.fromkeys(str(end) for end in pod.terminations))
-            lines.append(f"{pod.name}: {ends} ({pod.restarts} restarts); its last lines:")
+            lines.append(f"{pod.name}: {ends} ({counted(pod.restarts, 'restart')}); its last lines:")
             lines += [f"    {line}" for line in list(pod.last_lines)[-_SHOWN_LINES:]]
         if not any(pod.terminations for pod in self.pods.by_name.values()):
             lines += list(self._changes.events)[-_SHOWN_EVENTS:]

@@ -18,6 +18,7 @@ from pipelines.cluster import go_yaml
 from pipelines.job.backends.pytorchjob import BACKEND
 from pipelines.job.rules import Path, Problem, check_job, dig
 from server.errors import UserError
+from trainer.monitoring.console import counted
 
 _DEPTH, _NODES = 64, 200_000
 _UNQUOTED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
@@ -89,8 +90,8 @@ def lint_files(names: Sequence[str], *, as_json: bool) -> int:
     else:
         for name, finding in found:
             print(f"{name}:{finding.line}: {finding.rule}: {finding.message}; {finding.fix}")
-        count = f"{len(names)} file{'s' if len(names) > 1 else ''}"
-        print(f"{len(found)} findings in {count}" if found else f"{count}: no findings", file=sys.stderr)
+        count = counted(len(names), "file")
+        print(f"{counted(len(found), 'finding')} in {count}" if found else f"{count}: no findings", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -41,7 +41,7 @@ class Ending(NamedTuple):
     reason: str
 
 
-def run_pipeline(settings: RunSettings, folder: Path, *, from_step: str, earlier: RunSettings | None = None) -> Ending:
+def run_pipeline(settings: RunSettings, folder: Path, *, from_step: str) -> Ending:
     """Runs the Kubeflow pipeline with each step as a process of this machine."""
     parameters = to_parameters(settings) | {"run_name": folder.name, "from_step": from_step}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def run_pipeline(settings: RunSettings, folder: Path, *, from_step: str, earlier
         write_json(file := Path(scratch, "settings.json"), parameters["settings"])
         parameters["settings"] = {"config": str(file)}  # thousands of class names are too long for a command
         with (
-            _environment(settings, earlier or settings, workspace=folder.parent, scratch=scratch),
+            _environment(settings, workspace=folder.parent, scratch=scratch),
             _quiet(Path(scratch, "kfp.log")) as output,
             steps.receiving_signals(),
             # kfp 2.17 replaces "python3" in the values of parameters too, such as a path below lib/python3.11.
@@ -110,7 +110,8 @@ class _StepProcesses:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             bufsize=1,
             env=os.environ | (env_vars or {}),
         ) as self._process:
@@ -138,12 +139,10 @@ class _StepProcesses:
 
 
 @contextlib.contextmanager
-def _environment(settings: RunSettings, earlier: RunSettings, *, workspace: Path, scratch: str) -> Iterator[None]:
+def _environment(settings: RunSettings, *, workspace: Path, scratch: str) -> Iterator[None]:
     """Sets the environment of the steps: folders, the terminal of progress bars, and no hub unless a hub's id is named."""
-    added = {"DISTRINEWS_WORKSPACE": str(workspace), "TMPDIR": scratch}
-    model, data = (
-        getattr(settings if name in settings.model_fields_set else earlier, name) for name in ("model", "data")
-    )
+    added = {"DISTRINEWS_WORKSPACE": str(workspace), "TMPDIR": scratch, "PYTHONIOENCODING": "utf-8"}
+    model, data = settings.model, settings.data
     if (model == "tiny" or Path(model).is_dir()) and (data.startswith("sample") or Path(data).exists()):
         added["HF_HUB_OFFLINE"] = "1"
     if sys.stderr.isatty():

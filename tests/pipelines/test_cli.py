@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from io import BytesIO, TextIOWrapper
 from typing import Any
 
 import pytest
@@ -29,6 +30,15 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str], *, status: int
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     return printed.err.rstrip()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_help_is_shown_on_a_terminal_of_few_characters(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := TextIOWrapper(BytesIO(), encoding=encoding))
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", "--help"])
+    terminal.seek(0)
+    assert "(? 1 and ? 1,000)" in terminal.read()
 
 
 @pytest.mark.parametrize(("words", "entry"), list(entries(COMMANDS)))

@@ -22,6 +22,7 @@ from server.errors import UserError
 from server.http.client import Client, Prediction
 from tests.conftest import DISTRINEWS, distrinews
 from tests.support.data import write
+from trainer.checkpoint.lock import OF_RUN, _started
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
@@ -237,6 +238,39 @@ def test_sigterm_between_two_steps_is_the_reason_that_is_shown(
     assert (
         capsys.readouterr().err.splitlines()[-1] == "distrinews run: step deploy failed: it was terminated by SIGTERM"
     )
+
+
+def test_a_second_start_of_a_run_is_one_line_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(settings: RunSettings, folder: Path, **_: object) -> Ending:
+        held, parent = folder / OF_RUN, os.getppid()
+        facts = json.loads(held.read_text(encoding="utf-8"))
+        held.write_text(json.dumps(facts | {"pid": parent, "started": _started(parent)}), encoding="utf-8")
+        with pytest.raises(UserError, match=r"runs/a: is being run by process .* wait until it ends"):
+            run_here(settings, folder, from_step="train")
+        return Ending(succeeded=False, terminated=None, reason="no rows")
+
+    monkeypatch.setattr("pipelines.kubeflow.local.run_pipeline", second)
+    assert run_here(RunSettings(), tmp_path / "runs" / "a") == 1
+    assert not (tmp_path / "runs" / "a").exists(), "a run that did not start leaves no folder"
+
+
+def test_new_settings_are_judged_together_with_those_of_the_run_that_is_resumed(tmp_path: Path) -> None:
+    start_run(RunSettings(data="rows.csv", strategy="hsdp"), tmp_path / "a")
+    given = {"name": "a", "runs_dir": tmp_path, "text_column": ["t"], "shard_ranks": 1, "from": "train"}
+    resumed = build(Run, given)
+    assert (resumed.data, resumed.text_column, resumed.strategy, resumed.shard_ranks) == ("rows.csv", ("t",), "hsdp", 1)
+    with pytest.raises(UserError, match="text_column has no meaning with data = 'sample'"):
+        build(Run, given | {"data": "sample"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("job_nodes", "job.nodes"), ("launch", "backend"), ("train_epochs", "epochs")]
+)
+def test_a_setting_of_an_earlier_version_is_refused_with_its_present_name(old: str, new: str) -> None:
+    with pytest.raises(UserError, match=f"^{old} is now {new}$"):
+        build(Run, {old: 2})
 
 
 def test_resuming_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> None:

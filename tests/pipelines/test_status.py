@@ -45,6 +45,18 @@ def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
     assert json.loads(done.stdout)["samples"] == 648
 
 
+def test_status_counts_the_steps_up_to_the_checkpoint_before_any_is_logged(tmp_path: Path) -> None:
+    start = {"epochs": 2, "world_size": 1, "total_samples": 640, "samples": 0, "environment": {}}
+    saved = {"kind": "checkpoint", "step": 4, "samples": 128, "name": "a", "write_seconds": 1}
+    (tmp_path / "logs").mkdir()
+    lines = [{"kind": "start", "step": 0, **start}, saved]
+    text = "".join(json.dumps(line | {"time": 1.0}) + "\n" for line in lines)
+    (tmp_path / "logs" / "train.jsonl").write_text(text, encoding="utf-8")
+    shown = "\n".join(format_status(read_status(tmp_path, now=2), now=2))
+    assert "step 4, 128 of 640 rows (20%)" in shown
+    assert "1 start, 0 steps skipped" in shown
+
+
 def test_a_folder_where_training_has_not_begun_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training has not begun there"):
         read_status(tmp_path, now=0)

@@ -164,9 +164,9 @@ def test_a_wrong_flag_is_one_line_with_the_nearest_right_one(
     [
         ("epocs: 3", "--config {file}: no setting is called 'epocs'; did you mean 'epochs'?"),
         ("job: {nods: 3}", "--config {file}: no setting is called 'job.nods'; did you mean 'job.nodes'?"),
-        ("epochs: 2000", "--epochs 2000: input should be less than or equal to 1000"),
-        ("job: {nodes: 0}", "--job.nodes 0: input should be greater than or equal to 1"),
-        ("kind: best", "--kind 'best': input should be 'fast' or 'exact'"),
+        ("epochs: 2000", "--config {file}: --epochs 2000: input should be less than or equal to 1000"),
+        ("job: {nodes: 0}", "--config {file}: --job.nodes 0: input should be greater than or equal to 1"),
+        ("kind: best", "--config {file}: --kind 'best': input should be 'fast' or 'exact'"),
     ],
 )
 def test_a_wrong_file_is_one_line_with_the_nearest_right_name(
@@ -175,6 +175,9 @@ def test_a_wrong_file_is_one_line_with_the_nearest_right_name(
     file = tmp_path / "settings.yaml"
     file.write_text(content, encoding="utf-8")
     assert refusal(["here", "--config", str(file)], capsys) == error.format(file=file)
+    wrong_flag = "--epochs '3000': input should be less than or equal to 1000"
+    file.write_text("epochs: 2000", encoding="utf-8")
+    assert refusal(["here", "--epochs", "3000", "--config", str(file)], capsys) == wrong_flag
 
 
 def test_flags_win_over_the_file_in_groups_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from server.errors import UserError
 from trainer.checkpoint import store
-from trainer.checkpoint.lock import TrainingLock
+from trainer.checkpoint.lock import Lock
 from trainer.checkpoint.state import TrainState, start_over
 from trainer.config import CHOSEN, NOT_OF_THE_MODEL, TrainConfig
 from trainer.data.batches import BatchSampler
@@ -55,7 +55,7 @@ class Checkpointer:
         self._writing: Future[None] | None = None
         self._saved_at = time.monotonic()
         self._consensus, self._preemption = Consensus(), Preemption()
-        self._lock = TrainingLock(output)
+        self._lock = Lock(output)
         self.state = TrainState()
         self.earlier: dict[str, Any] = {}
         """Settings of the training that is resumed."""
@@ -230,6 +230,11 @@ class Checkpointer:
     def _write(self, snapshot: store.Snapshot, step: int, *, copy_seconds: float, waited: float) -> None:
         started = time.monotonic()
         store.write(self._folder, snapshot, keep_last=self._config.keep_last)
-        facts = {"name": snapshot.name, "copy_seconds": copy_seconds, "write_seconds": time.monotonic() - started}
+        facts = {
+            "name": snapshot.name,
+            "samples": snapshot.state["samples"],
+            "copy_seconds": copy_seconds,
+            "write_seconds": time.monotonic() - started,
+        }
         late = {"waited_seconds": waited} if waited > _LONG_SECONDS else {}
         self._monitor.event("checkpoint", step=step, **facts, **late)

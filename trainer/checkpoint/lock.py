@@ -1,4 +1,4 @@
-"""The lock of a run's training: a file beside the checkpoints, which its owner renews while it trains.
+"""The lock of a run, or of its training: a file in the run's folder, which its owner renews while it works.
 
 It needs nothing of the disk but exclusive creation, so it holds on shared disks too. An owner on this machine is looked up among
 the processes; the file of any other is watched for a while, since the clocks of machines differ: renewed, its owner lives.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from server.errors import UserError
 from trainer.monitoring.console import print0
 
-NAME = "train.lock"
+NAME, OF_RUN = "train.lock", "run.lock"
 _RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """Time without a renewal after which an owner on another machine counts as dead."""
@@ -32,11 +32,11 @@ class _Seen(NamedTuple):
         return f"{who} since {self.facts.get('since', 'an unknown time')}"
 
 
-class TrainingLock:
-    """Held by the one training that may write checkpoints, logs and model of a run."""
+class Lock:
+    """Held by the one process that runs a run's steps, or the one training that writes its checkpoints, logs and model."""
 
-    def __init__(self, run: Path) -> None:
-        self._path = run / NAME
+    def __init__(self, run: Path, name: str = NAME) -> None:
+        self._path = run / name
         self._token = ""
         self._released, self._busy = threading.Event(), threading.Lock()
 
@@ -45,7 +45,7 @@ class TrainingLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
             seen = _read(self._path)
-            check_free(self._path.parent)
+            check_free(self._path.parent, self._path.name)
             if seen is not None:
                 _remove_stale(self._path, seen)
         threading.Thread(target=self._renew, name="lock", daemon=True).start()
@@ -85,12 +85,14 @@ class TrainingLock:
                     print0(f"train: warning: {self._path} cannot be renewed: {error.strerror or error}")
 
 
-def check_free(run: Path) -> None:
-    """Raises UserError when a live process trains this run; for one on another machine, that takes up to a minute to see."""
-    path = run / NAME
+def check_free(run: Path, name: str = NAME) -> None:
+    """Raises UserError when a live process holds this lock; for one on another machine, that takes up to a minute to see."""
+    path = run / name
     seen = _read(path)
     if seen is not None and _lives(path, seen):
-        raise UserError(f"{run}: is being trained by {seen.owner} ({path}): wait until it ends, or stop it first")
+        raise UserError(
+            f"{run}: is being {'trained' if name == NAME else 'run'} by {seen.owner} ({path}): wait until it ends, or stop it first"
+        )
 
 
 def _lives(path: Path, seen: _Seen) -> bool:
@@ -120,7 +122,7 @@ def _remove_stale(path: Path, seen: _Seen) -> None:
         ) from None
     try:
         if _read(path) == seen:
-            print0(f"train: {path} was of {seen.owner}, which trains no more: taken over")
+            print0(f"train: {path} was of {seen.owner}, which has ended: taken over")
             path.unlink()
     finally:
         claim.unlink()

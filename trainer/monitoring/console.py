@@ -114,3 +114,8 @@ def quiet_logs(logger: str = "", level: int = logging.ERROR) -> Iterator[None]:
         yield
     finally:
         found.setLevel(before)
+
+
+def counted(count: int, word: str) -> str:
+    """Writes a count with its word, such as 1 process, 2 processes."""
+    return f"{count:,} {word}" + ("" if count == 1 else "es" if word.endswith("s") else "s")

@@ -21,7 +21,7 @@ from trainer.data.dataset import Dataset
 from trainer.distributed.preemption import HangWatchdog
 from trainer.distributed.process_group import Process, versions
 from trainer.model.schedule import TrainPlan
-from trainer.monitoring.console import Progress, print0
+from trainer.monitoring.console import Progress, counted, print0
 from trainer.monitoring.training_log import TrainingLog
 
 PHASES = ("load", "forward", "backward", "optimizer", "log", "save")
@@ -69,8 +69,8 @@ class Monitor:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         print0(
             f"train: {config.model} ({parameters:,} parameters) on {sampler.rows:,} rows, {sampler.step_rows} a step, "
-            f"{sampler.steps_per_epoch:,} steps an epoch; {process.world_size} processes on {process.device.type} with "
-            f"{torch.get_num_threads()} threads each, {precision.removeprefix('torch.')}"
+            f"{sampler.steps_per_epoch:,} steps an epoch; {counted(process.world_size, 'process')} on {process.device.type} with "
+            f"{counted(torch.get_num_threads(), 'thread')} each, {precision.removeprefix('torch.')}"
         )
 
     def event(self, kind: str, *, step: int | None = None, **facts: Any) -> None:  # noqa: ANN401 - whatever JSON takes

@@ -12,7 +12,7 @@ import pytest
 
 from server.errors import UserError
 from trainer.checkpoint import lock
-from trainer.checkpoint.lock import NAME, TrainingLock, check_free
+from trainer.checkpoint.lock import NAME, OF_RUN, Lock, check_free
 
 
 def leave(run: Path, **facts: object) -> Path:
@@ -32,16 +32,23 @@ def test_a_second_training_is_refused_and_names_the_process_that_trains(tmp_path
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         leave(tmp_path, pid=process.pid, started=lock._started(process.pid))
         with pytest.raises(UserError, match=rf"is being trained by process {process.pid} on \S+ since 2026-01-01"):
-            TrainingLock(tmp_path).acquire()
+            Lock(tmp_path).acquire()
         process.kill()
         process.wait()
-    TrainingLock(tmp_path).acquire()  # a killed owner does not stop the next start
+    Lock(tmp_path).acquire()  # a killed owner does not stop the next start
+
+
+def test_a_run_is_locked_apart_from_its_training(tmp_path: Path) -> None:
+    leave(tmp_path, pid=os.getppid(), started=lock._started(os.getppid())).rename(tmp_path / OF_RUN)
+    Lock(tmp_path).acquire()
+    with pytest.raises(UserError, match=rf"is being run by process {os.getppid()} .*run\.lock\): wait until it ends"):
+        Lock(tmp_path, OF_RUN).acquire()
 
 
 @pytest.mark.parametrize("left", ["ended", "number in use again"])
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, left: str) -> None:
     leave(tmp_path, **({} if left == "ended" else {"pid": os.getppid(), "started": "1"}))
-    mine = TrainingLock(tmp_path)
+    mine = Lock(tmp_path)
     mine.acquire()
     assert json.loads((tmp_path / NAME).read_text(encoding="utf-8"))["pid"] == os.getpid()
     mine.release()
@@ -55,7 +62,7 @@ def test_a_pod_that_starts_again_takes_its_own_lock_over(
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setattr("socket.gethostname", lambda: "train-master-0")
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits"))
-    TrainingLock(tmp_path).acquire()
+    Lock(tmp_path).acquire()
 
 
 def test_a_lock_of_another_machine_is_stale_when_nobody_renews_it(
@@ -69,15 +76,15 @@ def test_a_lock_of_another_machine_is_stale_when_nobody_renews_it(
     renewing.join()
     check_free(tmp_path)
     path.write_text("", encoding="utf-8")  # as a machine that went down leaves it
-    TrainingLock(tmp_path).acquire()
+    Lock(tmp_path).acquire()
 
 
 def test_of_several_starts_after_a_kill_one_takes_the_lock_over(tmp_path: Path) -> None:
     leave(tmp_path)
-    taken, refused = list[TrainingLock](), list[str]()
+    taken, refused = list[Lock](), list[str]()
 
     def take() -> None:
-        mine = TrainingLock(tmp_path)
+        mine = Lock(tmp_path)
         try:
             mine.acquire()
             taken.append(mine)
@@ -98,7 +105,7 @@ def test_of_several_starts_after_a_kill_one_takes_the_lock_over(tmp_path: Path) 
 
 def test_an_owner_renews_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_RENEW_SECONDS", 0.01)
-    mine = TrainingLock(tmp_path)
+    mine = Lock(tmp_path)
     mine.acquire()
     os.utime(tmp_path / NAME, (0, 0))
     end = time.monotonic() + 5
