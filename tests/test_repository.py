@@ -152,6 +152,8 @@ def test_make_sets_a_copied_or_moved_environment_up_anew(moved: bool, tmp_path: 
         (project / name).write_bytes((ROOT / name).read_bytes() if name == "Makefile" else b"")
     interpreter = (tmp_path / "first" if moved else project) / ".venv/bin/python"
     (project / ".venv/bin/distrinews").write_text(f'#!/bin/sh\n\'exec\' "{interpreter}" "$0"\n', encoding="utf-8")
-    done = subprocess.run(["make", "-n", "run"], cwd=project, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "run"], cwd=project, capture_output=True, text=True, check=True
+    )
     assert ("-m venv --clear .venv" in done.stdout) is moved
     assert done.stdout.endswith(".venv/bin/distrinews run --data sample\n")

@@ -209,7 +209,7 @@ def test_a_signal_to_the_command_and_its_steps_has_training_save(
         assert process.stdout
         assert process.stderr
         for line in process.stdout:
-            if line.startswith("train: epoch 1/"):
+            if line.startswith("train: epoch "):  # of its bar, or of its end
                 os.killpg(process.pid, number)  # as a terminal and `timeout` do: the step gets it, and ours again
                 break
         printed, errors = process.stdout.read(), process.stderr.read().splitlines()
@@ -220,7 +220,7 @@ def test_a_signal_to_the_command_and_its_steps_has_training_save(
     assert f"resume with: distrinews run --runs-dir {tmp_path} --name a --from train" in errors[-2]
     assert facts(tmp_path / "a")["steps"]["train"]["status"] == "failed"
     assert (tmp_path / "a" / "summary.md").is_file(), "the last step has run"
-    assert list((tmp_path / "a" / "checkpoints").glob("epoch-0000-step-*"))
+    assert list((tmp_path / "a" / "checkpoints").glob("epoch-*"))
     assert list(scratch.iterdir()) == [], "nothing is left in the folder for temporary files"
 
 

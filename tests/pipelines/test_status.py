@@ -20,20 +20,21 @@ pytestmark = pytest.mark.slow  # the module takes seconds
 def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
     dataset: Dataset, tmp_path: Path, process: Process
 ) -> None:
+    total = 2 * len(dataset.train)
     every_third = QUICK.model_copy(update={"log_steps": 3})
     stopped_at(10, every_third, dataset, tmp_path, process)
     now = read_log(tmp_path / "logs")[-1]["time"]
     running = read_status(tmp_path, now=now)
     assert (running["state"], running["step"], running["samples"]) == ("running", 9, 9 * 32)
-    assert running["eta_seconds"] == pytest.approx((648 - 288) / running["samples_per_second"])
+    assert running["eta_seconds"] == pytest.approx((total - 288) / running["samples_per_second"])
     assert read_status(tmp_path, now=now + 600)["state"] == "silent"
     append_event(tmp_path / "logs", "restart", why="process 1 was ended by SIGKILL")
     train(every_third, dataset, tmp_path, process)
     ended = read_status(tmp_path, now=now)
-    assert (ended["state"], ended["samples"], ended["epoch"], ended["starts"]) == ("ended", 648, 2, 2)
+    assert (ended["state"], ended["samples"], ended["epoch"], ended["starts"]) == ("ended", total, 2, 2)
     output = "\n".join(format_status(ended, now=now))
     for words in (
-        "648 of 648 rows (100%), 2 of 2 epochs done",
+        f"{total} of {total} rows (100%), 2 of 2 epochs done",
         "samples/s",
         "checkpoint  epoch-0002",
         "torch 2.",
@@ -42,7 +43,7 @@ def test_status_shows_progress_eta_speed_checkpoint_and_events_of_a_run(
         assert words in output
     assert "step 9: restart (why process 1 was ended by SIGKILL)" in output
     done = distrinews("status", str(tmp_path), "--json")
-    assert json.loads(done.stdout)["samples"] == 648
+    assert json.loads(done.stdout)["samples"] == total
 
 
 def test_status_counts_the_steps_up_to_the_checkpoint_before_any_is_logged(tmp_path: Path) -> None:

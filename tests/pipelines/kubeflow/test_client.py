@@ -137,7 +137,7 @@ def test_a_run_that_cannot_be_followed_is_said_to_continue(
 def test_a_run_is_resumed_with_only_the_settings_that_are_given(kubeflow: Kubeflow) -> None:
     assert submit("--name", "mine", "--from", "gate", "--min-accuracy", "0.5", "--epochs", "3", "--no-follow") == 0
     given = sent(kubeflow)
-    assert given == {"run_name": "mine", "from_step": "gate", "min_accuracy": 0.5, "settings": {"epochs": 3}}
+    assert given == {"run_name": "mine", "from_step": "gate", "min_accuracy": 0.5, "epochs": 3, "settings": {}}
 
 
 def test_a_file_of_settings_may_set_the_job_and_the_release_and_flags_win(kubeflow: Kubeflow, tmp_path: Path) -> None:
