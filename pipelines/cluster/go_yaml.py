@@ -32,13 +32,10 @@ for _tag, _pattern, _first in _RESOLVERS:
         _class.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def _int(loader: Loader, node: yaml.ScalarNode) -> int | str:
+def _int(loader: Loader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node).replace("_", "")
     octal = text.lstrip("+-").startswith("0") and text.lstrip("+-").isdigit()
-    try:
-        return int(text, 8 if octal else 0)
-    except ValueError:  # 0x_ and 0_9 are text
-        return node.value
+    return int(text, 8 if octal else 0)
 
 
 def _bool(loader: Loader, node: yaml.ScalarNode) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # it ships no types
+from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]  # it ships no types
 
 from trainer.monitoring.training_log import TrainingLog
 
@@ -12,8 +13,10 @@ pytestmark = pytest.mark.slow  # TensorBoard's writer takes seconds to import
 
 @pytest.mark.parametrize("starts", [[(0, 14), (14, 28)], [(0, 9), (0, 20)]])
 def test_a_training_that_is_started_again_has_each_step_and_the_validation_before_it_once(
-    starts: list[tuple[int, int]], tmp_path: Path
+    starts: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Files are read in the order of their names: second, host, process, and this number, which sorts as text (10 before 9).
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for first, last in starts:
         with TrainingLog(tmp_path, enabled=True, step=first) as log:
             for step in range(first + 1, last + 1):
