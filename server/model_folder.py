@@ -43,7 +43,7 @@ class Variant(BaseModel):
 
 
 class Padding(BaseModel):
-    """How texts are padded to one length and truncated to the longest; the defaults are those of a folder without them."""
+    """Settings of a tokenizer by which texts are padded and truncated; a folder without them has the defaults."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -51,7 +51,7 @@ class Lock:
         threading.Thread(target=self._renew, name="lock", daemon=True).start()
 
     def release(self) -> None:
-        """Removes the file, if it is still of this training."""
+        """Removes the file, if it is still this owner's."""
         with self._busy:
             self._released.set()
             if self._token and (seen := _read(self._path)) and seen.facts.get("token") == self._token:
@@ -77,7 +77,7 @@ class Lock:
                         continue
                     if seen.facts.get("token") != self._token:
                         print0(
-                            f"train: error: {self._path} is now of {seen.owner}: this training ends, or both would write"
+                            f"train: error: {self._path} is now of {seen.owner}: this process ends, or both would write"
                         )
                         os._exit(1)
                     os.utime(self._path)
@@ -102,7 +102,7 @@ def _lives(path: Path, seen: _Seen) -> bool:
         return pid != os.getpid() and _started(pid) == facts.get("started")
     if here["pod"] and facts.get("pod") == here["pod"]:
         return False  # the pod was started again, and has one main process
-    print0(f"train: {path} is of {seen.owner}: watching for up to {STALE_SECONDS:.0f} s whether that still trains")
+    print0(f"train: {path} is of {seen.owner}: watching for up to {STALE_SECONDS:.0f} s whether that still works")
     end = time.monotonic() + STALE_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, STALE_SECONDS / 4))
