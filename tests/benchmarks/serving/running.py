@@ -23,7 +23,8 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.serving.load import HOST, Load, describe
+from tests.benchmarks.serving.connections import HOST
+from tests.benchmarks.serving.load import Load, describe
 from trainer.monitoring.console import Progress, print0
 
 _REPOSITORY = Path(__file__).parents[3]

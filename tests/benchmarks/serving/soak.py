@@ -20,7 +20,8 @@ import uvloop
 from transformers import DistilBertConfig
 
 from tests.benchmarks.record import table, wait_until_quiet, write
-from tests.benchmarks.serving.load import HOST, load_texts, post
+from tests.benchmarks.serving.connections import HOST
+from tests.benchmarks.serving.load import load_texts, post
 from tests.benchmarks.serving.model import write_serving_model
 from tests.benchmarks.serving.running import Measured, Server, request, started
 from trainer.monitoring.console import Progress

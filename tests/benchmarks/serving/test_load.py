@@ -12,7 +12,8 @@ from statistics import fmean, stdev
 import pytest
 
 from tests.benchmarks.serving import load as load_module
-from tests.benchmarks.serving.load import HUNG_UP, REFUSED, TIMEOUT, Load, arrivals, closed_loop, open_loop, percentile
+from tests.benchmarks.serving.connections import HOST, HUNG_UP, MALFORMED, REFUSED, TIMEOUT
+from tests.benchmarks.serving.load import Load, arrivals, closed_loop, open_loop, percentile
 
 pytestmark = pytest.mark.slow  # the module takes seconds
 
@@ -49,7 +50,7 @@ async def serving(answer: Answer) -> AsyncIterator[int]:
                     writer.close()
         writer.close()
 
-    server = await asyncio.start_server(serve, load_module.HOST, 0)
+    server = await asyncio.start_server(serve, HOST, 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -180,7 +181,7 @@ def test_refusals_are_counted_by_status_and_are_no_quick_answers() -> None:
     assert load.latencies[0] >= 0.02
 
 
-@pytest.mark.parametrize(("response", "reason"), [(b"", HUNG_UP), (b"no HTTP at all", load_module.MALFORMED)])
+@pytest.mark.parametrize(("response", "reason"), [(b"", HUNG_UP), (b"no HTTP at all", MALFORMED)])
 def test_a_response_that_is_no_answer_is_counted_by_its_fault(response: bytes, reason: str) -> None:
     async def broken(_: bytes) -> bytes:
         return response
