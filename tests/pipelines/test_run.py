@@ -256,45 +256,6 @@ def test_a_second_start_of_a_run_is_one_line_and_changes_nothing(
     assert not (tmp_path / "runs" / "a").exists(), "a run that did not start leaves no folder"
 
 
-def test_new_settings_are_judged_together_with_those_of_the_run_that_is_resumed(tmp_path: Path) -> None:
-    start_run(RunSettings(data="rows.csv", strategy="hsdp"), tmp_path / "a")
-    given = {"name": "a", "runs_dir": tmp_path, "text_column": ["t"], "shard_ranks": 1, "from": "train"}
-    resumed = build(Run, given)
-    assert (resumed.data, resumed.text_column, resumed.strategy, resumed.shard_ranks) == ("rows.csv", ("t",), "hsdp", 1)
-    with pytest.raises(UserError, match="text_column has no meaning with data = 'sample'"):
-        build(Run, given | {"data": "sample"})
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [("job_nodes", "job.nodes"), ("launch", "backend"), ("train_epochs", "epochs")]
-)
-def test_a_setting_of_an_earlier_version_is_refused_with_its_present_name(old: str, new: str) -> None:
-    with pytest.raises(UserError, match=f"^{old} is now {new}$"):
-        build(Run, {old: 2})
-
-
-def test_resuming_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> None:
-    start_run(RunSettings(), tmp_path / "a")
-    with pytest.raises(UserError, match="step preprocess of a has not succeeded; resume with --from preprocess"):
-        start_run(RunSettings(), tmp_path / "a", from_step="train")
-    start_run(RunSettings(), tmp_path / "a", from_step="preprocess")
-
-
-def test_a_served_model_is_never_written_over_by_resuming_its_run(tmp_path: Path) -> None:
-    run = start_run(RunSettings(), tmp_path / "a")
-    for step in STEPS:
-        run.update_step(step, status="succeeded")
-    served = tmp_path / "served.json"
-    served.write_text(json.dumps({"run": "a", "model": "/as/mounted/elsewhere/a/model"}), encoding="utf-8")
-    for step in STEPS[:-1]:
-        with pytest.raises(UserError, match=f"--from {step}: .*/a/model is the model now served, .* start a new run"):
-            start_run(RunSettings(), tmp_path / "a", from_step=step)
-    start_run(RunSettings(), tmp_path / "a", from_step="deploy")
-    served.write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=r"served.json: is damaged, .* delete it"):
-        start_run(RunSettings(), tmp_path / "a", from_step="train")
-
-
 def test_the_command_lists_its_commands_and_refuses_others() -> None:
     assert {"run", "serve", "compile"} <= set(distrinews("--help").stdout.split())
     wrong = distrinews("rum")

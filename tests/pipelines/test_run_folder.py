@@ -1,5 +1,6 @@
 """The folder of a run: made once, started again for the same run, read with care, with the commit of our own repository."""
 
+import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import run_folder
-from pipelines.run_folder import RunSettings, make_folder, start_run
+from pipelines.run import Run
+from pipelines.run_folder import STEPS, RunSettings, make_folder, start_run
+from server.cli import build
 from server.errors import UserError
 from trainer.config import PreprocessConfig
 from trainer.preprocess import preprocess
@@ -69,3 +72,42 @@ def test_torn_state_of_a_run_is_named_and_that_of_another_run_is_passed_over(
     preprocess(PreprocessConfig(data="sample:200"), tmp_path / "new", earlier=(tmp_path / "old" / "dataset",))
     assert "warning: " in (printed := capsys.readouterr().out)
     assert "old/dataset/dataset.json: is damaged" in printed
+
+
+def test_new_settings_are_judged_together_with_those_of_the_run_that_is_resumed(tmp_path: Path) -> None:
+    start_run(RunSettings(data="rows.csv", strategy="hsdp"), tmp_path / "a")
+    given = {"name": "a", "runs_dir": tmp_path, "text_column": ["t"], "shard_ranks": 1, "from": "train"}
+    resumed = build(Run, given)
+    assert (resumed.data, resumed.text_column, resumed.strategy, resumed.shard_ranks) == ("rows.csv", ("t",), "hsdp", 1)
+    with pytest.raises(UserError, match="text_column has no meaning with data = 'sample'"):
+        build(Run, given | {"data": "sample"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("job_nodes", "job.nodes"), ("launch", "backend"), ("train_epochs", "epochs")]
+)
+def test_a_setting_of_an_earlier_version_is_refused_with_its_present_name(old: str, new: str) -> None:
+    with pytest.raises(UserError, match=f"^{old} is now {new}$"):
+        build(Run, {old: 2})
+
+
+def test_resuming_needs_every_earlier_step_to_have_succeeded(tmp_path: Path) -> None:
+    start_run(RunSettings(), tmp_path / "a")
+    with pytest.raises(UserError, match="step preprocess of a has not succeeded; resume with --from preprocess"):
+        start_run(RunSettings(), tmp_path / "a", from_step="train")
+    start_run(RunSettings(), tmp_path / "a", from_step="preprocess")
+
+
+def test_a_served_model_is_never_written_over_by_resuming_its_run(tmp_path: Path) -> None:
+    run = start_run(RunSettings(), tmp_path / "a")
+    for step in STEPS:
+        run.update_step(step, status="succeeded")
+    served = tmp_path / "served.json"
+    served.write_text(json.dumps({"run": "a", "model": "/as/mounted/elsewhere/a/model"}), encoding="utf-8")
+    for step in STEPS[:-1]:
+        with pytest.raises(UserError, match=f"--from {step}: .*/a/model is the model now served, .* start a new run"):
+            start_run(RunSettings(), tmp_path / "a", from_step=step)
+    start_run(RunSettings(), tmp_path / "a", from_step="deploy")
+    served.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"served.json: is damaged, .* delete it"):
+        start_run(RunSettings(), tmp_path / "a", from_step="train")

@@ -1,14 +1,11 @@
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2 import UndefinedError
 
-from pipelines.kubeflow.summary import describe_metrics, most_confused
-from trainer.evaluation.charts import thin, ticks
 from trainer.evaluation.report import Curves, Mistake, write_report
 
 NEWS = ["World", "Sports", "Business", "Sci/Tech"]
@@ -199,21 +196,6 @@ def test_a_thousand_classes_are_shown_by_the_weakest_and_the_most_confused_pairs
     assert page.rows[page.rows.index(["Class", "Precision", "Recall", "F1", "Rows"]) + 1][0] == "class 900"
     assert "These are 100 of 1,000 classes" in page.text
     assert (tmp_path / "report.html").stat().st_size < 200_000
-    text = describe_metrics(metrics | {"roc": {"area": 0.99}})
-    assert len(text.splitlines()) < 50
-    shown, reduced = most_confused(metrics["classes"], matrix)
-    assert (shown[0], shown[-1], len(shown)) == ("class 0", "976 other classes", 25)
-    place = {name: index for index, name in enumerate(shown)}
-    assert reduced[place["class 4"]][place["class 7"]] == 5
-    assert sum(map(sum, reduced)) == 95 * count + 5
-
-
-def test_a_thinned_curve_keeps_its_course() -> None:
-    points = [(float(step), 2.0 * step) for step in range(123_456)]
-    thinned = thin(points)
-    assert 300 < len(thinned) <= 400
-    assert all(y == pytest.approx(2 * x) for x, y in thinned)
-    assert thin(points[:400]) == points[:400]
 
 
 def test_the_best_epoch_is_marked_in_both_charts(tmp_path: Path) -> None:
@@ -287,16 +269,6 @@ def test_a_missing_metric_is_an_error_and_leaves_the_last_report(tmp_path: Path)
         report(tmp_path, metrics=metrics)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.39), (0.9312, 0.9318), (0, 1e6), (0.93, 0.93), (1, 1), (0, 0), (3, 1e9)]
-)
-def test_ticks_are_few_even_and_enclose_the_values(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 8
-    assert found[0] <= low <= high <= found[-1]
-    assert [b - a for a, b in pairwise(found)] == pytest.approx([found[1] - found[0]] * (len(found) - 1))
 
 
 def luminance(color: tuple[float, ...]) -> float:
