@@ -14,6 +14,7 @@ from kfp import dsl
 
 from pipelines.job.settings import JobConfig
 from pipelines.kubeflow.client import write_pipeline
+from pipelines.kubeflow.local import _without_retries
 from pipelines.kubeflow.parameters import WORKSPACE
 from pipelines.kubeflow.summary import log_artifacts, write_summary
 from pipelines.run_folder import STEPS, RunSettings, start_run
@@ -115,6 +116,12 @@ def test_kubeflow_caches_nothing_and_retries_the_steps_that_may_run_again(compil
         assert not tasks[task].get("cachingOptions", {}).get("enableCache")
     retried = {task for task in TASKS if tasks[task].get("retryPolicy", {}).get("maxRetryCount")}
     assert retried == {"preprocess", "train", "evaluate", "export", "deploy", "finish"}
+
+
+def test_a_local_run_removes_the_retries_of_a_copy_alone(tmp_path: Path) -> None:
+    assert "retry_policy" not in str(_without_retries().pipeline_spec)
+    write_pipeline(tmp_path / "after.yaml")
+    assert "maxRetryCount" in (tmp_path / "after.yaml").read_text(encoding="utf-8")
 
 
 def test_a_group_gets_every_parameter_that_its_tasks_need(compiled: dict[str, Any]) -> None:
