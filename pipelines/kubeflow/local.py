@@ -23,7 +23,6 @@ from kfp import dsl, local
 from kfp.local import subprocess_task_handler
 
 from pipelines.kubeflow.parameters import to_parameters
-from pipelines.kubeflow.pipeline import distrinews
 from pipelines.run_folder import STEPS, RunSettings
 from pipelines.signals import TERMINATED
 from server.files import write_json
@@ -82,6 +81,8 @@ def run_pipeline(settings: RunSettings, folder: Path, *, from_step: str) -> Endi
 
 def _without_retries() -> dsl.graph_component.GraphComponent:
     """Returns a copy of the pipeline whose steps are not retried: here they fail again, and someone waits for the reason."""
+    from pipelines.kubeflow.pipeline import distrinews  # which kfp takes a second to make
+
     pipeline = copy.deepcopy(distrinews)
     spec = pipeline.pipeline_spec
     for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
