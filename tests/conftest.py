@@ -4,16 +4,16 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from trainer.config import PreprocessConfig
-from trainer.data.dataset import Dataset
-from trainer.distributed.process_group import Process, process_group
-from trainer.preprocess import preprocess
+if TYPE_CHECKING:  # fixtures import torch, which takes seconds, where a test needs it
+    from collections.abc import Iterator
+
+    from trainer.data.dataset import Dataset
+    from trainer.distributed.process_group import Process
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, as of their own: two workers share the CPUs
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # no training of a test is tracked
@@ -26,25 +26,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # for models as small as these, more threads only wait for each other
-
-
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from trainer.config import PreprocessConfig
+    from trainer.preprocess import preprocess
+
     folder = tmp_path_factory.mktemp("data") / "dataset"
     preprocess(PreprocessConfig(data="sample:400", max_length=64, validation_fraction=0.1), folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def dataset(dataset_folder: Path) -> Dataset:
+def dataset(dataset_folder: Path) -> "Dataset":
+    from trainer.data.dataset import Dataset
+
     return Dataset(dataset_folder)
 
 
 @pytest.fixture
-def process() -> Iterator[Process]:
+def process() -> "Iterator[Process]":
+    from trainer.distributed.process_group import process_group
+
     with process_group(timeout_minutes=1) as alone:
         yield alone
 
