@@ -16,8 +16,17 @@ from pipelines.job.settings import Deadlines, JobConfig
 from server.cli import Settings, build
 from server.errors import UserError
 from server.files import read_json, write_json
-from trainer.checkpoint.lock import check_free
-from trainer.config import EvaluateConfig, ExportConfig, GateConfig, PreprocessConfig, RunConfig, TrainConfig
+from trainer.checkpoint.lock import free_lock
+from trainer.config import (
+    FEWEST_CHECK_ROWS,
+    EvaluateConfig,
+    ExportConfig,
+    GateConfig,
+    PreprocessConfig,
+    RunConfig,
+    TrainConfig,
+)
+from trainer.monitoring.console import print0
 
 Step = Literal["preprocess", "train", "evaluate", "gate", "export", "deploy"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -53,6 +62,12 @@ class RunSettings(RunConfig):
         if isinstance(values, dict):
             reject_old_names(cls, values)
         return values
+
+
+def _of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run, those of an earlier version too, which took fewer rows for the check of an export."""
+    too_few = settings.get("check_rows", FEWEST_CHECK_ROWS) < FEWEST_CHECK_ROWS
+    return settings | ({"check_rows": FEWEST_CHECK_ROWS} if too_few else {})
 
 
 def reject_old_names(settings: type[Settings], values: dict[str, Any]) -> None:
@@ -100,18 +115,20 @@ class RunFolder:
 
     @property
     def settings(self) -> RunSettings:
-        return build(RunSettings, self.facts["settings"])
+        return build(RunSettings, _of_this_version(self.facts["settings"]))
 
     @property
     def served(self) -> dict[str, Any]:
         """Reads the record of the model now served, of whichever run of this folder; empty where none is."""
         file = self.workspace / "served.json"
         try:
-            return read_json(
+            served = read_json(
                 file, fix="the model now served is not known; delete it to serve the next one without comparing"
             )
         except FileNotFoundError:
             return {}
+        here = self.workspace / str(served.get("run")) / "model"  # its path is an earlier one where the runs were moved
+        return served | ({"model": str(here)} if here.is_dir() else {})
 
     def is_kept(self, step: str) -> bool:
         """Returns True if a step is not run again, because the run resumes from a later one."""
@@ -172,7 +189,7 @@ def start_run(settings: RunSettings, folder: Path, *, from_step: str = "", run_i
                 f"(its rows are not preprocessed again), or resume with --from deploy"
             )
         if settings.backend == "local":  # on a cluster the launcher attaches to the job that trains
-            check_free(folder)
+            free_lock(folder)
     elif from_step:
         raise UserError(
             f"--from {from_step}: {folder} is no earlier run; the runs in {run.workspace} are {_runs(run.workspace)}"
@@ -196,6 +213,8 @@ def _kept_steps(run: RunFolder, settings: RunSettings, from_step: str) -> dict[s
     """Returns the entries of the steps before `from_step`, each of which has to have succeeded with the same settings."""
     kept, facts = _before(from_step), run.facts
     before, now = run.settings.model_dump(), settings.model_dump()
+    if (rows := facts["settings"].get("check_rows", FEWEST_CHECK_ROWS)) < FEWEST_CHECK_ROWS:
+        print0(f"start: check_rows was {rows}, now it is {now['check_rows']}: the least is {FEWEST_CHECK_ROWS}")
     for step in kept:
         if facts["steps"].get(step, {}).get("status") != "succeeded":
             raise UserError(

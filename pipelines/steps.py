@@ -47,10 +47,10 @@ def _start_over(run: RunFolder) -> None:
     """Moves earlier checkpoints and logs aside, once: a step that is tried again resumes from what the first try saved."""
     if run.facts["steps"].get("train", {}).get("started_over"):
         return
-    from trainer.checkpoint.lock import check_free
+    from trainer.checkpoint.lock import free_lock
     from trainer.checkpoint.state import start_over
 
-    check_free(run.folder)
+    free_lock(run.folder)
     aside = start_over(run.folder)
     run.update_step("train", started_over=True)
     if aside:

@@ -190,10 +190,13 @@ class EvaluateConfig(Settings):
     """Most confident mistakes that the report shows with their texts."""
 
 
+FEWEST_CHECK_ROWS = 500
+
+
 class ExportConfig(Settings):
     """Settings of the export step."""
 
-    check_rows: int = Field(default=1000, ge=500)
+    check_rows: int = Field(default=1000, ge=FEWEST_CHECK_ROWS)
     """Test rows at most on which an exported model is compared with the trained one, alone and in batches; all where there are fewer."""
 
 

@@ -44,42 +44,42 @@ def train(config: TrainConfig, dataset: Dataset, output: Path, process: Process)
     sampler = BatchSampler(dataset.train.lengths, config, process.rank, process.world_size, packed=is_packed(raw_model))
     precision, reason = choose_precision(config.precision, process.device)
     provenance = describe(config, dataset, sampler, process)
-    checkpointer = Checkpointer(output, raw_model, optimizer, config, provenance, process)
-    state = checkpointer.resume()
-    plan, reasons = make_plan(
-        config, raw_model.config, rows=sampler.rows, classes=len(dataset.classes), step_rows=sampler.step_rows,
-        earlier=checkpointer.earlier,
-    )  # fmt: skip
-    print0(f"train: {reasons}")
-    provenance.update(plan.model_dump(mode="json"), chosen=reasons)  # which the checkpoints hold, too
-    total_steps = plan.epochs * len(dataset.train) / sampler.step_rows
+    with Checkpointer(output, raw_model, optimizer, config, provenance, process) as checkpointer:
+        state = checkpointer.resume()
+        plan, reasons = make_plan(
+            config, raw_model.config, rows=sampler.rows, classes=len(dataset.classes), step_rows=sampler.step_rows,
+            earlier=checkpointer.earlier,
+        )  # fmt: skip
+        print0(f"train: {reasons}")
+        provenance.update(plan.model_dump(mode="json"), chosen=reasons)  # which the checkpoints hold, too
+        total_steps = plan.epochs * len(dataset.train) / sampler.step_rows
 
-    with (
-        MlflowTracker(output, provenance, process),
-        Monitor(output, plan, dataset, state, process) as monitor,
-        checkpointer.report_to(monitor),
-    ):
-        monitor.start(raw_model, sampler, f"{precision}: {reason}")
-        if not state.finished(plan.epochs):
-            warm_up(model, sampler.largest_step(plan.epochs), dataset, process, precision)
-        while not state.finished(plan.epochs):
-            state.start_segment(sampler.step_rows)
-            for step in monitor.watch(sampler.epoch(state.epoch, state.segments)):
-                learning_rate = schedule(state.samples / sampler.step_rows, total_steps, plan)
-                seed_step(config.seed, step=state.step, rank=process.rank)
-                loss = forward_backward(model, step, dataset, process, precision)
-                norm = optimizer_step(model, optimizer, learning_rate, max_grad_norm=config.max_grad_norm)
-                state.advance(step.global_rows)
-                monitor.after_step(step, loss, norm, learning_rate)
-                checkpointer.after_step()
-            score = validate(raw_model, dataset, process, monitor.beat, checkpointer.stop_if_asked)
-            state.end_epoch(score.loss, score.accuracy, patience=plan.early_stopping_patience)
-            monitor.after_epoch()
-            checkpointer.save()
-        checkpointer.wait()
-        with monitor.paused():
-            on_main(process, lambda: save_best(raw_model, dataset, output, state, provenance))
-        monitor.end()
+        with (
+            MlflowTracker(output, provenance, process),
+            Monitor(output, plan, dataset, state, process) as monitor,
+            checkpointer.report_to(monitor),
+        ):
+            monitor.start(raw_model, sampler, f"{precision}: {reason}")
+            if not state.finished(plan.epochs):
+                warm_up(model, sampler.largest_step(plan.epochs), dataset, process, precision)
+            while not state.finished(plan.epochs):
+                state.start_segment(sampler.step_rows)
+                for step in monitor.watch(sampler.epoch(state.epoch, state.segments)):
+                    learning_rate = schedule(state.samples / sampler.step_rows, total_steps, plan)
+                    seed_step(config.seed, step=state.step, rank=process.rank)
+                    loss = forward_backward(model, step, dataset, process, precision)
+                    norm = optimizer_step(model, optimizer, learning_rate, max_grad_norm=config.max_grad_norm)
+                    state.advance(step.global_rows)
+                    monitor.after_step(step, loss, norm, learning_rate)
+                    checkpointer.after_step()
+                score = validate(raw_model, dataset, process, monitor.beat, checkpointer.stop_if_asked)
+                state.end_epoch(score.loss, score.accuracy, patience=plan.early_stopping_patience)
+                monitor.after_epoch()
+                checkpointer.save()
+            checkpointer.wait()
+            with monitor.paused():
+                on_main(process, lambda: save_best(raw_model, dataset, output, state, provenance))
+            monitor.end()
     dist.barrier()  # nobody leaves before everything is saved: a job may count as done when any process is
     return state
 

@@ -12,6 +12,7 @@ from pipelines.run import Run
 from pipelines.run_folder import STEPS, RunSettings, make_folder, start_run
 from server.cli import build
 from server.errors import UserError
+from server.files import write_json
 from trainer.config import PreprocessConfig
 from trainer.preprocess import preprocess
 
@@ -81,6 +82,30 @@ def test_new_settings_are_judged_together_with_those_of_the_run_that_is_resumed(
     assert (resumed.data, resumed.text_column, resumed.strategy, resumed.shard_ranks) == ("rows.csv", ("t",), "hsdp", 1)
     with pytest.raises(UserError, match="text_column has no meaning with data = 'sample'"):
         build(Run, given | {"data": "sample"})
+
+
+def test_a_run_whose_check_took_fewer_rows_is_resumed_with_the_fewest_of_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start_run(RunSettings(), tmp_path / "a")
+    for step in STEPS:
+        run.update_step(step, status="succeeded")
+    facts = run.facts
+    facts["settings"]["check_rows"] = 200
+    write_json(run.folder / "run.json", facts)
+    resumed = build(Run, {"name": "a", "runs_dir": tmp_path, "from": "export"})
+    assert resumed.check_rows == 500
+    run = start_run(RunSettings(check_rows=resumed.check_rows), tmp_path / "a", from_step="deploy")
+    assert run.settings.check_rows == 500
+    assert capsys.readouterr().out == "start: check_rows was 200, now it is 500: the least is 500\n"
+
+
+def test_the_model_now_served_is_found_where_the_runs_were_moved(tmp_path: Path) -> None:
+    run = start_run(RunSettings(), tmp_path / "moved" / "a")
+    write_json(run.workspace / "served.json", {"run": "b", "model": "/runs/b/model"})
+    assert run.served["model"] == "/runs/b/model"
+    (run.workspace / "b" / "model").mkdir(parents=True)
+    assert run.served == {"run": "b", "model": str(tmp_path / "moved" / "b" / "model")}
 
 
 @pytest.mark.parametrize(

@@ -60,16 +60,22 @@ class Checkpointer:
         self.earlier: dict[str, Any] = {}
         """Settings of the training that is resumed."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        self._lock.release()
+
     @contextmanager
-    def report_to(self, monitor: Monitor) -> Iterator[Self]:
+    def report_to(self, monitor: Monitor) -> Iterator[None]:
         """Saves while the block runs, and logs to this monitor; at its end the last checkpoint is on the disk."""
         self._monitor = monitor
         with self._preemption:
             try:
-                yield self
+                yield
             finally:
                 self._thread.shutdown()
-                self._lock.release()
 
     def resume(self) -> TrainState:
         """Loads the newest undamaged checkpoint into model and optimizer, if there is one, and returns the state.
@@ -77,7 +83,7 @@ class Checkpointer:
         UserError when it was made with other settings: the same command would have trained another model; or when another
         process trains this run.
         """
-        if found := on_main(self._process, self._lock_and_find):
+        if found := on_main(self._process, self._find):
             self._load(Path(found))
             seen = f"{self.state.epoch} epochs, {self.state.step:,} steps, {self.state.samples:,} rows seen"
             print0(f"train: resuming from {found}: {seen}")
@@ -93,15 +99,8 @@ class Checkpointer:
         self._optimizer.zero_grad(set_to_none=True)
         self.state, self.earlier = TrainState(**saved["state"]), saved["provenance"]
 
-    def _lock_and_find(self) -> str | None:
-        self._lock.acquire()
-        try:
-            return self._find()
-        except BaseException:
-            self._lock.release()
-            raise
-
     def _find(self) -> str | None:
+        self._lock.acquire()
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         if self._config.resume == "never" and not restarted and (before := start_over(self._output)):
             print0(f"train: starting over; the earlier checkpoints and logs are in {before}")

@@ -44,10 +44,7 @@ class Lock:
         """Makes the file, in place of one whose owner is dead; UserError names an owner that lives."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
-            seen = _read(self._path)
-            check_free(self._path.parent, self._path.name)
-            if seen is not None:
-                _remove_stale(self._path, seen)
+            free_lock(self._path.parent, *([OF_RUN, NAME] if self._path.name == OF_RUN else [NAME]))
         threading.Thread(target=self._renew, name="lock", daemon=True).start()
 
     def release(self) -> None:
@@ -85,30 +82,47 @@ class Lock:
                     print0(f"train: warning: {self._path} cannot be renewed: {error.strerror or error}")
 
 
-def check_free(run: Path, name: str = NAME) -> None:
-    """Raises UserError when a live process holds this lock; for one on another machine, that takes up to a minute to see."""
-    path = run / name
-    seen = _read(path)
-    if seen is not None and _lives(path, seen):
+def free_lock(run: Path, *names: str) -> None:
+    """Removes these locks of dead owners, by default that of the training; UserError when one's owner lives.
+
+    Owners on other machines are watched together, for up to a minute.
+    """
+    found = {path: seen for name in names or (NAME,) if (seen := _read(path := run / name))}
+    live = {path: _lives(seen) for path, seen in found.items()}
+    unknown = {path: found[path] for path, lives in live.items() if lives is None}
+    if held := next((path for path, lives in live.items() if lives), None) or _watch(unknown):
+        doing = "trained" if held.name == NAME else "run"
         raise UserError(
-            f"{run}: is being {'trained' if name == NAME else 'run'} by {seen.owner} ({path}): wait until it ends, or stop it first"
+            f"{run}: is being {doing} by {found[held].owner} ({held}): wait until it ends, or stop it first"
         )
+    for path, seen in found.items():
+        _remove_stale(path, seen)
 
 
-def _lives(path: Path, seen: _Seen) -> bool:
+def _lives(seen: _Seen) -> bool | None:
+    """Returns True if the owner of a lock lives; None where that cannot be seen from this machine."""
     here, facts = _this_process(), seen.facts
     if here["place"] and facts.get("place") == here["place"]:
         pid = facts.get("pid")
         return pid != os.getpid() and _started(pid) == facts.get("started")
     if here["pod"] and facts.get("pod") == here["pod"]:
         return False  # the pod was started again, and has one main process
-    print0(f"train: {path} is of {seen.owner}: watching for up to {STALE_SECONDS:.0f} s whether that still works")
-    end = time.monotonic() + STALE_SECONDS
-    while time.monotonic() < end:
+    return None
+
+
+def _watch(locks: dict[Path, _Seen]) -> Path | None:
+    """Watches locks for a while; returns one that was renewed, or None."""
+    for path, seen in locks.items():
+        print0(f"train: {path} is of {seen.owner}: watching for up to {STALE_SECONDS:.0f} s whether that still works")
+    end, watched = time.monotonic() + STALE_SECONDS, dict(locks)
+    while watched and time.monotonic() < end:
         time.sleep(min(1.0, STALE_SECONDS / 4))
-        if (now := _read(path)) != seen:
-            return now is not None
-    return False
+        for path, seen in [*watched.items()]:
+            if (now := _read(path)) != seen:
+                if now is not None:
+                    return path
+                del watched[path]  # its owner has ended
+    return None
 
 
 def _remove_stale(path: Path, seen: _Seen) -> None:

@@ -47,6 +47,7 @@ class Snapshot:
 
 def write(folder: Path, snapshot: Snapshot, *, keep_last: int) -> None:
     """Writes a checkpoint, then points `latest` at it, then removes those that are neither among the last nor the best."""
+    _keep_copy(folder / snapshot.name)
     with atomic_directory(folder / snapshot.name) as target:
         for name, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
             with disk_errors(target / f"{name}.safetensors"):
@@ -63,6 +64,13 @@ def write(folder: Path, snapshot: Snapshot, *, keep_last: int) -> None:
     for other in there[keep_last:]:
         if other not in kept:
             _remove(folder / other)
+
+
+def _keep_copy(checkpoint: Path) -> None:
+    """Renames a user's copy of another checkpoint that has the name of one about to be written."""
+    if (written := _name_in(checkpoint)) not in (checkpoint.name, ""):
+        aside = checkpoint.rename(checkpoint.with_name(f"copy-of-{written}-{os.getpid()}"))
+        print0(f"train: warning: {checkpoint} is a copy of {written}; it is now {aside.name}")
 
 
 def _best_epoch(checkpoint: Path) -> int:

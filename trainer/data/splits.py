@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,8 @@ def count_repeats(folder: Path, keys: Keys, labels: Labels) -> dict[str, int]:
     ordered = np.sort(keys)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     chosen = _is_in(keys, repeated)
-    texts = (text for place, texts in read_texts(folder) for text in itertools.compress(texts, chosen[place]))
+    read = _with_progress("preprocess: counting repeats", folder, len(keys))
+    texts = (text for place, texts in read for text in itertools.compress(texts, chosen[place]))
     exact = int(chosen.sum()) - len(np.unique(_hashes(text.encode() for text in texts))) if len(repeated) else 0
     own, of_own = keys[chosen], labels[chosen]
     order = np.lexsort((of_own, own))
@@ -145,7 +146,7 @@ def test_digest(
 ) -> str:
     """Returns a digest of (text, class name) of all test rows: how they are tokenised and numbered does not matter."""
     digest = hashlib.sha256()
-    for place, texts in read_texts(folder):
+    for place, texts in _with_progress("preprocess: reading test rows", folder, len(splits)):
         for row in np.flatnonzero(splits[place] == SPLITS.index("test")):
             digest.update(json.dumps([texts[row], classes[labels[place][row]]]).encode() + b"\n")
     return digest.hexdigest()[:16]
@@ -190,11 +191,15 @@ def _hashes(texts: Iterable[bytes]) -> Keys:
 def read_keys(folder: Path) -> Keys:
     """Returns the hash of the text of each row in a dataset folder."""
     found = [np.empty(0, dtype=np.uint64)]
-    with Progress("comparing texts", None, "rows") as progress:
-        for _, texts in read_texts(folder):
-            found.append(keys_of(texts))
-            progress.advance(len(texts))
+    found += (keys_of(texts) for _, texts in _with_progress("comparing texts", folder))
     return np.concatenate(found)
+
+
+def _with_progress(what: str, folder: Path, rows: int | None = None) -> Iterator[tuple[slice, list[str]]]:
+    with Progress(what, rows, "rows") as progress:
+        for place, texts in read_texts(folder):
+            yield place, texts
+            progress.advance(len(texts))
 
 
 def text_keys(folder: Path, split_names: Iterable[str]) -> Keys:

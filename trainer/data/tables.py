@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -203,17 +204,25 @@ def _json_names(paths: Iterable[Path]) -> Counter[str]:
     """Counts the records that have each key; UserError when no file has a record."""
     names: Counter[str] = Counter()
     for path in paths:
-        with (
-            decompressing(path),
-            open_text(path) as file,
-            Progress(f"preprocess: reading the keys of {path}", None, "rows") as progress,
-        ):
-            for line, source in enumerate(file, start=1):
-                progress.advance()
-                if source.strip() and isinstance(record := json_record(source, line), dict):
-                    names.update(record.keys())
+        names.update(_json_keys(path, path.stat().st_mtime_ns, path.stat().st_size))
     if not names:
         raise UserError(f"{path}: has no rows; expected one JSON object a line")
+    return names
+
+
+@lru_cache(maxsize=1024)
+def _json_keys(path: Path, _changed_ns: int, _size: int) -> Counter[str]:
+    """Counts the records of a file that have each key; reads a file again only when it has changed."""
+    names: Counter[str] = Counter()
+    with (
+        decompressing(path),
+        open_text(path) as file,
+        Progress(f"preprocess: reading the keys of {path}", None, "rows") as progress,
+    ):
+        for line, source in enumerate(file, start=1):
+            progress.advance()
+            if source.strip() and isinstance(record := json_record(source, line), dict):
+                names.update(record.keys())
     return names
 
 

@@ -1,4 +1,4 @@
-"""The classifier: an encoder with a fresh head, built, saved and loaded by `transformers`."""
+"""The classifier: an encoder with a head, built, saved and loaded by `transformers`."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def build_trainable(
 
 def build_model(model: str, dataset: Dataset, *, seed: int, device: torch.device) -> PreTrainedModel:
     """Builds the encoder that `model` names, with one output a class and the class names in its configuration."""
-    torch.manual_seed(seed)  # the fresh head, and all of `tiny`
+    torch.manual_seed(seed)  # a fresh head, and all of `tiny`
     names = dict(enumerate(dataset.classes))
     labels: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     if model == "tiny":

@@ -59,7 +59,7 @@ def check_encoder(model: str, tokenizer: PreTrainedTokenizerFast, *, max_length:
 
 
 def load_encoder(model: str, *, pad_token_id: int, labels: dict[str, Any]) -> PreTrainedModel:
-    """Loads an encoder in fp32 with a fresh head; UserError when any other weight would be random."""
+    """Loads an encoder in fp32, with a fresh head unless it has one of as many classes; UserError when any other weight would be random."""
     built, loading = _load(model, labels)
     missing = _missing(built, loading)
     if missing and any(re.match(_WRAPPERS, name) for name in loading["unexpected_keys"]):
@@ -83,6 +83,8 @@ def load_encoder(model: str, *, pad_token_id: int, labels: dict[str, Any]) -> Pr
             f"weights that are not used: {_some(loading['unexpected_keys'])}",
         ]
         raise UserError(f"--model {model}: its weights do not belong to its config.json: {'; '.join(facts)}")
+    if not any(_is_of_head(built, name) for name in _random(loading)):
+        print0(f"train: {model}: its head, of as many classes, is trained further")
     config = built.config
     config.problem_type = "single_label_classification"  # or transformers' pipeline() may apply a sigmoid
     config.use_cache = False  # it would keep keys and values for generating
@@ -129,9 +131,16 @@ def _load(
 
 
 def _missing(model: PreTrainedModel, loading: dict[str, Any]) -> set[str]:
-    """Names the weights that are random, but for those of the head: what is outside of the encoder, and its pooler."""
-    random = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
-    return {name for name in random if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name}
+    """Names the weights that are random, but for those of the head and the pooler."""
+    return {name for name in _random(loading) if not _is_of_head(model, name) and ".pooler." not in name}
+
+
+def _random(loading: dict[str, Any]) -> set[str]:
+    return {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+
+
+def _is_of_head(model: PreTrainedModel, name: str) -> bool:
+    return not name.startswith(f"{model.base_model_prefix}.")
 
 
 def _deeper(model: PreTrainedModel, unused: Iterable[str]) -> set[str]:

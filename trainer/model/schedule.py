@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from trainer.config import CHOSEN, TrainConfig
+from trainer.monitoring.console import counted
 
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 20
 _FEWEST_STEPS = 300
@@ -53,11 +54,11 @@ def make_plan(
         "early_stopping_patience": max(2, epochs // 2) if stops else None,
     }  # fmt: skip
     plan = TrainPlan.model_construct(**config.model_dump() | chosen | given)
-    why = {"epochs": why_epochs, "learning_rate": why_rate, "warmup_fraction": f"of {steps:,} steps"}
+    why = {"epochs": why_epochs, "learning_rate": why_rate, "warmup_fraction": f"of {counted(steps, 'step')}"}
     why |= dict.fromkeys(given, "as set")
-    end = f"after {plan.early_stopping_patience} epochs without better validation accuracy"
+    end = f"after {counted(plan.early_stopping_patience or 0, 'epoch')} without better validation accuracy"
     return plan, (
-        f"{plan.epochs} epochs ({why['epochs']}), learning rate {plan.learning_rate:g} ({why['learning_rate']}), warm-up "
+        f"{counted(plan.epochs, 'epoch')} ({why['epochs']}), learning rate {plan.learning_rate:g} ({why['learning_rate']}), warm-up "
         f"{plan.warmup_fraction:.0%} ({why['warmup_fraction']}), early stopping {end if plan.early_stopping_patience else 'never'}"
     )
 
@@ -82,7 +83,7 @@ def _choose_rate(model: str, encoder: PreTrainedConfig, seen: float, step_rows: 
         rate = max(of_size * min(1.0, math.sqrt(_ROWS_A_CLASS / seen)), min(of_size, _USUAL_RATE))
         why = f"{layers} layers of width {width}, {seen:,.0f} rows of a class seen"
     rate *= min(4.0, math.sqrt(step_rows / _USUAL_ROWS))
-    return float(f"{rate:.2g}"), f"{why}, {step_rows} rows a step"
+    return float(f"{rate:.2g}"), f"{why}, {counted(step_rows, 'row')} a step"
 
 
 def schedule(step: float, total_steps: float, plan: TrainPlan) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from server.errors import UserError
 from trainer.checkpoint import lock
-from trainer.checkpoint.lock import NAME, OF_RUN, Lock, check_free
+from trainer.checkpoint.lock import NAME, OF_RUN, Lock, free_lock
 
 
 def leave(run: Path, **facts: object) -> Path:
@@ -72,10 +72,21 @@ def test_a_lock_of_another_machine_is_stale_when_nobody_renews_it(
     renewing = threading.Timer(0.1, os.utime, [path])
     renewing.start()
     with pytest.raises(UserError, match=r"is being trained by process .* on node-7"):
-        check_free(tmp_path)
+        free_lock(tmp_path)
     renewing.join()
-    check_free(tmp_path)
+    free_lock(tmp_path)
     path.write_text("", encoding="utf-8")  # as a machine that went down leaves it
+    Lock(tmp_path).acquire()
+
+
+def test_the_locks_of_a_run_and_its_training_are_watched_together(
+    tmp_path: Path, other_machine: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(tmp_path, **other_machine).rename(tmp_path / OF_RUN)
+    leave(tmp_path, **other_machine)
+    Lock(tmp_path, OF_RUN).acquire()
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits again"))
+    free_lock(tmp_path)
     Lock(tmp_path).acquire()
 
 

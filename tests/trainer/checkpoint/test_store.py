@@ -66,6 +66,9 @@ def test_a_user_s_copies_and_notes_are_no_checkpoints_and_stay(tmp_path: Path) -
     with pytest.raises(UserError, match=r"epoch-0009: the model is made of .* but it is a copy of epoch-0001"):
         check_best(tmp_path / "epoch-0009")
     assert {path.name for path in tmp_path.iterdir()} == {*users, "epoch-0003", "latest"}
+    save(tmp_path, "epoch-0009")  # training reaches the name of a copy
+    assert find_damage(tmp_path / "epoch-0009") == ""
+    assert find_damage(tmp_path / f"copy-of-epoch-0001-{os.getpid()}") == "it is a copy of epoch-0001"
 
 
 def test_the_best_epoch_of_each_checkpoint_that_is_kept_is_kept(tmp_path: Path) -> None:

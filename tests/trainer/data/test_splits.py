@@ -166,7 +166,10 @@ def test_a_class_whose_training_rows_are_all_in_the_test_file_is_refused(tmp_pat
     assert message.startswith("all training rows of bad, good have their text among the test rows too; leave them in ")
 
 
-def test_repeats_are_counted_exactly_and_nearly(tmp_path: Path) -> None:
+def test_repeats_are_counted_exactly_and_nearly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.monitoring.console._LINE_SECONDS", 0)
     came_in = [
         *labelled(60) * 2,
         *((text.title() + "!", label) for text, label in labelled(7)),
@@ -175,6 +178,7 @@ def test_repeats_are_counted_exactly_and_nearly(tmp_path: Path) -> None:
     ]
     dataset = make(write_csv(tmp_path / "rows.csv", came_in), tmp_path / "dataset")
     assert dataset.info["repeats"] == {"exact": 60, "near": 8, "texts_of_two_classes": 1, "train_rows_left_out": 0}
+    assert "preprocess: counting repeats: 129/129 rows (100%)" in capsys.readouterr().out
     where = [
         {text.lower().strip("!") for text, _ in rows(split, dataset.classes)} for split in (dataset.train, dataset.test)
     ]

@@ -9,7 +9,7 @@ import pytest
 from tests.support.data import write, write_csv, write_json_lines, write_parquet
 from tests.support.tables import ENDINGS, FORMATS, found, read, refusal, the_bad_row, write_table
 from trainer.data.columns import BadRow, Columns, Layout, Row
-from trainer.data.tables import find_columns, read_table, table_format
+from trainer.data.tables import column_names, find_columns, read_table, table_format
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -67,6 +67,11 @@ def test_the_keys_of_all_json_records_are_columns(tmp_path: Path) -> None:
     assert find_columns([odd], Columns()) == Layout(("text",), "label")
     assert the_bad_row(odd) == BadRow("missing column", "no 'text'", 1)
     assert find_columns([path, odd], Columns()).text == ("title", "description")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainer.data.tables.json_record", lambda *_: pytest.fail("it is parsed again"))
+        assert column_names(path, Layout(("text",), "label")) == ["title", "label", "description"]
+    write_json_lines(path, [{"text": "a", "class": "x"}])
+    assert find_columns([path], Columns()) == Layout(("text",), "class"), "a changed file is read again"
 
 
 @pytest.mark.parametrize("ending", FORMATS)

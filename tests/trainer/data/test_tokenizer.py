@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from server.errors import UserError
@@ -43,6 +43,21 @@ def test_a_tokenizer_pads_and_truncates_on_its_side_but_to_no_length_of_its_own(
     assert dataset.padding == Padding(token_id=1, side="left", truncation_side="left")
     kept = json.loads((dataset.tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert (kept["padding"], kept["truncation"]) == (None, None)
+
+
+def test_kinds_of_tokens_are_no_input_whatever_the_tokenizer_says(tmp_path: Path, encoder: Path) -> None:
+    """XLNet's gives 2 to its [CLS]; training, export and server leave them out, and so do other programs with our folder."""
+    folder = shutil.copytree(encoder, tmp_path / "kinds")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A [SEP] [CLS]:2", special_tokens=ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    write(folder / "tokenizer_config.json", json.dumps(config | inputs))
+    assert AutoTokenizer.from_pretrained(folder)("a")["token_type_ids"][-1] == 2
+    kept = make("sample:100", tmp_path / "dataset", model=str(folder), max_length=24).tokenizer_folder
+    assert AutoTokenizer.from_pretrained(kept)("a").keys() == {"input_ids", "attention_mask"}
 
 
 def test_tokens_equal_those_of_transformers(tmp_path: Path, encoder: Path, left: Path) -> None:

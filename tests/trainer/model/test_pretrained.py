@@ -115,6 +115,16 @@ def test_a_head_and_a_pooler_may_be_fresh_and_the_head_of_another_task_unused(be
     assert load(changed(bert, tmp_path / "masked", masked)).num_labels == 3
 
 
+@pytest.mark.parametrize("classes", [3, 4])
+def test_the_head_of_as_many_classes_is_trained_further_which_is_a_line(
+    bert: Path, tmp_path: Path, classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = {"classifier.weight": torch.full((classes, 16), 2.0), "classifier.bias": torch.zeros(classes)}
+    kept = load(changed(bert, tmp_path / "classifier", lambda weights: weights | head)).state_dict()
+    assert torch.equal(kept["classifier.weight"], head["classifier.weight"]) == (classes == 3)
+    assert ("its head, of as many classes, is trained further" in capsys.readouterr().out) == (classes == 3)
+
+
 def test_the_classifier_is_one_of_single_labels_whatever_the_encoder_was(
     dataset: Dataset, bert: Path, tmp_path: Path
 ) -> None:

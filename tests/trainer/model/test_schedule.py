@@ -52,6 +52,10 @@ def test_the_choice_is_a_sentence_with_its_reasons_and_a_resume_keeps_it() -> No
         "10 epochs (9,503 rows of 77 classes, each to be seen 1,200 times), learning rate 0.0001 (as set), "
         "warm-up 6% (of 2,970 steps), early stopping after 5 epochs without better validation accuracy"
     )
+    few = TrainConfig(model="encoder", epochs=1, learning_rate=1e-4)
+    assert make_plan(few, MINILM, rows=30, classes=2, step_rows=32, earlier={})[1] == (
+        "1 epoch (as set), learning rate 0.0001 (as set), warm-up 20% (of 1 step), early stopping never"
+    )
     saved = plan.model_dump(mode="json") | {"chosen": why}
     assert make_plan(TrainConfig(model="encoder"), MINILM, rows=9503, classes=77, step_rows=64, earlier=saved) == (plan, why)  # fmt: skip
 

@@ -203,6 +203,7 @@ def test_a_wrong_address_ends_training_before_the_first_step_without_its_passwor
         train(QUICK, dataset, tmp_path, process)
     assert "geheim" not in str(raised.value)
     assert [line["kind"] for line in read_log(tmp_path / "logs")] == []
+    assert not (tmp_path / "train.lock").exists()
 
 
 def test_where_mlflow_is_not_installed_one_line_names_the_extra(
